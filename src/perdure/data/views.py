@@ -1,0 +1,97 @@
+"""A split of a source as a training or test set: names, a label table and a transform."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from perdure.data.source import Source, Split
+from perdure.errors import DataError
+from perdure.labels import Table
+from perdure.seeds import seeded
+
+Transform = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Image ``(C, *S)`` uint8 or float32 and label ``(*S)`` uint8 -> image float32, label int64."""
+
+
+class Draw(NamedTuple):
+    """Which sample to read and the seed of its augmentation."""
+
+    index: int
+    seed: int
+
+
+class Sample(NamedTuple):
+    """Image ``(C, *S)`` float32, label ``(*S)`` int64 (or a scalar class id), and the sample's name."""
+
+    image: Tensor
+    label: Tensor
+    name: str
+
+
+class Batch(NamedTuple):
+    """Images ``(N, C, *S)`` float32, labels ``(N, *S)`` int64 in global ids, names."""
+
+    images: Tensor
+    labels: Tensor
+    names: tuple[str, ...]
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch on another device."""
+        return Batch(self.images.to(device, non_blocking=True), self.labels.to(device, non_blocking=True), self.names)
+
+
+@dataclass(frozen=True)
+class View(Dataset[Sample]):
+    """Samples of one split under one label table and one transform.
+
+    Args:
+        source: Where images and masks are read.
+        split: Which split of the source.
+        names: The samples, in order.
+        table: Label table of 256 entries applied after the transform.
+        transform: Geometry, augmentation and normalisation; draws from torch's generator only.
+        check: Called before every read; raises when the task that owns the view is sealed.
+    """
+
+    source: Source
+    split: Split
+    names: tuple[str, ...]
+    table: Table
+    transform: Transform
+    check: Callable[[], None] | None = None
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, draw: Draw | int) -> Sample:
+        """Read, transform and relabel one sample; the same draw always gives the same tensors."""
+        index, seed = draw if isinstance(draw, tuple) else (draw, 0)
+        if self.check is not None:
+            self.check()
+        name = self.names[index]
+        image = torch.from_numpy(np.ascontiguousarray(self.source.image(self.split, name)))
+        mask = torch.from_numpy(np.ascontiguousarray(self.source.mask(self.split, name)))
+        if image.shape[1:] != mask.shape:
+            raise DataError(
+                f"{self.source.name}: image and mask of '{name}' differ in size: "
+                f"{tuple(image.shape[1:])} and {tuple(mask.shape)}"
+            )
+        with seeded(seed):
+            image, label = self.transform(image, mask)
+        return Sample(image, torch.from_numpy(self.table.astype(np.int64))[label], name)
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Stack samples of equal size into a batch."""
+    return Batch(
+        torch.stack([s.image for s in samples]),
+        torch.stack([s.label for s in samples]),
+        tuple(s.name for s in samples),
+    )

@@ -1,0 +1,1 @@
+"""Phases, the one loop that runs them, checkpoints and resume."""

@@ -1,0 +1,125 @@
+"""A phase: one stage of a method's work on a task, as plain data. The engine runs it, a method describes it.
+
+Three kinds are enough for all methods: :class:`Train` minimises a loss, :class:`Collect` adds up statistics in
+one pass over data, :class:`Generate` makes numbered items (synthetic samples). Whatever a phase needs is looked
+up when it starts, so a later phase may use what an earlier one left behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from perdure.data.views import Batch, View
+from perdure.engine.schedules import Schedule, constant
+
+Terms = dict[str, Tensor]
+"""Named, already weighted scalar loss terms; the engine minimises their sum and logs each."""
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True)
+class Batches:
+    """How a view is cut into batches.
+
+    Args:
+        view: The data.
+        size: Samples a step over *all* processes together.
+        shuffle: New order every epoch, a function of the run's seed.
+        drop_last: Leave out the last, smaller batch of an epoch.
+        weights: Sampling weights, one a sample: draws with replacement, ``draws`` an epoch.
+        draws: Samples an epoch when ``weights`` is given.
+    """
+
+    view: View
+    size: int
+    shuffle: bool = True
+    drop_last: bool = True
+    weights: Tensor | None = None
+    draws: int | None = None
+
+    def steps(self) -> int:
+        """Batches in one epoch: T of the papers. At least 1 unless the view is empty."""
+        count = self.draws if self.weights is not None and self.draws else len(self.view)
+        if self.drop_last and count >= self.size:
+            return count // self.size
+        return -(-count // self.size)
+
+
+@dataclass(frozen=True)
+class Train:
+    """Minimise a loss.
+
+    Args:
+        name: Shown in progress, log and run folder.
+        module: What is trained: its parameters with ``requires_grad`` get gradients, are averaged over
+            processes and saved for resume. Train mode is set by the engine; a network that keeps parts of
+            itself frozen says so in its own ``train`` method.
+        data: Looks up the batches at the start of the phase; ``None`` for a phase without data, whose loss is
+            called with ``None``.
+        loss: ``batch -> named weighted terms``.
+        optimizer: Builds the optimiser at the start of the phase.
+        schedule: Factor on every group's learning rate by step.
+        epochs: Length in epochs of ``data``, or ``None`` if ``steps`` is given.
+        steps: Length in optimiser steps.
+        clip: Largest global gradient norm, or ``None``.
+        ema: Decay of an exponential moving average of the parameters that replaces them at the end, or ``None``.
+        accumulate: Batches a step.
+        precision: Overrides the run's precision for this phase.
+        after_step: Called with the step's number after each update (projection, pruning, bookkeeping).
+        finish: Called once at the end.
+        monitor: Called by the engine every ``engine.monitor_every`` epochs; returns figures to log.
+    """
+
+    name: str
+    module: nn.Module
+    loss: Callable[[Batch], Terms]
+    optimizer: Callable[[], Optimizer]
+    data: Callable[[], Batches] | None = None
+    schedule: Schedule = constant
+    epochs: int | None = None
+    steps: int | None = None
+    clip: float | None = None
+    ema: float | None = None
+    accumulate: int = 1
+    precision: Precision | None = None
+    after_step: Callable[[int], None] | None = None
+    finish: Callable[[], None] | None = None
+
+
+@dataclass(frozen=True)
+class Collect:
+    """One pass over data without gradients, in fp32 and evaluation mode, adding up sums.
+
+    ``measure`` returns tensors that are *added* over batches, resumed runs and processes (so the totals do not
+    depend on the number of processes); ``finish`` receives the totals. Use float64 or int64 for long sums.
+    """
+
+    name: str
+    module: nn.Module
+    data: Callable[[], Batches]
+    measure: Callable[[Batch], Mapping[str, Tensor]]
+    finish: Callable[[dict[str, Tensor]], None]
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Make ``count`` numbered items; each is written to disk as it is done, so a killed run goes on with the next.
+
+    ``make(index)`` returns named tensors; ``finish`` receives the files in order and takes what it needs.
+    """
+
+    name: str
+    module: nn.Module
+    count: int
+    make: Callable[[int], Mapping[str, Tensor]]
+    finish: Callable[[Iterable[Path]], None]
+    note: Mapping[str, Any] = field(default_factory=dict)
+
+
+Phase = Train | Collect | Generate

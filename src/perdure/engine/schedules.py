@@ -1,0 +1,39 @@
+"""Learning-rate schedules: pure functions ``(step, total steps) -> factor`` on the base learning rate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+Schedule = Callable[[int, int], float]
+
+
+def constant(step: int, total: int) -> float:  # noqa: ARG001
+    """Return 1 at every step."""
+    return 1.0
+
+
+def poly(power: float = 0.9) -> Schedule:
+    """Polynomial decay ``(1 - step/total) ** power`` (DeepLab)."""
+    return lambda step, total: (1.0 - step / total) ** power
+
+
+def warmup_poly(fraction: float = 0.2, start: float = 0.001, power: float = 0.9) -> Schedule:
+    """Linear warm-up from ``start`` over the first ``fraction`` of the steps, multiplied by polynomial decay."""
+    decay = poly(power)
+
+    def factor(step: int, total: int) -> float:
+        ramp = step / (fraction * total)
+        return decay(step, total) * (start * (1.0 - ramp) + ramp if ramp < 1.0 else 1.0)
+
+    return factor
+
+
+def cosine(floor: float = 0.0) -> Schedule:
+    """Half a cosine from 1 down to ``floor``."""
+    return lambda step, total: floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * step / total))
+
+
+def by_name(name: str, warmup: float = 0.2) -> Schedule:
+    """Schedule of a recipe: ``constant``, ``poly``, ``warmup_poly`` or ``cosine``."""
+    return {"constant": constant, "poly": poly(), "warmup_poly": warmup_poly(warmup), "cosine": cosine()}[name]

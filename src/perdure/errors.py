@@ -1,0 +1,51 @@
+"""Failures a user can act on: what went wrong, where, and what to try.
+
+The command line prints these as one or two plain lines and exits with ``exit_code``; anything else that
+escapes is a bug and is reported as one.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class PerdureError(Exception):
+    """A failure with a plain explanation.
+
+    Args:
+        what: One line: what is wrong and where.
+        hint: One line: what to try. May be empty.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, hint: str = "") -> None:
+        super().__init__(f"{what}\n{hint}" if hint else what)
+        self.what = what
+        self.hint = hint
+
+
+class UsageError(PerdureError):
+    """The command or the recipe is wrong: nothing was started."""
+
+    exit_code = 2
+
+
+class DataError(PerdureError):
+    """A file or a data set cannot be used as it is."""
+
+
+class SealedDataError(PerdureError):
+    """Data of a task was opened while the task was not the current one."""
+
+
+class RunError(PerdureError):
+    """A run folder is missing, busy, damaged, or made by another recipe."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return ``"did you mean 'x'?"`` for the known word nearest to ``word``, or the list of known words."""
+    words = sorted(known)
+    close = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
+    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(words)}"

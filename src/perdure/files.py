@@ -1,0 +1,112 @@
+"""Writing and reading files so that a kill at any moment leaves either the old file or the new one."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from perdure.errors import DataError, PerdureError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TEMPORARY = ".part-"
+
+
+def write_atomic(path: Path, fill: Callable[[Path], None]) -> None:
+    """Let ``fill`` write a temporary file beside ``path``, flush it to disk, then put it in place in one step.
+
+    Raises:
+        PerdureError: The disk is full or the folder cannot be written; ``path`` is as it was before.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, part = tempfile.mkstemp(prefix=TEMPORARY, suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+    except OSError as error:
+        raise write_failure(path, error) from error
+    try:
+        Path(part).chmod(0o644)
+        fill(Path(part))
+        with Path(part).open("rb") as written:
+            os.fsync(written.fileno())
+        Path(part).replace(path)
+    except OSError as error:
+        raise write_failure(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            Path(part).unlink(missing_ok=True)
+
+
+def write_failure(path: Path, error: OSError) -> PerdureError:
+    """Turn an operating-system error met while writing ``path`` into a plain one."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return PerdureError(f"the disk is full: could not write {path}", "free some space, then start again with --resume")
+    return PerdureError(f"could not write {path}: {error.strerror or error}", "check that the folder exists and may be written")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    write_atomic(path, lambda part: part.write_text(text, encoding="utf-8") and None)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically; keys keep their order, so equal values give equal bytes."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON. Raises DataError where the file is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"could not read {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise DataError(f"{path} is not valid JSON: {error}") from error
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors as safetensors, atomically. Equal tensors give equal bytes."""
+    from safetensors.torch import save_file
+
+    plain = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+    write_atomic(path, lambda part: _save(save_file, plain, part, dict(metadata or {})))
+
+
+def _save(save_file: Callable[..., None], tensors: dict[str, Tensor], part: Path, metadata: dict[str, str]) -> None:
+    try:
+        save_file(tensors, str(part), metadata=metadata)
+    except Exception as error:  # safetensors wraps the operating system's error in its own type
+        for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            if os.strerror(code) in str(error) or f"os error {code}" in str(error):
+                raise OSError(code, os.strerror(code)) from error
+        raise
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file. Raises DataError where it is missing or damaged."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return dict(load_file(str(path)))
+    except FileNotFoundError as error:
+        raise DataError(f"{path} does not exist") from error
+    except (SafetensorError, OSError, ValueError) as error:
+        raise DataError(f"{path} is not a readable safetensors file: {error}") from error
+
+
+def sha256(path: Path) -> str:
+    """Hex SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        for block in iter(lambda: stream.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()

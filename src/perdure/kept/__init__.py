@@ -1,0 +1,1 @@
+"""The ledger of what is kept of past data, and its audit."""

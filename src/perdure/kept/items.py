@@ -1,0 +1,27 @@
+"""What a method may keep of the past."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+KeptKind = Literal["weights", "statistics", "prototypes", "synthetic", "exemplars", "preview"]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """One thing that crosses a task boundary, described for the ledger.
+
+    Args:
+        name: File name without suffix, e.g. ``"statistics"``.
+        kind: What sort of thing it is. ``exemplars`` are raw training samples.
+        keys: Names of the method's buffers that hold it (entries of ``state_dict()``).
+        made_from: One plain sentence: from which data, by which computation.
+        per_class: True if its bytes grow with the number of classes (the ledger then shows bytes a class).
+    """
+
+    name: str
+    kind: KeptKind
+    keys: tuple[str, ...]
+    made_from: str
+    per_class: bool = False

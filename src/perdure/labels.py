@@ -1,0 +1,146 @@
+"""Classes, label spaces and the look-up tables between them.
+
+A label is the *global id* of a class everywhere: on disk after a reader, in a batch, in a result file. A
+network channel is never a label; :class:`ChannelMap` is the only bridge between the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from perdure.errors import DataError, UsageError, nearest
+
+BACKGROUND: Final = 0
+IGNORE: Final = 255
+TABLE_SIZE: Final = 256
+
+Kind = Literal["thing", "stuff", "organ", "station", "lesion"]
+Table = npt.NDArray[np.uint8]
+Color = tuple[int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class ClassInfo:
+    """One class: a stable global id in 1..254, a name, a kind and a colour (RGB, 0..255)."""
+
+    id: int
+    name: str
+    kind: Kind = "thing"
+    color: Color = (0, 0, 0)
+
+
+@dataclass(frozen=True)
+class LabelSpace:
+    """All foreground classes of a data set, and what label 0 means there.
+
+    Args:
+        classes: Foreground classes; ids unique, names unique, 1 <= id <= 254.
+        background: Name of label 0, or ``None`` where every pixel of the data set has a class (figures then
+            leave label 0 out).
+
+    Raises:
+        UsageError: An id or a name occurs twice, or an id is out of range.
+    """
+
+    classes: tuple[ClassInfo, ...]
+    background: str | None = "background"
+    _by_id: dict[int, ClassInfo] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        by_id = {c.id: c for c in self.classes}
+        if len(by_id) != len(self.classes) or len({c.name for c in self.classes}) != len(self.classes):
+            raise UsageError("a class id or a class name occurs twice in the class list")
+        bad = [c.id for c in self.classes if not BACKGROUND < c.id < IGNORE]
+        if bad:
+            raise UsageError(f"class id {bad[0]} is out of range", "ids run from 1 to 254; 0 is background, 255 is ignore")
+        object.__setattr__(self, "_by_id", by_id)
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """Foreground ids in the order of the class list."""
+        return tuple(c.id for c in self.classes)
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+    def __getitem__(self, class_id: int) -> ClassInfo:
+        if class_id == BACKGROUND:
+            return ClassInfo(BACKGROUND, self.background or "unlabelled", "stuff")
+        return self._by_id[class_id]
+
+    def name(self, class_id: int) -> str:
+        """Name of a class id; 0 gives the background's name."""
+        return self[class_id].name
+
+    def id_of(self, name: str) -> int:
+        """Global id of a class name. Raises :class:`UsageError` with the nearest name."""
+        for c in self.classes:
+            if c.name == name:
+                return c.id
+        raise UsageError(f"unknown class '{name}'", nearest(name, (c.name for c in self.classes)))
+
+    def palette(self) -> Table:
+        """RGB table ``(256, 3)`` uint8 for painting label maps; IGNORE is white-grey."""
+        table = np.zeros((TABLE_SIZE, 3), np.uint8)
+        for c in self.classes:
+            table[c.id] = c.color
+        table[IGNORE] = (224, 224, 224)
+        return table
+
+
+def remap_table(keep: Iterable[int], other: int) -> Table:
+    """Table of 256 entries that keeps ``keep``, 0 and 255 and turns every other label into ``other``."""
+    table = np.full(TABLE_SIZE, other, np.uint8)
+    kept = [BACKGROUND, IGNORE, *keep]
+    table[kept] = kept
+    return table
+
+
+@dataclass(frozen=True)
+class ChannelMap:
+    """Which network channel stands for which class: channel k is class ``ids[k]``.
+
+    Networks have one channel per foreground class in the order in which classes were learned. Raises
+    :class:`UsageError` if an id occurs twice.
+    """
+
+    ids: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if len(set(self.ids)) != len(self.ids):
+            raise UsageError("a class occurs twice in the class order")
+
+    def to_channel(self) -> npt.NDArray[np.int64]:
+        """Table ``(256,)``: label -> channel; labels without a channel (0, 255, others) -> -1."""
+        table = np.full(TABLE_SIZE, -1, np.int64)
+        table[list(self.ids)] = np.arange(len(self.ids))
+        return table
+
+    def to_label(self) -> npt.NDArray[np.int64]:
+        """Table ``(1 + channels,)``: 0 -> background, 1 + channel -> label."""
+        return np.asarray([BACKGROUND, *self.ids], np.int64)
+
+
+def spread_colors(count: int) -> list[Color]:
+    """Return ``count`` well separated RGB colours, the same each time (golden-angle hues, two lightnesses)."""
+    import colorsys
+
+    colors: list[Color] = []
+    for k in range(count):
+        hue, light = (k * 0.61803398875) % 1.0, (0.45, 0.62, 0.35)[k % 3]
+        r, g, b = colorsys.hls_to_rgb(hue, light, 0.72)
+        colors.append((round(r * 255), round(g * 255), round(b * 255)))
+    return colors
+
+
+def label_space(names: Sequence[str], kind: Kind = "thing", background: str | None = "background") -> LabelSpace:
+    """Label space with ids 1.. in the order of ``names`` and generated colours. Empty list is a DataError."""
+    if not names:
+        raise DataError("the class list is empty")
+    colors = spread_colors(len(names))
+    return LabelSpace(tuple(ClassInfo(i + 1, n, kind, c) for i, (n, c) in enumerate(zip(names, colors, strict=True))), background)

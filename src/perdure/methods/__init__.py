@@ -1,0 +1,20 @@
+"""Methods: one file each. This table is all there is to find them; it imports nothing."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+
+class Entry(NamedTuple):
+    """Where a method lives and what it is, for ``perdure list methods``."""
+
+    target: str
+    summary: str
+    source: str
+
+
+METHODS: Final[dict[str, Entry]] = {
+    "finetune": Entry("perdure.methods.finetune:Finetune", "learns each task and protects nothing: the lower bound", "-"),
+    "joint": Entry("perdure.methods.joint:Joint", "learns all tasks at once: the upper bound", "-"),
+    "star": Entry("perdure.methods.star:Star", "prototype replay with balanced binary cross-entropy", "STAR, NeurIPS 2023"),
+}

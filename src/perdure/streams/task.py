@@ -1,0 +1,162 @@
+"""Tasks, streams and the rule that past data stays closed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from perdure.data.views import View
+from perdure.errors import SealedDataError
+from perdure.labels import ChannelMap, LabelSpace
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """How to open what belongs to a task; nothing is read until a view is indexed.
+
+    ``train`` and ``monitor`` belong to this task alone. ``tests`` are named test sets for *all* classes seen so
+    far (one pooled set in class-incremental streams, one set a task in task-incremental ones).
+    """
+
+    train: Callable[[], View]
+    monitor: Callable[[], View]
+    tests: Callable[[], dict[str, View]]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One step of a stream.
+
+    Args:
+        index: Position in the stream, from 0.
+        name: Short name for folders and tables, e.g. ``"16"`` or ``"sheep"``.
+        new: Global ids of the classes this task teaches, in learning order.
+        old: Ids of all classes of earlier tasks, in learning order.
+        annotated: Ids that are labelled in this task's training data (partial labels); other classes may be
+            in the images as background.
+        recurs: True where images of other tasks may come back here with other labels (overlap).
+        data: How to open its data; ``None`` for a task that is only described (prediction).
+    """
+
+    index: int
+    name: str
+    new: tuple[int, ...]
+    old: tuple[int, ...]
+    annotated: frozenset[int]
+    recurs: bool = False
+    data: TaskData | None = None
+    _gate: _Gate | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def seen(self) -> tuple[int, ...]:
+        """Old and new classes in learning order: the channels of a network after this task."""
+        return self.old + self.new
+
+    @property
+    def channels(self) -> ChannelMap:
+        """Class <-> channel map after this task."""
+        return ChannelMap(self.seen)
+
+    def train(self) -> View:
+        """Training data. Raises :class:`SealedDataError` unless this is the current task."""
+        return self._open().train()
+
+    def monitor(self) -> View:
+        """Validation data with the new classes, for information while training."""
+        return self._open().monitor()
+
+    def tests(self) -> dict[str, View]:
+        """Test sets for all classes seen so far, by name."""
+        if self.data is None:
+            raise SealedDataError(f"task '{self.name}' has no data attached", "give the data set's folder: data.root=PATH")
+        return self.data.tests()
+
+    def _open(self) -> TaskData:
+        if self.data is None:
+            raise SealedDataError(f"task '{self.name}' has no data attached", "give the data set's folder: data.root=PATH")
+        if self._gate is not None:
+            self._gate.check(self.index)
+        return self.data
+
+
+@dataclass
+class _Gate:
+    """Which task is open. Views hold a check bound to it, so a kept view dies with its task."""
+
+    current: int | None = None
+
+    def check(self, index: int) -> None:
+        if self.current != index:
+            state = "no task is open" if self.current is None else f"task {self.current} is open"
+            raise SealedDataError(
+                f"training data of task {index} was opened while {state}",
+                "a method may read the data of the current task only; keep what it needs of the past as Kept items",
+            )
+
+
+@dataclass(frozen=True)
+class Stream:
+    """An ordered list of tasks and the protocol that made it.
+
+    Args:
+        space: All classes of the data.
+        tasks: The tasks in order, each attached to this stream's gate by :func:`make_stream`.
+        protocol: Short description, e.g. ``"class-incremental 15-1 overlap"``.
+        groups: Classes by the task that teaches them; in a merged stream (joint training) these stay as they
+            were, so that figures of old and new classes mean the same.
+    """
+
+    space: LabelSpace
+    tasks: tuple[Task, ...]
+    protocol: str
+    groups: tuple[tuple[int, ...], ...]
+    _gate: _Gate = field(repr=False, compare=False)
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    @contextmanager
+    def opened(self, task: Task) -> Iterator[Task]:
+        """Make ``task`` the current one: its training data can be read, that of every other task cannot."""
+        self._gate.current = task.index
+        try:
+            yield task
+        finally:
+            self._gate.current = None
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """What a protocol says of one task, before it is bound to a stream.
+
+    ``data`` receives the check that its views have to carry.
+    """
+
+    name: str
+    new: tuple[int, ...]
+    annotated: frozenset[int]
+    recurs: bool
+    data: Callable[[Callable[[], None]], TaskData] | None = None
+
+
+def make_stream(
+    space: LabelSpace,
+    specs: Sequence[TaskSpec],
+    protocol: str,
+    groups: Sequence[tuple[int, ...]] | None = None,
+) -> Stream:
+    """Bind task descriptions to one gate. Raises UsageError if a class is taught twice."""
+    gate = _Gate()
+    old: tuple[int, ...] = ()
+    tasks: list[Task] = []
+    for index, spec in enumerate(specs):
+        ChannelMap(old + spec.new)
+
+        def check(index: int = index) -> None:
+            gate.check(index)
+
+        data = spec.data(check) if spec.data is not None else None
+        tasks.append(Task(index, spec.name, spec.new, old, spec.annotated, spec.recurs, data, gate))
+        old += spec.new
+    return Stream(space, tuple(tasks), protocol, tuple(groups or (s.new for s in specs)), gate)
