@@ -1,0 +1,55 @@
+"""Settings that every method shares, and what a method receives when it is built."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+if TYPE_CHECKING:
+    from perdure.networks.segmenter import Segmenter
+
+
+class Options(BaseModel):
+    """Base of all option models: unknown keys are errors, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TrainingOptions(Options):
+    """Optimisation of every task; the defaults are STAR's on VOC (spec 1.6, 5.1)."""
+
+    epochs: int = Field(60, ge=1, description="epochs of the first task")
+    later_epochs: int | None = Field(None, ge=1, description="epochs of later tasks; the same as `epochs` if not given")
+    batch_size: int = Field(24, ge=1, description="samples a step over all processes together")
+    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="SGD has momentum 0.9 and Nesterov")
+    lr: float = Field(1e-3, gt=0, description="base learning rate of the first task")
+    later_lr: float | None = Field(None, gt=0, description="base learning rate of later tasks; lr / 10 if not given")
+    weight_decay: float = Field(1e-4, ge=0)
+    schedule: Literal["constant", "poly", "warmup_poly", "cosine"] = "poly"
+    warmup: float = Field(0.2, gt=0, lt=1, description="share of the steps that warm up (warmup_poly)")
+    neck_lr: float = Field(10.0, gt=0, description="learning rate of the head below the classifiers, times base")
+    classifier_lr: float = Field(10.0, gt=0, description="learning rate of classifiers, times base")
+    new_classifier_lr: float = Field(100.0, gt=0, description="learning rate of the newest classifier at later tasks, times base")
+    freeze_norm: bool = Field(True, description="freeze BatchNorm and switch dropout off after the first task")
+    pos_weight: float = Field(4.0, gt=0, description="weight of positive pixels in binary cross-entropy")
+    clip: float | None = Field(None, gt=0, description="largest global gradient norm")
+    ema: float | None = Field(None, gt=0, lt=1, description="decay of a moving average of the weights")
+    accumulate: int = Field(1, ge=1, description="batches a step")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a method is built from.
+
+    Args:
+        options: The method's own ``Options``.
+        training: Settings shared by all methods.
+        network: Builds the segmentation network, without classifiers; ``begin`` grows them.
+    """
+
+    options: BaseModel
+    training: TrainingOptions
+    network: Callable[[], Segmenter]
