@@ -48,13 +48,22 @@ def write_atomic(path: Path, fill: Callable[[Path], None]) -> None:
 def write_failure(path: Path, error: OSError) -> PerdureError:
     """Turn an operating-system error met while writing ``path`` into a plain one."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return PerdureError(f"the disk is full: could not write {path}", "free some space, then start again with --resume")
-    return PerdureError(f"could not write {path}: {error.strerror or error}", "check that the folder exists and may be written")
+        return PerdureError(
+            f"the disk is full: could not write {path}", "free some space, then start again with --resume"
+        )
+    return PerdureError(
+        f"could not write {path}: {error.strerror or error}",
+        "check that the folder exists and may be written",
+    )
 
 
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text atomically."""
-    write_atomic(path, lambda part: part.write_text(text, encoding="utf-8") and None)
+
+    def fill(part: Path) -> None:
+        part.write_text(text, encoding="utf-8")
+
+    write_atomic(path, fill)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -72,7 +81,9 @@ def read_json(path: Path) -> Any:
         raise DataError(f"{path} is not valid JSON: {error}") from error
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
     """Write tensors as safetensors, atomically. Equal tensors give equal bytes."""
     from safetensors.torch import save_file
 
@@ -80,12 +91,14 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     write_atomic(path, lambda part: _save(save_file, plain, part, dict(metadata or {})))
 
 
-def _save(save_file: Callable[..., None], tensors: dict[str, Tensor], part: Path, metadata: dict[str, str]) -> None:
+def _save(
+    save_file: Callable[..., None], tensors: dict[str, Tensor], part: Path, metadata: dict[str, str]
+) -> None:
     try:
         save_file(tensors, str(part), metadata=metadata)
     except Exception as error:  # safetensors wraps the operating system's error in its own type
         for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            if os.strerror(code) in str(error) or f"os error {code}" in str(error):
+            if f"code: {code}," in str(error) or os.strerror(code) in str(error):
                 raise OSError(code, os.strerror(code)) from error
         raise
 

@@ -57,7 +57,9 @@ class LabelSpace:
             raise UsageError("a class id or a class name occurs twice in the class list")
         bad = [c.id for c in self.classes if not BACKGROUND < c.id < IGNORE]
         if bad:
-            raise UsageError(f"class id {bad[0]} is out of range", "ids run from 1 to 254; 0 is background, 255 is ignore")
+            raise UsageError(
+                f"class id {bad[0]} is out of range", "ids run from 1 to 254; 0 is background, 255 is ignore"
+            )
         object.__setattr__(self, "_by_id", by_id)
 
     @property
@@ -138,9 +140,14 @@ def spread_colors(count: int) -> list[Color]:
     return colors
 
 
-def label_space(names: Sequence[str], kind: Kind = "thing", background: str | None = "background") -> LabelSpace:
+def label_space(
+    names: Sequence[str], kind: Kind = "thing", background: str | None = "background"
+) -> LabelSpace:
     """Label space with ids 1.. in the order of ``names`` and generated colours. Empty list is a DataError."""
     if not names:
         raise DataError("the class list is empty")
     colors = spread_colors(len(names))
-    return LabelSpace(tuple(ClassInfo(i + 1, n, kind, c) for i, (n, c) in enumerate(zip(names, colors, strict=True))), background)
+    return LabelSpace(
+        tuple(ClassInfo(i + 1, n, kind, c) for i, (n, c) in enumerate(zip(names, colors, strict=True))),
+        background,
+    )

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Final, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
+from perdure.errors import DataError
 from perdure.labels import LabelSpace
 
 Split = Literal["train", "val", "test"]
+SPLITS: Final[tuple[Split, ...]] = ("train", "val", "test")
 Image = npt.NDArray[Any]
 Mask = npt.NDArray[np.uint8]
+
+
+class AbsentSplitError(DataError):
+    """The data set is sound as far as it goes, but does not have this split."""
 
 
 @runtime_checkable
@@ -23,14 +29,18 @@ class Source(Protocol):
         name: Short name, e.g. ``"voc"``.
         space: Its classes.
         patients: True where images come from patients: nothing of them may stay in a run folder.
+        other_label: What classes outside the wanted ones become in views of ``val`` and ``test`` (STAR, section
+            1.4): 0 where label 0 is a real background, 255 (ignore) where it means "not annotated" (ADE20K).
+            Training views always use 0.
     """
 
     name: str
     space: LabelSpace
     patients: bool
+    other_label: int
 
     def names(self, split: Split) -> Sequence[str]:
-        """Sample names of a split, in a fixed order. A split that the layout lacks is a DataError."""
+        """Sample names of a split, in a fixed order. A split that is not there: :class:`AbsentSplitError`."""
         ...
 
     def image(self, split: Split, name: str) -> Image:

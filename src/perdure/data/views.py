@@ -23,7 +23,7 @@ Transform = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 class Draw(NamedTuple):
     """Which sample to read and the seed of its augmentation."""
 
-    index: int
+    position: int
     seed: int
 
 
@@ -72,10 +72,10 @@ class View(Dataset[Sample]):
 
     def __getitem__(self, draw: Draw | int) -> Sample:
         """Read, transform and relabel one sample; the same draw always gives the same tensors."""
-        index, seed = draw if isinstance(draw, tuple) else (draw, 0)
+        position, seed = draw if isinstance(draw, tuple) else (draw, 0)
         if self.check is not None:
             self.check()
-        name = self.names[index]
+        name = self.names[position]
         image = torch.from_numpy(np.ascontiguousarray(self.source.image(self.split, name)))
         mask = torch.from_numpy(np.ascontiguousarray(self.source.mask(self.split, name)))
         if image.shape[1:] != mask.shape:

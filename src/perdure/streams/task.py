@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
+from perdure.data.source import Split
 from perdure.data.views import View
 from perdure.errors import SealedDataError
 from perdure.labels import ChannelMap, LabelSpace
@@ -16,12 +18,15 @@ class TaskData:
     """How to open what belongs to a task; nothing is read until a view is indexed.
 
     ``train`` and ``monitor`` belong to this task alone. ``tests`` are named test sets for *all* classes seen so
-    far (one pooled set in class-incremental streams, one set a task in task-incremental ones).
+    far (one pooled set in class-incremental streams, one set a task in task-incremental ones). ``joint`` opens the
+    task's ``"train"`` or ``"val"`` images with every label they have; upper bounds only, through
+    :func:`perdure.streams.merged.merged`. ``None`` where merging would teach wrong background.
     """
 
     train: Callable[[], View]
     monitor: Callable[[], View]
     tests: Callable[[], dict[str, View]]
+    joint: Callable[[Split], View] | None = None
 
 
 @dataclass(frozen=True)
@@ -69,12 +74,16 @@ class Task:
     def tests(self) -> dict[str, View]:
         """Test sets for all classes seen so far, by name."""
         if self.data is None:
-            raise SealedDataError(f"task '{self.name}' has no data attached", "give the data set's folder: data.root=PATH")
+            raise SealedDataError(
+                f"task '{self.name}' has no data attached", "give the data set's folder: data.root=PATH"
+            )
         return self.data.tests()
 
     def _open(self) -> TaskData:
         if self.data is None:
-            raise SealedDataError(f"task '{self.name}' has no data attached", "give the data set's folder: data.root=PATH")
+            raise SealedDataError(
+                f"task '{self.name}' has no data attached", "give the data set's folder: data.root=PATH"
+            )
         if self._gate is not None:
             self._gate.check(self.index)
         return self.data
@@ -152,10 +161,7 @@ def make_stream(
     tasks: list[Task] = []
     for index, spec in enumerate(specs):
         ChannelMap(old + spec.new)
-
-        def check(index: int = index) -> None:
-            gate.check(index)
-
+        check = partial(gate.check, index)  # not a closure: views have to travel to spawned loader workers
         data = spec.data(check) if spec.data is not None else None
         tasks.append(Task(index, spec.name, spec.new, old, spec.annotated, spec.recurs, data, gate))
         old += spec.new

@@ -1,0 +1,42 @@
+"""``perdure audit``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from perdure.kept.audit import Audit, audit
+
+
+def audit_run(run: Path, as_json: bool) -> None:
+    """Print the ledger and the findings; exit 1 if anything is wrong."""
+    found = audit(run)
+    console = Console()
+    if as_json:
+        console.print_json(json.dumps(found.to_json()))
+    else:
+        _show(found, console)
+    if not found.passed:
+        raise typer.Exit(1)
+
+
+def _show(found: Audit, console: Console) -> None:
+    table = Table("after task", "kept", "kind", "bytes", "bytes a class", "made from", title="Everything kept")
+    for item in found.items:
+        if item["kind"] != "preview":
+            each = item["per_class_bytes"]
+            table.add_row(
+                item["task"], item["name"], item["kind"], f"{item['bytes']:,}", f"{each:,}" if each else "–", item["made_from"]
+            )
+    previews = [item for item in found.items if item["kind"] == "preview"]
+    if previews:
+        size = sum(item["bytes"] for item in previews)
+        table.add_row("all", f"{len(previews)} pictures", "preview", f"{size:,}", "–", "test images shown in the report")
+    console.print(table)
+    for problem in found.problems:
+        console.print(f"[red]problem[/] {problem}", highlight=False)
+    console.print("[green]audit passed[/]" if found.passed else f"[red]audit failed[/]: {len(found.problems)} problem(s)")

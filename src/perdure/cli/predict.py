@@ -1,0 +1,26 @@
+"""``perdure predict``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress
+
+from perdure.errors import UsageError, nearest
+
+
+def predict(run: Path, inputs: list[Path], out: Path, device: str) -> None:
+    """Segment images with a run's newest sealed model."""
+    if device not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"there is no device '{device}'", nearest(device, ("auto", "cpu", "cuda")))
+    from perdure.inference.images import find_images, predict_images
+    from perdure.inference.trained import Trained
+
+    total = len(find_images(inputs))
+    model = Trained.open(run, device)
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True) as bar:
+        shown = bar.add_task("images", total=total)
+        predict_images(model, inputs, out, lambda done, _: bar.update(shown, completed=done))
+    console.print(f"{total} image(s) segmented into {len(model.seen)} classes -> {out}", highlight=False)

@@ -1,0 +1,1 @@
+"""Recipes: typed, checked before anything starts, and how they become objects."""

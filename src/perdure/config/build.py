@@ -1,0 +1,116 @@
+"""From a checked recipe to objects: source, stream, method."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from pydantic import BaseModel, ValidationError
+
+from perdure.config.load import explain
+from perdure.config.recipe import Recipe
+from perdure.data.catalog import open_source
+from perdure.data.source import Source
+from perdure.data.transforms import eval_transform, train_transform
+from perdure.errors import UsageError, nearest
+from perdure.methods import METHODS
+from perdure.methods.method import Method
+from perdure.methods.options import Setup
+from perdure.networks.build import build_network
+from perdure.networks.segmenter import Segmenter
+from perdure.seeds import fold, seeded
+from perdure.streams.class_incremental import class_incremental, merged
+from perdure.streams.task import Stream
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """The objects of one recipe."""
+
+    recipe: Recipe
+    source: Source
+    stream: Stream
+    method: Method
+
+
+def build_experiment(recipe: Recipe) -> Experiment:
+    """Open the data, make the stream and build the method; reads masks (cached) but trains nothing.
+
+    Raises:
+        UsageError: A name or an option is wrong.
+        DataError: The data cannot be used.
+    """
+    check_method(recipe)
+    source = open_source(recipe.data.name, recipe.data.root, recipe.data.settings)
+    stream = build_stream(recipe, source)
+    return Experiment(recipe, source, stream, build_method(recipe))
+
+
+def build_stream(recipe: Recipe, source: Source) -> Stream:
+    """The recipe's stream over an open source; upper bounds get it merged into one task."""
+    plan, augment = recipe.stream, recipe.augment
+    mean, std = augment.mean, augment.std
+    stream = class_incremental(
+        source,
+        base=plan.base,
+        step=plan.step,
+        setting=plan.setting,
+        order=plan.order,
+        order_seed=recipe.seed,
+        partition_file=plan.partition_file,
+        train_transform=train_transform(augment.crop, augment.area, augment.flip, mean, std),
+        eval_transform=eval_transform(recipe.evaluate.size, mean, std),
+    )
+    return merged(stream) if method_class(recipe.method.name).sees_all_tasks else stream
+
+
+def build_method(recipe: Recipe, pretrained: bool = True) -> Method:
+    """The method with its network, initialised from the recipe's seed alone.
+
+    Args:
+        recipe: The recipe.
+        pretrained: Load the weights that the recipe starts from; not needed where a sealed task is restored.
+    """
+    kind = method_class(recipe.method.name)
+    setup = Setup(check_method(recipe), recipe.training, lambda: _network(recipe, pretrained))
+    with seeded(fold(recipe.seed, "network")):
+        return cast("Method", cast(Any, kind)(setup))
+
+
+def as_module(method: Method) -> torch.nn.Module:
+    """A method as the module that it is; `method_class` has checked it."""
+    return cast("torch.nn.Module", method)
+
+
+def _network(recipe: Recipe, pretrained: bool) -> Segmenter:
+    settings = dict(recipe.network.settings)
+    if not pretrained and "weights" in settings:
+        settings["weights"] = "random"
+    return build_network(recipe.network.name, dims=2, in_channels=len(recipe.augment.mean), **settings)
+
+
+def check_method(recipe: Recipe) -> BaseModel:
+    """The method's own options, checked. Raises UsageError with the nearest option name."""
+    kind = method_class(recipe.method.name)
+    try:
+        return kind.Options.model_validate(recipe.method.settings)
+    except ValidationError as error:
+        raise UsageError(*explain(error, kind.Options, f"method '{recipe.method.name}'")) from error
+
+
+def method_class(name: str) -> type[Method]:
+    """Method by its name in the table or as ``package.module:Class``."""
+    target = METHODS[name].target if name in METHODS else name
+    module, colon, attribute = target.partition(":")
+    if not colon:
+        raise UsageError(f"there is no method '{name}'", f"{nearest(name, METHODS)}, or write package.module:Class")
+    try:
+        kind = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"the method '{name}' cannot be imported: {error}") from error
+    missing = [m for m in ("Options", "sees_all_tasks", "begin", "phases", "predict", "kept") if not hasattr(kind, m)]
+    if missing or not issubclass(kind, torch.nn.Module):
+        raise UsageError(f"'{name}' is not a method: it lacks {missing[0] if missing else 'torch.nn.Module'}", "see docs/adding-a-method.md")
+    return cast("type[Method]", kind)

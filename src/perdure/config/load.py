@@ -1,0 +1,142 @@
+"""Reading recipes: shipped or own YAML, overrides, plain errors with the nearest key."""
+
+from __future__ import annotations
+
+import json
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from perdure.config.recipe import Recipe
+from perdure.errors import UsageError, nearest
+from perdure.files import write_text
+
+
+def shipped() -> dict[str, Path]:
+    """Recipes that come with the package, by name such as ``star/voc-15-1-overlap``."""
+    root = Path(str(resources.files("perdure"))) / "recipes"
+    return {p.relative_to(root).with_suffix("").as_posix(): p for p in sorted(root.rglob("*.yaml"))}
+
+
+def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a shipped recipe or a YAML file and apply ``key.sub=value`` overrides.
+
+    Raises:
+        UsageError: Unknown recipe, unreadable YAML, unknown key, wrong type or value: names the key.
+    """
+    return parse_recipe(_override(read_raw(name), overrides), name)
+
+
+def read_raw(name: str) -> dict[str, Any]:
+    """Plain content of a recipe by shipped name or file path."""
+    path = shipped().get(name) or Path(name)
+    if not path.is_file():
+        raise UsageError(f"there is no recipe '{name}'", f"{nearest(name, shipped())}, or give the path of a YAML file")
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(raw, dict):
+        raise UsageError(f"{path} is not a recipe: it must be a mapping of keys")
+    return raw
+
+
+def parse_recipe(raw: Mapping[str, Any], origin: str) -> Recipe:
+    """Check plain content against the schema."""
+    try:
+        return Recipe.model_validate(dict(raw))
+    except ValidationError as error:
+        raise UsageError(*explain(error, Recipe, f"recipe '{origin}'")) from error
+
+
+def dump_recipe(recipe: Recipe, path: Path) -> None:
+    """Write the resolved recipe, without the data's place on this machine."""
+    plain = json.loads(recipe.model_dump_json())
+    plain["data"]["root"] = None
+    plain["stream"]["partition_file"] = None
+    write_text(path, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
+
+
+def same_experiment(old: Recipe, new: Recipe) -> str | None:
+    """First key whose value differs between two recipes in a way that changes results, or ``None``."""
+    a, b = _flat(json.loads(old.model_dump_json())), _flat(json.loads(new.model_dump_json()))
+    free = ("data.root", "stream.partition_file", "engine.", "report.", "about")
+    matters = [k for k in sorted(a.keys() | b.keys()) if not k.startswith(free) or k == "engine.precision"]
+    return next((k for k in matters if a.get(k) != b.get(k)), None)
+
+
+def explain(error: ValidationError, model: type[BaseModel], where: str) -> tuple[str, str]:
+    """Turn pydantic's first complaint into one line and a hint."""
+    first = error.errors()[0]
+    path = ".".join(str(p) for p in first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = dict(_fields(_model_at(model, first["loc"][:-1])))
+        return f"{where}: unknown key '{path}'", nearest(str(first["loc"][-1]), known) if known else ""
+    if first["type"] == "missing":
+        return f"{where}: the key '{path}' is missing", ""
+    message = first["msg"].removeprefix("Value error, ")
+    got = "" if isinstance(first["input"], dict) else f" (got {first['input']!r})"
+    return f"{where}: {path or 'recipe'}: {message[0].lower()}{message[1:]}{got}", ""
+
+
+def _override(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise UsageError(f"'{text}' is not an override", "write key=value, for example training.epochs=5")
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UsageError(f"the value of '{key}' cannot be read: {value}") from error
+        at = raw
+        *parents, leaf = key.split(".")
+        for part in parents:
+            inside = at.get(part)
+            if isinstance(inside, str):  # `method: star`, then method.option=...
+                inside = at[part] = {"name": inside}
+            at = at.setdefault(part, {}) if inside is None else inside
+            if not isinstance(at, dict):
+                raise UsageError(f"'{key}' cannot be set: '{part}' is a single value")
+        at[leaf] = parsed
+    return raw
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _model_at(model: type[BaseModel], location: Sequence[int | str]) -> type[BaseModel]:
+    for part in location:
+        field = model.model_fields.get(str(part))
+        inner = next((t for t in _types(field.annotation) if _is_model(t)), None) if field else None
+        if inner is None:
+            return model
+        model = inner
+    return model
+
+
+def _fields(model: type[BaseModel]) -> Iterator[tuple[str, Any]]:
+    yield from model.model_fields.items()
+
+
+def _types(annotation: Any) -> Iterator[Any]:
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        yield from typing.get_args(annotation)
+    else:
+        yield annotation
+
+
+def _is_model(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)

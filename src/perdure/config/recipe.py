@@ -1,0 +1,107 @@
+"""The schema of a recipe. Reading and checking one needs no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from perdure.engine.options import EngineOptions
+from perdure.methods.options import Options, TrainingOptions
+
+
+class OpenOptions(BaseModel):
+    """Section with a name whose further keys are the settings of what is named."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The further keys."""
+        return dict(self.model_extra or {})
+
+
+class DataSection(OpenOptions):
+    """Where samples come from; further keys are settings of the data set (`perdure list datasets`)."""
+
+    name: str = Field(description="a data set of `perdure list datasets`")
+    root: Path | None = Field(None, description="folder of the data; not written into the run folder")
+
+
+class StreamSection(Options):
+    """How the data set becomes tasks."""
+
+    kind: Literal["class_incremental"] = "class_incremental"
+    base: int = Field(ge=1, description="classes of the first task")
+    step: int = Field(ge=1, description="classes of every later task")
+    setting: Literal["overlap", "disjoint", "partition"] = Field("overlap", description="which images a task holds")
+    order: Literal["natural", "shuffled"] | tuple[int | str, ...] = Field(
+        "natural", description="class order: natural, shuffled (by the seed), or a list of names or ids"
+    )
+    partition_file: Path | None = Field(None, description="setting=partition: JSON lists of image names, one a task")
+
+
+class NetworkSection(OpenOptions):
+    """The network; further keys are settings of the builder (`perdure.networks.build`)."""
+
+    name: str = "deeplab"
+
+
+class AugmentSection(Options):
+    """Training augmentation and normalisation (spec of STAR, 1.5)."""
+
+    crop: int = Field(512, ge=8, description="side of the training crop in pixels; a multiple of the network's stride")
+    area: tuple[float, float] = Field((0.5, 2.0), description="crop area as a share of the image's")
+    flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+
+
+class EvaluateSection(Options):
+    """How test images are shown to the model."""
+
+    size: int | None = Field(512, ge=8, description="shorter side and centre crop in pixels; null for the full image")
+    batch_size: int = Field(1, ge=1, description="test images a batch; they must have one size")
+
+
+class MethodSection(OpenOptions):
+    """The method; further keys are its own options (`perdure list methods`)."""
+
+    name: str
+
+
+class ReportSection(Options):
+    """What the report shows."""
+
+    samples: int = Field(6, ge=0, description="test images shown with the prediction after every task; 0 for none")
+    patient_samples: bool = Field(False, description="show test images of patient data too (the audit will then fail)")
+
+
+class Recipe(Options):
+    """One experiment."""
+
+    name: str = Field(description="name of the recipe")
+    about: str = Field("", description="one sentence")
+    seed: int = Field(1, ge=0, description="seed of everything random")
+    data: DataSection
+    stream: StreamSection
+    network: NetworkSection = NetworkSection()
+    augment: AugmentSection = AugmentSection()
+    evaluate: EvaluateSection = EvaluateSection()
+    method: MethodSection
+    training: TrainingOptions = TrainingOptions()
+    engine: EngineOptions = EngineOptions()
+    report: ReportSection = ReportSection()
+
+    @field_validator("method", "network", "data", mode="before")
+    @classmethod
+    def _name_alone(cls, value: Any) -> Any:
+        """`method: star` is short for `method: {name: star}`."""
+        return {"name": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _same_length(self) -> Recipe:
+        if len(self.augment.mean) != len(self.augment.std):
+            raise ValueError("augment.mean and augment.std must have the same length")
+        return self

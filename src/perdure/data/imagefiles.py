@@ -1,0 +1,74 @@
+"""Reading image and mask files, with every way in which a file can be bad told plainly."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image as Pil
+
+from perdure.errors import DataError
+
+IMAGE_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+MASK_SUFFIXES: Final = (".png", ".bmp", ".tif", ".tiff")
+_UNREADABLE = (
+    OSError, SyntaxError, ValueError, EOFError, MemoryError, struct.error, zlib.error, Pil.DecompressionBombError,
+)  # fmt: skip  # what Pillow's decoders raise on damaged files
+_EIGHT_BIT = {"1", "L", "P", "RGB", "CMYK", "YCbCr", "LAB", "HSV"}
+
+
+def _load(path: Path) -> Pil.Image:
+    try:
+        with Pil.open(path) as picture:
+            picture.load()
+            return picture
+    except FileNotFoundError as error:
+        raise DataError(f"{path} does not exist", "restore the file or take its name off the list") from error
+    except _UNREADABLE as error:
+        raise DataError(
+            f"{path} is not a readable image: {error}", "the file is damaged or not an image: copy it again"
+        ) from error
+
+
+def read_image(path: Path) -> npt.NDArray[np.uint8]:
+    """Read a photograph as RGB ``(3, H, W)`` uint8; grey and palette images become RGB.
+
+    The pixels are taken as stored: a rotation flag of the camera is not applied, because masks are drawn on
+    the stored pixels in all published data sets.
+
+    Raises:
+        DataError: The file is missing or damaged, has more than 8 bits a channel, or has transparent pixels
+            (whose colour would be invented).
+    """
+    picture = _load(path)
+    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        if np.asarray(picture.getchannel("A")).min() < 255:
+            raise DataError(f"{path} has transparent pixels", "save it without an alpha channel")
+    elif picture.mode not in _EIGHT_BIT:
+        raise DataError(f"{path} has pixel format {picture.mode}, not 8 bits a channel", "convert it to 8-bit RGB or grey")
+    return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB")).transpose(2, 0, 1)
+
+
+def read_index_mask(path: Path) -> npt.NDArray[np.uint8]:
+    """Read a mask of class numbers ``(H, W)`` uint8: palette indices or grey values, as stored.
+
+    Raises:
+        DataError: The file is missing or damaged, is a colour image, or holds numbers above 255.
+    """
+    picture = _load(path)
+    if picture.mode not in ("1", "L", "P", "I", "I;16", "I;16B", "I;16L"):
+        raise DataError(
+            f"{path} is a colour image (format {picture.mode}) where a mask of class numbers is expected",
+            "save masks as palette or grey PNG whose pixel values are class numbers",
+        )
+    values = np.asarray(picture)
+    if values.dtype != np.uint8:
+        if values.dtype != np.bool_ and values.size and (values.max() > 255 or values.min() < 0):
+            raise DataError(f"{path} holds label {values.max()}; labels run from 0 to 255", "renumber the classes")
+        values = values.astype(np.uint8)
+    return values

@@ -1,0 +1,92 @@
+"""Where a task under way can be picked up again: one file, replaced in one step."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from perdure.engine.machine import Machine
+from perdure.engine.state import load_tree, restore, save_tree
+from perdure.errors import RunError
+
+EVERY_STEPS_SHARED = 20
+"""With several processes, whether to save is agreed on only so often: asking costs a collective call."""
+
+
+@dataclass
+class Position:
+    """How far a task has come: the phase under way, finished steps in it, and what the phase needs to go on."""
+
+    phase: int = 0
+    step: int = 0
+    inside: dict[str, Any] = field(default_factory=dict)
+
+
+class Checkpoint:
+    """Saves and restores a method and the phase under way in ``folder``.
+
+    Args:
+        folder: The run's ``resume`` folder, or ``None`` to keep nothing.
+        machine: Only its main process writes.
+        save_seconds: Least time between two saves inside a phase.
+    """
+
+    def __init__(self, folder: Path | None, machine: Machine, save_seconds: float) -> None:
+        self.folder, self.machine, self.save_seconds = folder, machine, save_seconds
+        self._last = time.monotonic()
+
+    @property
+    def file(self) -> Path | None:
+        """The state file."""
+        return None if self.folder is None else self.folder / "state.safetensors"
+
+    def items(self, phase: str) -> Path:
+        """Folder for the items of a Generate phase."""
+        if self.folder is None:
+            raise RunError("a phase that generates items needs a run folder")
+        return self.folder / "items" / phase.replace(" ", "-")
+
+    def due(self, step: int, stopping: bool) -> tuple[bool, bool]:
+        """Whether to save after this step, and whether to stop. The same answer in every process."""
+        if self.machine.world > 1 and (step + 1) % EVERY_STEPS_SHARED:
+            return False, False
+        late = self.folder is not None and time.monotonic() - self._last >= self.save_seconds
+        return self.machine.any(late and self.machine.main), self.machine.any(stopping)
+
+    def save(self, method: nn.Module, task: int, position: Position) -> None:
+        """Write everything needed to go on from ``position``."""
+        if self.file is not None and self.machine.main:
+            save_tree(
+                self.file,
+                {
+                    "task": task,
+                    "phase": position.phase,
+                    "step": position.step,
+                    "inside": position.inside,
+                    "method": dict(method.state_dict()),
+                },
+            )
+        self._last = time.monotonic()
+
+    def load(self, method: nn.Module, task: int) -> Position:
+        """Restore the method; the start of the task if nothing usable was saved for it."""
+        if self.file is None or not self.file.exists():
+            return Position()
+        tree: Mapping[str, Any] = load_tree(self.file)
+        if tree["task"] != task:  # left over from a task that was sealed just before a kill
+            return Position()
+        restore(method, tree["method"])
+        return Position(tree["phase"], tree["step"], tree["inside"])
+
+    def clear(self) -> None:
+        """Forget the task under way: it is sealed."""
+        self.machine.barrier()
+        if self.folder is not None and self.machine.main:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self.machine.barrier()

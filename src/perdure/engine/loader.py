@@ -1,0 +1,92 @@
+"""Which samples make up which step: a pure function of the run's seed, not of what happened before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from perdure.data.views import Batch, Draw, Sample, collate
+from perdure.engine.phases import Batches
+from perdure.errors import DataError, UsageError
+from perdure.seeds import fold
+
+
+class Draws(Sampler[list[Draw]]):
+    """Draws of the steps ``start .. stop - 1`` for one of ``world`` processes.
+
+    Process r gets the r-th share of every global batch, so n processes see together what one process with
+    the same global batch would see, with the same augmentation.
+    """
+
+    def __init__(
+        self, batches: Batches, seed: int, start: int, stop: int, rank: int = 0, world: int = 1
+    ) -> None:
+        self.batches, self.seed, self.start, self.stop = batches, seed, start, stop
+        self.rank, self.world = rank, world
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        per_epoch, size = self.batches.steps(), self.batches.size
+        share = -(-size // self.world)
+        epoch, order = -1, [0]
+        for step in range(self.start, self.stop):
+            if step // per_epoch != epoch:
+                epoch = step // per_epoch
+                order = self._order(epoch)
+            at = (step % per_epoch) * size
+            mine = range(at + self.rank * share, min(at + size, at + (self.rank + 1) * share, len(order)))
+            yield [Draw(order[i], fold(self.seed, epoch, i)) for i in mine]
+
+    def _order(self, epoch: int) -> list[int]:
+        batches = self.batches
+        generator = torch.Generator().manual_seed(fold(self.seed, "order", epoch))
+        if batches.weights is not None:
+            count = batches.draws or len(batches.view)
+            return torch.multinomial(batches.weights, count, replacement=True, generator=generator).tolist()
+        if batches.shuffle:
+            return torch.randperm(len(batches.view), generator=generator).tolist()
+        return list(range(len(batches.view)))
+
+
+def make_loader(draws: Draws, workers: int, pin: bool, context_seed: int = 0) -> DataLoader[Sample]:
+    """DataLoader over the draws; its batches are :class:`Batch`, or ``None`` where this process has no share.
+
+    Raises:
+        DataError: The view is empty.
+        UsageError: The batch cannot be shared evenly by the processes.
+    """
+    batches = draws.batches
+    if not len(batches.view):
+        raise DataError(
+            "a training or test set is empty",
+            "run `perdure check` on the recipe to see the images of each task",
+        )
+    if draws.world > 1 and batches.size % draws.world:
+        raise UsageError(
+            f"a batch of {batches.size} cannot be shared by {draws.world} processes",
+            f"choose a batch size that is a multiple of {draws.world}",
+        )
+    generator = torch.Generator().manual_seed(context_seed)  # workers' base seeds; samples carry their own
+    return DataLoader(
+        batches.view,
+        batch_sampler=draws,
+        num_workers=workers,
+        collate_fn=_collate_or_none,
+        pin_memory=pin,
+        generator=generator,
+        worker_init_fn=partial(_one_thread) if workers else None,
+        multiprocessing_context="fork" if workers else None,
+    )
+
+
+def _one_thread(worker: int) -> None:  # noqa: ARG001
+    torch.set_num_threads(1)
+
+
+def _collate_or_none(samples: list[Sample]) -> Batch | None:
+    return collate(samples) if samples else None

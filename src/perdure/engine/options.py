@@ -1,0 +1,32 @@
+"""How a run uses the machine. Nothing here changes what is learned, except precision."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class EngineOptions(BaseModel):
+    """Settings of the engine."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU if there is one")
+    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="fp16 needs a GPU")
+    workers: int = Field(0, ge=0, description="processes that read data; 0 reads in the main process")
+    threads: int | None = Field(
+        None, ge=1, description="CPU threads; results are bitwise equal at equal counts only"
+    )
+    save_seconds: float = Field(
+        120.0, ge=0, description="seconds between saves inside a phase; 0 saves after every step"
+    )
+    log_every: int = Field(20, ge=1, description="steps between log lines")
+    monitor_every: int = Field(
+        0, ge=0, description="epochs between validations while training; 0 never (information only)"
+    )
+    compile: bool = Field(False, description="torch.compile the parts of the trained network")
+    channels_last: Literal["auto", "on", "off"] = Field("auto", description="auto: 2D on a GPU or with bf16")
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] | None = Field(
+        None, description="tracking services; by default TensorBoard where it is installed; [] for none"
+    )

@@ -1,0 +1,157 @@
+"""Optimiser, precision, averaging and loss bookkeeping of one Train phase."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from perdure.data.views import Batch
+from perdure.engine.machine import Machine
+from perdure.engine.options import EngineOptions
+from perdure.engine.phases import Precision, Terms, Train
+
+
+class _Trainee(nn.Module):
+    """The trained module and its loss as one module, so that gradient averaging sees every use of it."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        loss: Callable[[Batch], Terms],
+        autocast: Callable[[], AbstractContextManager[Any]],
+    ) -> None:
+        super().__init__()
+        self.module, self._loss, self._autocast = module, loss, autocast
+
+    def forward(self, batch: Batch) -> Terms:
+        with self._autocast():
+            return self._loss(batch)
+
+
+class Trainer:
+    """Optimiser, scaler, EMA and precision of one Train phase."""
+
+    def __init__(self, phase: Train, machine: Machine, options: EngineOptions) -> None:
+        self.phase, self.machine = phase, machine
+        self.accumulate = phase.accumulate
+        precision: Precision = phase.precision or options.precision
+        phase.module.train()
+        self.last = machine.channels_last(phase.module, precision)
+        if self.last:
+            phase.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if options.compile:
+            for child in phase.module.children():
+                if not isinstance(child, nn.ModuleList | nn.ModuleDict):
+                    child.compile()
+        self.parameters = [p for p in phase.module.parameters() if p.requires_grad]
+        trainee = _Trainee(phase.module, phase.loss, partial(machine.autocast, precision))
+        self.trainee, self.optimizer = machine.accelerator.prepare(trainee, phase.optimizer())
+        self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
+        self.ema: AveragedModel | None = None
+        if phase.ema is not None:
+            self.ema = AveragedModel(phase.module, multi_avg_fn=get_ema_multi_avg_fn(phase.ema))  # type: ignore[no-untyped-call]
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the first group as last used."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def step(self, reads: Iterator[Batch | None], step: int, total: int) -> Terms:
+        """One optimiser step on ``accumulate`` batches; returns the detached loss terms, averaged over them."""
+        terms: Terms = {}
+        for _ in range(self.accumulate - 1):
+            with self.machine.accelerator.no_sync(self.trainee):
+                add_sums(terms, self._backward(next(reads)))
+        add_sums(terms, self._backward(next(reads)))
+        self._update(step, total)
+        return terms
+
+    def _backward(self, batch: Batch | None) -> Terms:
+        if batch is not None:
+            batch = batch.to(self.machine.device)
+            if self.last:
+                batch = batch._replace(images=batch.images.contiguous(memory_format=torch.channels_last))
+        terms: Terms = {k: v / self.accumulate for k, v in self.trainee(batch).items()}
+        self.machine.accelerator.backward(torch.stack(list(terms.values())).sum())
+        return {k: v.detach() for k, v in terms.items()}
+
+    def _update(self, step: int, total: int) -> None:
+        factor = self.phase.schedule(step, total)
+        for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
+            group["lr"] = base * factor
+        if self.phase.clip is not None:
+            self.machine.accelerator.clip_grad_norm_(self.parameters, self.phase.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            self.ema.update_parameters(self.phase.module)
+
+    def state(self) -> dict[str, object]:
+        """What :meth:`resume` needs."""
+        scaler = self.machine.accelerator.scaler
+        state: dict[str, object] = {
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": scaler.state_dict() if scaler else None,
+        }
+        if self.ema is not None:
+            state["ema"] = dict(self.ema.state_dict())
+        return state
+
+    def resume(self, inside: Mapping[str, object]) -> None:
+        """Restore the optimiser, the scaler and the average of a phase under way."""
+        state = inside.get("trainer")
+        if not isinstance(state, Mapping):
+            return
+        self.optimizer.load_state_dict(state["optimizer"])
+        if state["scaler"] and self.machine.accelerator.scaler:
+            self.machine.accelerator.scaler.load_state_dict(state["scaler"])
+        if self.ema is not None:
+            self.ema.load_state_dict(state["ema"])
+
+    def close(self) -> None:
+        """Put the averaged weights in place and let go of the optimiser."""
+        if self.ema is not None:
+            averaged = self.ema.module.parameters()
+            with torch.no_grad():
+                for parameter, mean in zip(self.phase.module.parameters(), averaged, strict=True):
+                    parameter.copy_(mean)
+        self.machine.accelerator.free_memory()
+
+
+class Window:
+    """Running sums of loss terms since the last report, read from the device only then."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._count = 0
+
+    def add(self, terms: Terms) -> None:
+        """Add the terms of one batch."""
+        add_sums(self._sums, terms)
+        self._count += 1
+
+    def nonfinite(self) -> str | None:
+        """Name of a term that is NaN or infinite, if any."""
+        for name, value in self._sums.items():
+            if not torch.isfinite(value).all():
+                return name
+        return None
+
+    def means(self) -> dict[str, float]:
+        """Mean of each term since the last call."""
+        means = {name: float(value) / self._count for name, value in self._sums.items()}
+        self._sums.clear()
+        self._count = 0
+        return means
+
+
+def add_sums(sums: dict[str, Tensor], more: Mapping[str, Tensor]) -> None:
+    """Add named tensors to running sums in place."""
+    for name, value in more.items():
+        sums[name] = sums[name] + value if name in sums else value

@@ -1,0 +1,1 @@
+"""A finished (or so far sealed) run on new files."""

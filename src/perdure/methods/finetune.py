@@ -1,0 +1,76 @@
+"""Fine-tuning: learn each task and protect nothing. The lower bound that every method has to beat."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+from pydantic import BaseModel, Field
+from torch import Tensor, nn
+
+from perdure.data.views import Batch
+from perdure.engine.phases import Phase, Terms
+from perdure.kept.items import Kept
+from perdure.methods import training
+from perdure.methods.losses import class_bce, upsample
+from perdure.methods.method import Prediction
+from perdure.methods.options import Options, Setup
+from perdure.streams.task import Task
+
+
+class FinetuneOptions(Options):
+    """Settings of fine-tuning."""
+
+    channels: Literal["seen", "new"] = Field(
+        "seen",
+        description="which classifiers learn: of all classes seen so far (old classes are then background), or the newest",
+    )
+    ignore_as_negative: bool = Field(True, description="count ignored pixels as negatives, as STAR does")
+
+
+class Finetune(nn.Module):
+    """One sigmoid a class, binary cross-entropy on the current task's images, nothing else."""
+
+    Options: ClassVar[type[BaseModel]] = FinetuneOptions
+    sees_all_tasks: ClassVar[bool] = False
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__()
+        assert isinstance(setup.options, FinetuneOptions)
+        self.options = setup.options
+        self.training_options = setup.training
+        self.network = setup.network()
+        self.class_ids: tuple[int, ...] = ()
+        self.learning: tuple[int, ...] = ()
+
+    def begin(self, task: Task) -> None:
+        """Append a classifier for the task's classes."""
+        training.grow(self.network, task, self.training_options)
+        self.class_ids = task.seen
+        self.learning = task.seen
+        if self.options.channels == "new":
+            self.learning = task.new
+            self.network.classifiers[:-1].requires_grad_(False)
+
+    def phases(self, task: Task) -> Sequence[Phase]:
+        """One training phase."""
+        return [training.train_phase(self, self.network, task, self.training_options, self.loss)]
+
+    def loss(self, batch: Batch) -> Terms:
+        """Sum over the learning classes of binary cross-entropy, mean over pixels."""
+        first = -1 if self.options.channels == "new" else 0
+        logits = self.network.classify(self.network.features(batch.images), first=first)
+        weight, keep = self.training_options.pos_weight, self.options.ignore_as_negative
+        return {
+            "current": class_bce(
+                upsample(logits, batch.labels.shape[1:]), batch.labels, self.learning, weight, keep
+            ).sum()
+        }
+
+    def predict(self, images: Tensor) -> Prediction:
+        """Sigmoid scores of all classes seen so far; background where none exceeds 0.5."""
+        return training.sigmoid_scores(self.network, images, self.class_ids)
+
+    def kept(self) -> Sequence[Kept]:
+        """Nothing besides the weights."""
+        return []

@@ -1,0 +1,274 @@
+"""STAR: learn new classes from images, and old ones' share of the training distribution from statistics.
+
+Chen, Cong, Luo, Ip, Kwong: "Saving 100x Storage: Prototype Replay for Reconstructing Training Sample Distribution
+in Class-Incremental Semantic Segmentation", NeurIPS 2023. Of every class a unit prototype, a spread a channel, the
+mean and deviation of the features' norms and a number of cells are kept, and one number of background cells.
+Later tasks train *new* classifiers against features drawn from these, in the quantity in which the old classes
+would have appeared (4.2), hold the features of old classes in place (OCFM, 4.3) and push new classes away from old
+prototypes (SAD, 4.4). Old classifiers get no loss at all.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Literal, Self
+
+import torch
+from pydantic import BaseModel, Field
+from torch import Tensor, nn
+
+from perdure.data.views import Batch
+from perdure.engine.phases import Collect, Phase, Terms
+from perdure.kept.items import Kept
+from perdure.labels import BACKGROUND
+from perdure.methods import training
+from perdure.methods.losses import channels_of, class_bce, negative_bce, upsample
+from perdure.methods.method import Prediction
+from perdure.methods.options import Options, Setup
+from perdure.methods.star import bookkeeping, replay, statistics
+from perdure.methods.star.grid import core_logits, core_pixels, grid_pixels
+from perdure.methods.star.terms import balance, ocfm, replay_bce, sad
+from perdure.networks.segmenter import Segmenter
+from perdure.streams.task import Task
+
+Defect = Literal["spread_index", "channel_norm", "trunc", "sad_constant", "old_classifier_decay"]
+KEPT_BUFFERS = ("prototypes", "spreads", "norms", "counts", "background_count")
+
+
+class StarOptions(Options):
+    """Settings of STAR. The defaults are the published ones with the published code's defects fixed."""
+
+    lambda_mbce: float = Field(1.0, ge=0, description="weight of balanced binary cross-entropy")
+    lambda_ocfm: float = Field(5.0, ge=0, description="weight of holding old classes' features in place")
+    lambda_sad: float = Field(0.05, ge=0, description="weight of pushing new classes off old prototypes")
+    threshold: float = Field(0.5, description="raw logit above which the old network's prediction counts (Q2)")
+    bookkeeping: Literal["auto", "overlap", "disjoint", "carried"] = Field(
+        "auto",
+        description="how counts are carried: overlap if images recur, else disjoint; carried is TPAMI's VOC rule",
+    )
+    replay_chunk: int = Field(16384, ge=1, description="replayed vectors in memory at a time")
+    ignore_as_negative: bool = Field(True, description="count ignored pixels as negatives, as published (Q5)")
+    compat: tuple[Defect, ...] = Field(
+        (),
+        description="published defects to bring back: spread_index (Q1: spread around another class's prototype), "
+        "channel_norm (Q3: a norm a channel), trunc (Q6: rare classes are never replayed), "
+        "sad_constant (Q7: absent classes add 1), old_classifier_decay (Q14: old classifiers shrink)",
+    )
+
+
+class Star(nn.Module):
+    """Prototype replay.
+
+    The statistics are buffers in learning order: ``prototypes (C, D)``, ``spreads (C, D)``, ``norms (C, 2)``,
+    ``counts (C,)`` and ``background_count ()``, all float32: 8 D + 12 bytes a class and 4 more. Which class a row
+    belongs to follows from the stream's tasks (``class_ids``), so ids take no space. ``replay_amounts (C_old,)``
+    and ``repeat_factor ()`` exist only while a later task is under way.
+    """
+
+    Options: ClassVar[type[BaseModel]] = StarOptions
+    sees_all_tasks: ClassVar[bool] = False
+    prototypes: Tensor
+    spreads: Tensor
+    norms: Tensor
+    counts: Tensor
+    background_count: Tensor
+    replay_amounts: Tensor | None
+    repeat_factor: Tensor | None
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__()
+        assert isinstance(setup.options, StarOptions)
+        self.options = setup.options
+        self.training_options = setup.training
+        self.network = setup.network()
+        self.class_ids: tuple[int, ...] = ()
+        self.old: tuple[int, ...] = ()
+        self.new: tuple[int, ...] = ()
+        # In a tuple, so that the frozen copy is no submodule: it is neither trained nor saved.
+        self._old_network: tuple[Segmenter, ...] = ()
+        width = self.network.width
+        for name, shape in zip(KEPT_BUFFERS, [(0, width), (0, width), (0, 2), (0,), ()], strict=True):
+            self.register_buffer(name, torch.zeros(shape))
+        self.register_buffer("replay_amounts", None)
+        self.register_buffer("repeat_factor", None)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move the frozen copy along with the module."""
+        for network in self._old_network:
+            network._apply(fn, recurse)
+        return super()._apply(fn, recurse)
+
+    def begin(self, task: Task) -> None:
+        """Freeze a copy of the network, append the new classifier, freeze normalisation and old classifiers."""
+        self.class_ids, self.old, self.new = task.seen, task.old, task.new
+        self.replay_amounts = self.repeat_factor = None
+        self._old_network = ()
+        if task.index > 0:
+            self._old_network = (copy.deepcopy(self.network).eval().requires_grad_(False),)
+        training.grow(self.network, task, self.training_options)
+        self.network.classifiers[:-1].requires_grad_("old_classifier_decay" in self.options.compat)
+
+    def phases(self, task: Task) -> Sequence[Phase]:
+        """Count, train, then measure the new classes (spec 5.3)."""
+        later = task.index > 0
+
+        def data() -> training.Batches:
+            return training.batches(task, self.training_options)
+
+        def counted(totals: dict[str, Tensor]) -> None:
+            self._keep_counts(totals, data().steps(), recurs=task.recurs)
+
+        loss = self.later_loss if later else self.base_loss
+        return [
+            Collect("counts", self, data, self._count, counted),
+            training.train_phase(self, self.network, task, self.training_options, loss),
+            Collect("prototypes", self, data, self._measure_prototypes, self._keep_prototypes),
+            Collect("spreads", self, data, self._measure_spreads, self._keep_spreads),
+        ]
+
+    # The losses -----------------------------------------------------------------------------------------------
+
+    def base_loss(self, batch: Batch) -> Terms:
+        """4.1: binary cross-entropy on the images."""
+        logits = self.network.classify(self.network.features(batch.images), first=-1)
+        return {"current": self.options.lambda_mbce * self._current(logits, batch).sum()}
+
+    def later_loss(self, batch: Batch) -> Terms:
+        """4.5: balanced binary cross-entropy of the new classes, OCFM and SAD."""
+        options = self.options
+        old_features, believed = self._ask_old_network(batch)
+        features = self.network.features(batch.images)
+        logits = self.network.classify(features, first=-1)
+        labels = core_pixels(batch.labels, self.network.stride)
+        unlabelled = labels == BACKGROUND
+
+        # 4.2: current images, replayed prototypes, repeated true background; shares of the grid's cells S
+        replayed, number = self._replay()
+        true_background = unlabelled[-1] & (believed[-1] == 0)
+        cells = true_background.numel()
+        assert self.repeat_factor is not None
+        mbce = balance(
+            self._current(logits, batch),
+            replayed,
+            negative_bce(logits, true_background),
+            number / cells,
+            self.repeat_factor * true_background.sum() / cells,
+        )
+        # 4.3: where the labels say nothing and the old network sees an old class
+        kept_in_place = ocfm(features, old_features, (unlabelled & (believed > 0)).float().mean(0))
+        # 4.4
+        channels = channels_of(labels, self.new)
+        away = sad(features, channels, len(self.new), self.prototypes, "sad_constant" in options.compat)
+        return {
+            "current": options.lambda_mbce * mbce.current + self._touch_old_classifiers(),
+            "replay": options.lambda_mbce * mbce.replay,
+            "background": options.lambda_mbce * mbce.background,
+            "ocfm": options.lambda_ocfm * kept_in_place,
+            "sad": options.lambda_sad * away,
+        }
+
+    def _current(self, logits: Tensor, batch: Batch) -> Tensor:
+        """L_cur ``(C_new,)`` at full resolution."""
+        full = upsample(logits, batch.labels.shape[1:])
+        weight, keep = self.training_options.pos_weight, self.options.ignore_as_negative
+        return class_bce(full, batch.labels, self.new, weight, keep)
+
+    def _replay(self) -> tuple[Tensor, Tensor]:
+        """L_rep ``(C_new,)`` on freshly drawn features, and how many they are."""
+        compat = self.options.compat
+        assert self.replay_amounts is not None
+        numbers = bookkeeping.whole(self.replay_amounts, _processes(), "trunc" in compat)
+        drawn = replay.chunks(
+            self.prototypes, self.spreads, self.norms, numbers, self.options.replay_chunk, "channel_norm" in compat
+        )
+        newest = self.network.classifiers[-1]
+        weight, bias = newest.get_parameter("weight"), newest.get_parameter("bias")
+        return replay_bce(drawn, weight.flatten(1), bias), numbers.sum()
+
+    @torch.no_grad()
+    def _ask_old_network(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The old network's features ``(N, D, *s)`` and pseudo-labels q at the core pixels ``(P, N, *s)``."""
+        (old,) = self._old_network
+        features = old.features(batch.images)
+        logits = core_logits(old.classify(features), self.network.stride)
+        return features, statistics.pseudo_labels(logits, self.options.threshold)
+
+    def _touch_old_classifiers(self) -> Tensor | float:
+        """Zero with a zero gradient for old classifiers, which then decay as published (Q14); else just 0."""
+        if "old_classifier_decay" not in self.options.compat:
+            return 0.0
+        return torch.stack([p.sum() for p in self.network.classifiers[:-1].parameters()]).sum() * 0.0
+
+    # What is stored -------------------------------------------------------------------------------------------
+
+    def _codes(self, batch: Batch) -> Tensor:
+        """Row of the new class of each grid cell, -1 for all others."""
+        return channels_of(grid_pixels(batch.labels, self.network.stride), self.new)
+
+    def _count(self, batch: Batch) -> dict[str, Tensor]:
+        """Cells of background and of each new class; at later tasks also M of 3.2."""
+        labels = grid_pixels(batch.labels, self.network.stride)
+        found = {"labels": statistics.tally(channels_of(labels, (BACKGROUND, *self.new)), 1 + len(self.new))}
+        if self.old:
+            believed = self._ask_old_network(batch)[1][-1]
+            unlabelled = torch.where(labels == BACKGROUND, believed, -1)
+            found["predicted"] = statistics.tally(unlabelled, 1 + len(self.old))
+        return found
+
+    def _keep_counts(self, totals: dict[str, Tensor], steps: int, recurs: bool) -> None:
+        """Append the new classes' counts and, at later tasks, work out what to replay (3.2)."""
+        labels = totals["labels"].to(self.counts)
+        old, background = self.counts[: len(self.old)], labels[0]
+        if self.old:
+            chosen = self.options.bookkeeping
+            rule: bookkeeping.Rule = ("overlap" if recurs else "disjoint") if chosen == "auto" else chosen
+            known = bookkeeping.Counts(
+                old.double(), self.background_count.double(), totals["predicted"].to(old.device).double()
+            )
+            books = bookkeeping.RULES[rule](known, len(self.new), steps)
+            # A class that was never seen has no prototype to draw around, whatever the old network believes.
+            drawable = self.prototypes[: len(self.old)].any(1)
+            self.replay_amounts = (books.replays * drawable).float()
+            self.repeat_factor = books.repeat.float()
+            old, background = books.old.float(), books.background.float()
+        self.counts = torch.cat([old, labels[1:]])
+        self.background_count = background.clone()
+
+    def _measure_prototypes(self, batch: Batch) -> dict[str, Tensor]:
+        return statistics.feature_sums(self.network.features(batch.images), self._codes(batch), len(self.new))
+
+    def _keep_prototypes(self, totals: dict[str, Tensor]) -> None:
+        old = len(self.old)
+        self.prototypes = torch.cat([self.prototypes[:old], statistics.prototypes_from(totals).to(self.prototypes)])
+        self.norms = torch.cat([self.norms[:old], statistics.norms_from(totals).to(self.norms)])
+
+    def _measure_spreads(self, batch: Batch) -> dict[str, Tensor]:
+        # Q1: the published code measures around the prototype in row j of all classes instead of the new ones.
+        first = 0 if "spread_index" in self.options.compat else len(self.old)
+        centres = self.prototypes[first : first + len(self.new)]
+        return statistics.spread_sums(self.network.features(batch.images), self._codes(batch), centres)
+
+    def _keep_spreads(self, totals: dict[str, Tensor]) -> None:
+        self.spreads = torch.cat([self.spreads[: len(self.old)], statistics.spreads_from(totals).to(self.spreads)])
+        self.replay_amounts = self.repeat_factor = None
+
+    # The finished model ---------------------------------------------------------------------------------------
+
+    def predict(self, images: Tensor) -> Prediction:
+        """Sigmoid scores of all classes seen so far; background where none exceeds 0.5 (1.7)."""
+        return training.sigmoid_scores(self.network, images, self.class_ids)
+
+    def kept(self) -> Sequence[Kept]:
+        """The statistics: 2,060 bytes a class at width 256, and 4."""
+        text = (
+            "per class: unit mean feature, spread a channel, mean and deviation of feature norms, number of grid cells; "
+            "one number of background cells; from the training images of the task that taught the class"
+        )
+        return [Kept("statistics", "statistics", KEPT_BUFFERS, text, per_class=True)]
+
+
+def _processes() -> int:
+    """Processes that share the replay of an iteration."""
+    ready = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if ready else 1

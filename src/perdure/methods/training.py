@@ -1,0 +1,92 @@
+"""What methods share that train a growing :class:`Segmenter` with one sigmoid a class: data, optimiser, phase, scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, AdamW, Optimizer
+
+from perdure.data.views import Batch
+from perdure.engine.phases import Batches, Terms, Train
+from perdure.engine.schedules import by_name
+from perdure.labels import BACKGROUND
+from perdure.methods.losses import upsample
+from perdure.methods.method import Prediction
+from perdure.methods.options import TrainingOptions
+from perdure.networks.segmenter import Segmenter
+from perdure.streams.task import Task
+
+
+def grow(network: Segmenter, task: Task, training: TrainingOptions) -> None:
+    """Append the task's classifier and, after the first task, freeze normalisation if the training says so."""
+    network.grow(len(task.new))
+    if task.index > 0 and training.freeze_norm:
+        network.freeze_norm()
+
+
+def batches(task: Task, training: TrainingOptions) -> Batches:
+    """Training data of a task, shuffled, without a last smaller batch (a set below one batch is one batch)."""
+    return Batches(task.train(), size=training.batch_size, shuffle=True, drop_last=True)
+
+
+def base_lr(training: TrainingOptions, later: bool) -> float:
+    """Learning rate of the backbone at the first or at a later task."""
+    if not later:
+        return training.lr
+    return training.lr / 10 if training.later_lr is None else training.later_lr
+
+
+def make_optimizer(network: Segmenter, training: TrainingOptions, later: bool) -> Optimizer:
+    """Optimiser with one learning rate a part of the network (STAR, spec 5.1).
+
+    The neck learns ``neck_lr`` times faster than the backbone, classifiers ``classifier_lr`` times, and at later
+    tasks the newest classifier ``new_classifier_lr`` times. Frozen parameters are in no group.
+    """
+    lr = base_lr(training, later)
+    factors = {
+        "backbone": 1.0,
+        "neck": training.neck_lr,
+        "old_classifiers": training.classifier_lr,
+        "new_classifier": training.new_classifier_lr if later else training.classifier_lr,
+    }
+    parts = {part: [p for p in params if p.requires_grad] for part, params in network.groups().items()}
+    groups = [{"params": params, "lr": lr * factors[part]} for part, params in parts.items() if params]
+    if training.optimizer == "adamw":
+        return AdamW(groups, lr=lr, weight_decay=training.weight_decay)
+    return SGD(groups, lr=lr, momentum=0.9, nesterov=True, weight_decay=training.weight_decay)
+
+
+def train_phase(
+    module: nn.Module,
+    network: Segmenter,
+    task: Task,
+    training: TrainingOptions,
+    loss: Callable[[Batch], Terms],
+) -> Train:
+    """Phase ``train`` of a task with the recipe's length, schedule, groups and clipping."""
+    later = task.index > 0
+    return Train(
+        name="train",
+        module=module,
+        loss=loss,
+        optimizer=lambda: make_optimizer(network, training, later),
+        data=lambda: batches(task, training),
+        schedule=by_name(training.schedule, training.warmup),
+        epochs=(training.later_epochs or training.epochs) if later else training.epochs,
+        clip=training.clip,
+        ema=training.ema,
+        accumulate=training.accumulate,
+    )
+
+
+@torch.no_grad()
+def sigmoid_scores(network: Segmenter, images: Tensor, class_ids: Sequence[int]) -> Prediction:
+    """Probability of each class at the images' size, beside a constant 0.5 for background (STAR, spec 1.7).
+
+    A class wins where it is the likeliest and above 0.5. The mode of the network is the caller's business.
+    """
+    logits = upsample(network.classify(network.features(images)), images.shape[2:])
+    scores = torch.cat([torch.full_like(logits[:, :1], 0.5), logits.sigmoid_()], 1)
+    return Prediction(scores, (BACKGROUND, *class_ids))

@@ -1,0 +1,254 @@
+"""What every figure means, once: the table behind ``perdure list metrics``, the reports and the docs.
+
+A figure's full name carries its definition, e.g. ``miou.all[bg=in,absent=skip]``. Imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from perdure.errors import UsageError, nearest
+
+Scope = Literal["class", "task", "stream"]
+_NAME: Final = re.compile(r"\s*([A-Za-z0-9_.-]+)\s*(?:\[(.*)\])?\s*")
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One choice within a definition.
+
+    Args:
+        key: Its name, e.g. ``"bg"``.
+        meaning: Value -> sentence. The first value is the default.
+        bare: Written as the value alone (``forgetting[max-last]``) instead of ``key=value``.
+        quiet: Left out of the full name where it has its default.
+    """
+
+    key: str
+    meaning: dict[str, str]
+    bare: bool = False
+    quiet: bool = False
+
+    @property
+    def default(self) -> str:
+        """The value that holds where none is written."""
+        return next(iter(self.meaning))
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """A figure and its definition.
+
+    Args:
+        name: Name without options.
+        title: Short words for headings.
+        scope: ``class``: one value a class; ``task``: one value after each task; ``stream``: compares tasks.
+        meaning: The definition in one sentence.
+        unit: ``"%"`` or ``"points"`` (differences of percentages).
+        range: Lowest and highest possible value.
+        better: Which direction is good.
+        source: Where the definition comes from.
+        options: Its variants.
+    """
+
+    name: str
+    title: str
+    scope: Scope
+    meaning: str
+    unit: str
+    range: tuple[float, float]
+    better: Literal["higher", "lower"]
+    source: str
+    options: tuple[Option, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A definition with all its options chosen; ``str()`` gives the full name."""
+
+    definition: Definition
+    choices: tuple[tuple[str, str], ...]
+
+    def __getitem__(self, key: str) -> str:
+        return dict(self.choices)[key]
+
+    def __str__(self) -> str:
+        chosen = dict(self.choices)
+        shown = [o for o in self.definition.options if not (o.quiet and chosen[o.key] == o.default)]
+        parts = [chosen[o.key] if o.bare else f"{o.key}={chosen[o.key]}" for o in shown]
+        return f"{self.definition.name}[{','.join(parts)}]" if parts else self.definition.name
+
+    @property
+    def meaning(self) -> str:
+        """The definition's sentence followed by what the chosen options mean."""
+        chosen = dict(self.choices)
+        return " ".join([self.definition.meaning, *(f"{o.meaning[chosen[o.key]]}" for o in self.definition.options)])
+
+
+# fmt: off
+_BG: Final = Option("bg", {
+    "in": "Label 0 counts as one more class.",
+    "out": "Label 0 is left out; its pixels still count against classes predicted there.",
+})
+_ABSENT: Final = Option("absent", {
+    "skip": "A class without a pixel in the ground truth is left out (MiB, PLOP).",
+    "zero": "A class without a pixel in the ground truth counts 0 (DKD, STAR).",
+})
+_OF: Final = Option("of", {
+    "miou": "R[t][j] is the mean IoU of the classes that task j teaches, measured after task t.",
+    "dice": "R[t][j] is the mean pooled Dice of the classes that task j teaches, measured after task t.",
+    "accuracy": "R[t][j] is the share of pixels (or samples) of task j's classes that are right after task t.",
+}, quiet=True)
+_FORGETTING: Final = Option("rule", {
+    "max-last": "Lost is the best R[l][j] of earlier tasks l < t minus R[t][j]; below 0 if it got better (Chaudhry).",
+    "best-last": "Lost is the best R[l][j] of all tasks l <= t minus R[t][j]; never below 0 (Mammoth, PyCIL).",
+    "first-last": "Lost is R[j][j], right after learning, minus R[t][j] (Avalanche).",
+}, bare=True)
+_BWT: Final = Option("rule", {
+    "last-diagonal": "Mean over earlier tasks j < t of R[t][j] - R[j][j] (GEM, Mammoth).",
+    "all-pairs": "Mean over all pairs j < i <= t of R[i][j] - R[j][j] (Diaz-Rodriguez et al. 2018, continuum).",
+}, bare=True)
+_FWT: Final = Option("rule", {
+    "before": "Mean over tasks 1 <= j <= t of R[j-1][j]; nothing is subtracted.",
+    "before-untrained": "Mean over tasks 1 <= j <= t of R[j-1][j] minus the untrained model's figure (GEM, Mammoth).",
+    "all-pairs": "Mean over all pairs i < j <= t of R[i][j]; nothing is subtracted (continuum).",
+}, bare=True)
+_AVERAGE_OF: Final = Option("of", {
+    "miou": "The figure is miou.all.",
+    "dice": "The figure is dice.all.",
+    "pixel": "The figure is accuracy.pixel (the absent rule does not matter).",
+}, quiet=True)
+_STAR: Final = "DKD (NeurIPS 2022), STAR (NeurIPS 2023)"
+_GEM: Final = "GEM, Lopez-Paz and Ranzato (NeurIPS 2017)"
+_CHAUDHRY: Final = "Chaudhry et al. (ECCV 2018)"
+_NO_TRUTH: Final = "of one class; undefined where the class has no pixel in the ground truth."
+
+
+def _percent(name: str, title: str, scope: Scope, meaning: str, source: str, *options: Option) -> Definition:
+    return Definition(name, title, scope, meaning, "%", (0.0, 100.0), "higher", source, options)
+
+
+def _points(name: str, better: Literal["higher", "lower"], meaning: str, source: str, *options: Option) -> Definition:
+    title = {"bwt": "backward transfer", "fwt": "forward transfer"}.get(name, name)
+    return Definition(name, title, "stream", meaning, "points", (-100.0, 100.0), better, source, options)
+
+
+_TABLE: Final = (
+    _percent("miou.all", "mIoU, all classes", "task",
+             "Mean over all classes seen so far of IoU = TP / (TP + FP + FN), counts pooled over the test samples.",
+             _STAR, _BG, _ABSENT),
+    _percent("miou.old", "mIoU, first task's classes", "task",
+             "Mean IoU of the classes of the first task; exists once a later task was learned.",
+             _STAR, _BG, _ABSENT),
+    _percent("miou.new", "mIoU, later classes", "task",
+             "Mean IoU of all classes learned after the first task, so far.",
+             _STAR, _ABSENT),
+    _percent("hiou", "harmonic mIoU", "task",
+             "Harmonic mean of miou.old and miou.new: 2 old new / (old + new).",
+             _STAR, _BG, _ABSENT),
+    _percent("dice.all", "Dice, all classes", "task",
+             "Mean over all classes seen so far of Dice = 2 TP / (2 TP + FP + FN), counts pooled over the test samples "
+             "(not a mean of one Dice a sample).",
+             "Dice 1945", _BG, _ABSENT),
+    _percent("accuracy.pixel", "pixel accuracy", "task",
+             "Share of labelled pixels (of samples, in classification) that are predicted right.",
+             "FCN (CVPR 2015)", _BG),
+    _percent("accuracy.mean", "mean class accuracy", "task",
+             "Mean over all classes seen so far of recall = TP / (TP + FN).",
+             "FCN (CVPR 2015)", _BG, _ABSENT),
+    _percent("accuracy.average", "average over tasks", "stream",
+             "Mean of one figure over all tasks so far, each taken right after its task.",
+             "iCaRL (CVPR 2017)", _AVERAGE_OF, _BG, _ABSENT),
+    _points("forgetting", "lower", "Mean over earlier tasks j < t of what was lost on task j's classes.",
+            _CHAUDHRY, _FORGETTING, _OF),
+    _points("bwt", "higher", "What later tasks changed on earlier ones; negative means forgetting.",
+            _GEM, _BWT, _OF),
+    _points("fwt", "higher",
+            "How good the model is on a task's classes before it learns them; exists only where that was measured.",
+            _GEM, _FWT, _OF),
+    _points("intransigence", "lower",
+            "Mean over tasks j <= t of a joint run's figure on task j's classes minus R[j][j]: what the run failed to "
+            "learn. The joint run is one model trained on all tasks at once.",
+            _CHAUDHRY, _OF),
+    _percent("iou", "IoU", "class", f"TP / (TP + FP + FN) {_NO_TRUTH}", "Jaccard 1912"),
+    _percent("dice", "Dice", "class", f"2 TP / (2 TP + FP + FN) {_NO_TRUTH}", "Dice 1945"),
+    _percent("recall", "recall", "class", f"TP / (TP + FN) {_NO_TRUTH}", "-"),
+    _percent("precision", "precision", "class",
+             "TP / (TP + FP) of one class; undefined where the class is never predicted.", "-"),
+)
+# fmt: on
+DEFINITIONS: Final[dict[str, Definition]] = {d.name: d for d in _TABLE}
+
+
+def figure(text: str, background: bool = True) -> Figure:
+    """Parse a figure's name; options that are not written get their default.
+
+    Args:
+        text: E.g. ``"miou.all[bg=in,absent=skip]"``, ``"miou.all"`` or ``"forgetting[max-last]"``.
+        background: Whether the data has a background: decides the default of ``bg``.
+
+    Raises:
+        UsageError: Unknown name, option or value; says the nearest one.
+    """
+    match = _NAME.fullmatch(text)
+    if match is None:
+        raise UsageError(f"'{text}' is not a figure's name", "write it like miou.all[bg=in,absent=skip]")
+    definition = DEFINITIONS.get(match[1])
+    if definition is None:
+        raise UsageError(f"unknown figure '{match[1]}'", nearest(match[1], DEFINITIONS))
+    given: dict[str, str] = {}
+    for part in filter(None, (p.strip() for p in (match[2] or "").split(","))):
+        key, value = _choice(definition, part)
+        if key in given:
+            raise UsageError(f"option '{key}' is given twice in '{text}'", "give each option once")
+        given[key] = value
+    defaults = {o.key: o.default for o in definition.options}
+    if "bg" in defaults and not background:
+        defaults["bg"] = "out"
+    return Figure(definition, tuple((defaults | given).items()))
+
+
+def _choice(definition: Definition, part: str) -> tuple[str, str]:
+    """Option and value that one part between the brackets stands for."""
+    key, equals, value = (piece.strip() for piece in part.partition("="))
+    for option in definition.options:
+        if equals and option.key == key:
+            if value not in option.meaning:
+                raise UsageError(f"'{definition.name}' has no {key}={value}", nearest(value, option.meaning))
+            return key, value
+        if not equals and option.bare and key in option.meaning:
+            return option.key, key
+    known = [v if o.bare else f"{o.key}={v}" for o in definition.options for v in o.meaning]
+    if not known:
+        raise UsageError(f"figure '{definition.name}' has no options", f"write '{definition.name}' alone")
+    raise UsageError(f"figure '{definition.name}' has no option '{part}'", nearest(part, known))
+
+
+def variants(definition: Definition) -> list[Figure]:
+    """All variants of a definition that stand in a result file; quiet options keep their default."""
+    combined: list[tuple[tuple[str, str], ...]] = [()]
+    for option in definition.options:
+        values = [option.default] if option.quiet else list(option.meaning)
+        combined = [(*chosen, (option.key, value)) for chosen in combined for value in values]
+    return [Figure(definition, chosen) for chosen in combined]
+
+
+def describe() -> list[dict[str, Any]]:
+    """Return the whole table as plain values, for ``perdure list metrics --json`` and the docs."""
+    return [
+        {
+            "name": d.name,
+            "title": d.title,
+            "scope": d.scope,
+            "meaning": d.meaning,
+            "unit": d.unit,
+            "range": list(d.range),
+            "better": d.better,
+            "source": d.source,
+            "default": str(figure(d.name)),
+            "options": [{"name": o.key, "default": o.default, "values": dict(o.meaning)} for o in d.options],
+        }
+        for d in _TABLE
+    ]

@@ -1,0 +1,263 @@
+"""Named figures, computed from counts. Definitions stand in :mod:`perdure.metrics.definitions`.
+
+Nothing here is ever NaN: a figure that does not exist is ``Value(None, 0)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from perdure.errors import DataError, UsageError
+from perdure.labels import BACKGROUND
+from perdure.metrics.counts import Counts, pooled
+from perdure.metrics.definitions import Figure, figure
+from perdure.metrics.described import DescribedStream
+
+Floats = npt.NDArray[np.float64]
+Row = list[float | None]
+
+
+class Value(NamedTuple):
+    """A figure's value, ``None`` where it does not exist, and over how many things it was taken.
+
+    ``n`` counts ground-truth pixels (or samples) for a class and for pixel accuracy, predicted ones for precision,
+    classes for means over classes, tasks or pairs of tasks for figures of a stream.
+    """
+
+    value: float | None
+    n: int
+
+
+UNDEFINED: Final = Value(None, 0)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What figures of a run are computed from.
+
+    Args:
+        stream: Which task teaches what.
+        counts: Counts pooled over test sets, by the task after which they were taken.
+        reference: Evidence of a joint run over the same groups, for intransigence.
+        untrained: Counts of the untrained model over all classes, for forward transfer.
+    """
+
+    stream: DescribedStream
+    counts: Mapping[int, Counts]
+    reference: Evidence | None = None
+    untrained: Counts | None = None
+
+    @property
+    def last(self) -> int | None:
+        """The latest task that was measured."""
+        return max(self.counts, default=None)
+
+
+def make_evidence(
+    stream: DescribedStream, counts_by_task: Mapping[int, Mapping[str, Counts]], reference: Evidence | None = None
+) -> Evidence:
+    """Pool the test sets of each task.
+
+    Raises:
+        DataError: Counts of a task that the stream does not have, or that lack a class learned by then.
+    """
+    counts: dict[int, Counts] = {}
+    for t in sorted(counts_by_task):
+        if not 0 <= t < len(stream.tasks):
+            raise DataError(f"there are counts after task {t}, but the stream has {len(stream.tasks)} tasks")
+        counts[t] = pooled(counts_by_task[t])
+        lacking = [c for c in stream.tasks[t].seen if c not in counts[t].labels]
+        if lacking:
+            raise DataError(f"the counts after task {t} lack class {lacking[0]}, which was learned by then",
+                            "measure the task again: remove its counts.json and run with --resume")  # fmt: skip
+    return Evidence(stream, counts, reference)
+
+
+def headline(stream: DescribedStream) -> list[str]:
+    """Full names of the figures that stand first in a report of this stream."""
+    names = ("miou.all", "miou.old", "miou.new", "hiou", "forgetting[max-last]", "accuracy.average")
+    return [str(figure(name, background=stream.background is not None)) for name in names]
+
+
+def class_values(name: str, counts: Counts) -> dict[int, Value]:
+    """One value for each label, 0 included: ``iou``, ``dice``, ``recall`` or ``precision`` in percent."""
+    values, support = _by_class(name, counts.matrix)
+    return {
+        label: Value(None if np.isnan(v) else float(v), int(n))
+        for label, v, n in zip(counts.labels, values, support, strict=True)
+    }
+
+
+def evaluate(wanted: Figure | str, evidence: Evidence, after: int) -> Value:
+    """Value of a figure after a task.
+
+    Raises:
+        UsageError: The figure has one value a class; use :func:`class_values`.
+    """
+    fig = wanted if isinstance(wanted, Figure) else figure(wanted, evidence.stream.background is not None)
+    if fig.definition.scope == "class":
+        raise UsageError(f"'{fig}' has one value for each class", "ask for miou.all, dice.all or accuracy.mean instead")
+    if after not in evidence.counts:
+        return UNDEFINED
+    if fig.definition.scope == "task":
+        return _task_figure(fig, evidence, after)
+    return _stream_figure(fig, evidence, after)
+
+
+def group_matrix(evidence: Evidence, of: str = "miou") -> dict[int, Row]:
+    """R: for each measured task t the figure of each group j of classes, ``None`` where it was not measured.
+
+    Args:
+        evidence: The run.
+        of: ``miou``, ``dice`` or ``accuracy``, in percent, without label 0; absent classes are left out.
+    """
+    return {t: [_group(counts, group, of) for group in evidence.stream.groups] for t, counts in evidence.counts.items()}
+
+
+def forgetting_by_group(rows: Mapping[int, Row], after: int, rule: str = "max-last") -> list[float | None]:
+    """Points lost on each group taught before task ``after``; see the definition of ``forgetting``."""
+    lost: list[float | None] = []
+    for j in range(min(after, len(rows.get(after, [])))):
+        last = rows[after][j]
+        first = rows[j][j] if j in rows else None
+        earlier = [r for t, row in rows.items() if t < after and (r := row[j]) is not None]
+        if last is None or first is None or not earlier:
+            lost.append(None)
+        elif rule == "first-last":
+            lost.append(first - last)
+        else:
+            lost.append(max(earlier if rule == "max-last" else [*earlier, last]) - last)
+    return lost
+
+
+def _by_class(name: str, matrix: npt.NDArray[np.int64]) -> tuple[Floats, Floats]:
+    """Percentages ``(K,)`` with NaN where undefined, and the number of pixels behind each."""
+    right = np.diagonal(matrix).astype(np.float64)
+    truth, guess = matrix.sum(1).astype(np.float64), matrix.sum(0).astype(np.float64)
+    top, bottom, support = {
+        "iou": (right, truth + guess - right, truth),
+        "dice": (2 * right, truth + guess, truth),
+        "recall": (right, truth, truth),
+        "precision": (right, guess, guess),
+    }[name]
+    values = np.full(len(right), np.nan)
+    np.divide(100.0 * top, bottom, out=values, where=support > 0)
+    return values, support
+
+
+def _class_mean(name: str, counts: Counts, ids: Iterable[int], absent: str) -> Value:
+    """Mean over classes; ``absent`` says what a class without ground truth does."""
+    at = [counts.labels.index(c) for c in ids]
+    values = _by_class(name, counts.matrix)[0][at]
+    values = np.nan_to_num(values, nan=0.0) if absent == "zero" else values[~np.isnan(values)]
+    return Value(float(values.mean()), len(values)) if len(values) else UNDEFINED
+
+
+def _share_right(counts: Counts, ids: Iterable[int]) -> Value:
+    """Percentage of the pixels of some classes that are labelled right."""
+    at = [counts.labels.index(c) for c in ids]
+    total = int(counts.matrix[at].sum())
+    return Value(100.0 * int(np.diagonal(counts.matrix)[at].sum()) / total, total) if total else UNDEFINED
+
+
+def _task_figure(fig: Figure, evidence: Evidence, after: int) -> Value:
+    counts, stream = evidence.counts[after], evidence.stream
+    name, seen = fig.definition.name, stream.tasks[after].seen
+    if name == "hiou":
+        return _harmonic(fig, evidence, after)
+    absent = dict(fig.choices).get("absent", "skip")
+    label_0 = (BACKGROUND,) if dict(fig.choices).get("bg") == "in" else ()
+    base = tuple(c for c in stream.groups[0] if c in seen)
+    later = tuple(c for group in stream.groups[1:] for c in group if c in seen)
+    if name == "accuracy.pixel":
+        return _share_right(counts, label_0 + seen)
+    if name in ("miou.old", "miou.new") and not later:
+        return UNDEFINED
+    kind = {"dice.all": "dice", "accuracy.mean": "recall"}.get(name, "iou")
+    ids = {"miou.old": label_0 + base, "miou.new": later}.get(name, label_0 + seen)
+    return _class_mean(kind, counts, ids, absent)
+
+
+def _harmonic(fig: Figure, evidence: Evidence, after: int) -> Value:
+    chosen = f"[bg={fig['bg']},absent={fig['absent']}]"
+    old = evaluate(f"miou.old{chosen}", evidence, after)
+    new = evaluate(f"miou.new[absent={fig['absent']}]", evidence, after)
+    if old.value is None or new.value is None:
+        return UNDEFINED
+    both = old.value + new.value
+    return Value(2 * old.value * new.value / both if both else 0.0, old.n + new.n)
+
+
+def _group(counts: Counts, group: Sequence[int], of: str) -> float | None:
+    if any(c not in counts.labels for c in group):
+        return None
+    if of == "accuracy":
+        return _share_right(counts, group).value
+    return _class_mean({"miou": "iou", "dice": "dice"}[of], counts, group, "skip").value
+
+
+def _stream_figure(fig: Figure, evidence: Evidence, after: int) -> Value:
+    name = fig.definition.name
+    if name == "accuracy.average":
+        return _average(fig, evidence, after)
+    rows = {t: row for t, row in group_matrix(evidence, fig["of"]).items() if t <= after}
+    if name == "forgetting":
+        return _mean(forgetting_by_group(rows, after, fig["rule"]))
+    if name == "bwt":
+        return _backward(rows, after, fig["rule"])
+    if name == "fwt":
+        return _forward(rows, after, fig, evidence)
+    return _intransigence(rows, after, fig["of"], evidence)
+
+
+def _average(fig: Figure, evidence: Evidence, after: int) -> Value:
+    base = {"miou": "miou.all", "dice": "dice.all", "pixel": "accuracy.pixel"}[fig["of"]]
+    absent = "" if fig["of"] == "pixel" else f",absent={fig['absent']}"
+    values = [evaluate(f"{base}[bg={fig['bg']}{absent}]", evidence, t).value for t in range(after + 1)]
+    return UNDEFINED if None in values else _mean(values)
+
+
+def _backward(rows: Mapping[int, Row], after: int, rule: str) -> Value:
+    tasks = range(1, after + 1) if rule == "all-pairs" else [after]
+    return _mean(_minus(_cell(rows, i, j), _cell(rows, j, j)) for i in tasks for j in range(i))
+
+
+def _forward(rows: Mapping[int, Row], after: int, fig: Figure, evidence: Evidence) -> Value:
+    rule, tasks = fig["rule"], range(1, after + 1)
+    if rule == "all-pairs":
+        return _mean(_cell(rows, i, j) for j in tasks for i in range(j))
+    before = [_cell(rows, j - 1, j) for j in tasks]
+    if rule == "before":
+        return _mean(before)
+    if evidence.untrained is None:
+        return UNDEFINED
+    fresh = [_group(evidence.untrained, group, fig["of"]) for group in evidence.stream.groups[1 : after + 1]]
+    return _mean(_minus(b, f) for b, f in zip(before, fresh, strict=True))
+
+
+def _intransigence(rows: Mapping[int, Row], after: int, of: str, evidence: Evidence) -> Value:
+    joint = evidence.reference
+    if joint is None or joint.last is None or evidence.stream.merged:
+        return UNDEFINED
+    best = group_matrix(joint, of)[joint.last]
+    return _mean(_minus(best[j], _cell(rows, j, j)) for j in range(after + 1))
+
+
+def _cell(rows: Mapping[int, Row], t: int, j: int) -> float | None:
+    row = rows.get(t, [])
+    return row[j] if j < len(row) else None
+
+
+def _minus(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else a - b
+
+
+def _mean(values: Iterable[float | None]) -> Value:
+    """Mean of what exists."""
+    known = [v for v in values if v is not None]
+    return Value(sum(known) / len(known), len(known)) if known else UNDEFINED

@@ -1,0 +1,100 @@
+"""Networks by name. The table imports nothing heavy; building imports torch."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from perdure.errors import UsageError, nearest
+
+if TYPE_CHECKING:
+    from perdure.networks.segmenter import Segmenter
+
+
+class Network(NamedTuple):
+    """Where a network's builder lives and what it is.
+
+    Args:
+        target: ``module:function``; keyword arguments are its options.
+        dims: Spatial dimensions it can be built for.
+        summary: One line.
+        source: Paper or other origin.
+    """
+
+    target: str
+    dims: tuple[int, ...]
+    summary: str
+    source: str
+
+
+NETWORKS: Final[dict[str, Network]] = {
+    "deeplab": Network(
+        "perdure.networks.deeplab:deeplab",
+        (2,),
+        "DeepLabV3 on any convolutional timm backbone, or on a tiny one for small images",
+        "Chen et al. 2017, as used by STAR",
+    ),
+    "residual_unet": Network(
+        "perdure.networks.residual_unet:residual_unet",
+        (2, 3),
+        "small residual U-Net for images and volumes, features at full resolution",
+        "-",
+    ),
+}
+GIVEN = ("dims", "in_channels")  # what the data decides, not the recipe
+
+
+def build_network(name: str, dims: int, in_channels: int, **options: Any) -> Segmenter:
+    """Build a network without classifiers.
+
+    Args:
+        name: A name in ``NETWORKS``.
+        dims: Spatial dimensions of the data: 2 or 3.
+        in_channels: Channels of the images.
+        **options: Of the network, see :func:`network_options`.
+
+    Raises:
+        UsageError: The name, an option or a value is wrong, or the network has no such dimensions.
+    """
+    from pydantic import ValidationError, validate_call
+
+    entry, builder = _find(name)
+    if dims not in entry.dims:
+        fitting = ", ".join(n for n, e in NETWORKS.items() if dims in e.dims) or "none"
+        raise UsageError(f"network '{name}' does not work in {dims}D", f"networks that do: {fitting}")
+    known = network_options(name)
+    for option in options:
+        if option not in known:
+            raise UsageError(f"network '{name}' has no option '{option}'", nearest(option, known))
+    given = {"dims": dims, "in_channels": in_channels}
+    taken = {key: value for key, value in given.items() if key in inspect.signature(builder).parameters}
+    try:
+        network: Segmenter = validate_call(builder)(**taken, **options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UsageError(
+            f"network '{name}', option '{where}': {first['msg']}",
+            f"got {first['input']!r}; default: {known.get(str(first['loc'][0]))!r}",
+        ) from error
+    return network
+
+
+def network_options(name: str) -> dict[str, Any]:
+    """Options of a network and their defaults.
+
+    Raises:
+        UsageError: There is no network of this name.
+    """
+    _, builder = _find(name)
+    parameters = inspect.signature(builder).parameters
+    return {key: value.default for key, value in parameters.items() if key not in GIVEN}
+
+
+def _find(name: str) -> tuple[Network, Any]:
+    if name not in NETWORKS:
+        raise UsageError(f"unknown network '{name}'", nearest(name, NETWORKS))
+    entry = NETWORKS[name]
+    module, _, function = entry.target.partition(":")
+    return entry, getattr(importlib.import_module(module), function)

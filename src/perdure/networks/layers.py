@@ -1,0 +1,82 @@
+"""Small parts that networks share: initialisation, frozen normalisation, normalisation over processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+CONVOLUTIONS = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+# Also finds timm's normalisations (with a built-in activation), which inherit from these.
+NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
+
+
+def init_kaiming(module: nn.Module) -> None:
+    """Draw all convolutions from the Kaiming normal distribution (fan-in, gain √2); normalisation 1/0, biases 0.
+
+    A transposed convolution counts its input channels only: where kernel and stride agree, one tap a
+    channel reaches each output cell.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.ConvTranspose2d | nn.ConvTranspose3d):
+            nn.init.normal_(part.weight, std=(2.0 / part.in_channels) ** 0.5)
+        elif isinstance(part, CONVOLUTIONS):
+            nn.init.kaiming_normal_(part.weight, mode="fan_in", nonlinearity="relu")
+        elif isinstance(part, NORMS) and part.weight is not None:
+            nn.init.ones_(part.weight)
+        bias = getattr(part, "bias", None)
+        if isinstance(part, CONVOLUTIONS + NORMS) and bias is not None:
+            nn.init.zeros_(bias)
+
+
+def norms(module: nn.Module) -> Iterator[nn.Module]:
+    """All normalisation layers of a module."""
+    return (part for part in module.modules() if isinstance(part, NORMS))
+
+
+def freeze_affine(module: nn.Module) -> None:
+    """Take scale and shift of every normalisation layer out of training; their gradients are dropped."""
+    for part in norms(module):
+        for parameter in part.parameters(recurse=False):
+            parameter.requires_grad_(False)
+            parameter.grad = None
+
+
+def hold_still(module: nn.Module) -> None:
+    """Put normalisation and every kind of dropout into evaluation mode, whatever mode the module is in."""
+    for part in module.modules():
+        # timm's stochastic depth and block dropout share no class with torch's dropout, but this attribute.
+        if isinstance(part, (*NORMS, nn.modules.dropout._DropoutNd)) or hasattr(part, "drop_prob"):
+            part.training = False
+
+
+def set_momentum(module: nn.Module, momentum: float) -> None:
+    """Set how much a batch moves the running statistics of every BatchNorm."""
+    for part in module.modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            part.momentum = momentum
+
+
+def sync_batch_norm(module: nn.Module, device: torch.device | str | None = None) -> nn.Module:
+    """Share BatchNorm statistics between processes where that is possible: several processes, each on a GPU.
+
+    SyncBatchNorm raises on a CPU, so there, and in a single process, the module comes back as it is.
+    Parameters stay the same objects: frozen ones stay frozen and optimisers stay valid.
+
+    Args:
+        module: Converted in place, unless it is itself a BatchNorm.
+        device: Where the module will run; by default, where its first parameter is now.
+    """
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
+        return module
+    first = next(module.parameters(), None)
+    place = torch.device(device) if device is not None else first.device if first is not None else None
+    if place is None or place.type != "cuda":
+        return module
+    from timm.layers import convert_sync_batchnorm  # torch's own drops the activation in timm's BatchNormAct
+
+    converted: nn.Module = convert_sync_batchnorm(module)
+    return converted

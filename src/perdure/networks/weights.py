@@ -1,0 +1,222 @@
+"""Where a backbone's first weights come from: chance, ImageNet through timm, or a file. No code in a file is run."""
+
+from __future__ import annotations
+
+import difflib
+import pickle
+import re
+import struct
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from perdure.errors import DataError, PerdureError, UsageError
+from perdure.files import read_tensors, sha256
+
+NESTS = ("state_dict", "model_state_dict", "model")
+# Parts of classification networks above the last feature map; a backbone has no use for them.
+HEADS = ("fc.", "classifier.", "aux_classifier.", "head.", "conv_head.", "bn2.", "norm_head.", "final_conv.")
+PICKLES = (".pth", ".pt", ".bin", ".ckpt")
+# What a damaged or foreign file makes the unpickler raise.
+DAMAGE = (
+    pickle.UnpicklingError,
+    struct.error,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a network was initialised with.
+
+    Args:
+        source: ``"random"``, a path, or ``"timm/NAME.TAG"``.
+        sha256: Of the file, where there is one.
+        licence: SPDX-like name, where it is known.
+    """
+
+    source: str
+    sha256: str | None = None
+    licence: str | None = None
+
+
+def load_backbone_weights(module: nn.Module, spec: str | Path) -> Weights:
+    """Fill a backbone with weights. Nothing changes unless all of them fit.
+
+    Args:
+        module: A backbone; for ImageNet weights, one that timm made with ``features_only``.
+        spec: ``"random"`` leaves the module as it is. ``"imagenet"`` takes timm's published weights of the
+            module's own name and tag: the only choice that may use the network. Anything else is the path of
+            a local file: safetensors, or a torch file with nothing but tensors, in timm's or torchvision's
+            layout, plain or nested under ``state_dict`` or ``model``, with or without ``module.`` in front.
+            Classification heads in it are left out.
+
+    Raises:
+        DataError: The file is missing, damaged, holds code, or does not fit.
+        UsageError: There are no ImageNet weights for this backbone.
+        PerdureError: ImageNet weights could not be fetched.
+    """
+    if str(spec) == "random":
+        return Weights("random")
+    if str(spec) == "imagenet":
+        return _imagenet(module)
+    path = Path(spec).expanduser()
+    tensors = read_weight_file(path)
+    module.load_state_dict(fit(tensors, module.state_dict(), path), strict=True)
+    return Weights(str(path), sha256(path))
+
+
+def read_weight_file(path: Path) -> dict[str, Tensor]:
+    """Named tensors of a safetensors or torch file, un-nested and without wrappers' prefixes.
+
+    Raises:
+        DataError: The file is missing or damaged, is of another kind, or holds anything but tensors.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in (".safetensors", *PICKLES):
+        raise DataError(
+            f"{path} is not a weights file that Perdure reads",
+            f"give 'random', 'imagenet' or a file ending in .safetensors, {', '.join(PICKLES)}",
+        )
+    if not path.is_file():
+        raise DataError(f"weights file {path} does not exist", "check the path; 'random' needs no file")
+    content: Any = read_tensors(path) if suffix == ".safetensors" else _load_torch(path)
+    while isinstance(content, Mapping):
+        nest = next((n for n in NESTS if isinstance(content.get(n), Mapping)), None)
+        if nest is None:
+            break
+        content = content[nest]
+    tensors = dict(content) if isinstance(content, Mapping) else {}
+    odd = [name for name, value in tensors.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
+    if odd or not tensors:
+        raise DataError(
+            f"{path} holds no table of named tensors" + (f" (entry {odd[0]!r} is something else)" if odd else ""),
+            "save the network's state_dict(), alone or under the key 'state_dict'",
+        )
+    return _without_prefixes(tensors)
+
+
+def fit(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Arrange the tensors of a file under the names that a module expects.
+
+    Names may differ where timm writes ``stem_0`` for ``stem.0`` in feature extractors, and BatchNorm counters
+    may be absent (old torchvision files have none).
+
+    Raises:
+        DataError: Names or shapes do not fit; says how many, the first of them and the nearest name.
+    """
+    by_plain = {_plain(name): name for name in found}
+    fitting = {name: found[by_plain[_plain(name)]] for name in expected if _plain(name) in by_plain}
+    counters = {n: t for n, t in expected.items() if n not in fitting and n.endswith("num_batches_tracked")}
+    missing = [name for name in expected if name not in fitting and name not in counters]
+    known = {_plain(name) for name in expected}
+    unexpected = [name for name in found if _plain(name) not in known and not name.startswith(HEADS)]
+    if missing or unexpected:
+        raise DataError(
+            f"{path} does not fit the backbone: {_count(missing, len(expected), 'missing')}, "
+            f"{_count(unexpected, len(found), 'unexpected')}",
+            _nearest_hint(missing, unexpected),
+        )
+    for name, tensor in fitting.items():
+        if tensor.shape != expected[name].shape:
+            raise DataError(
+                f"{path} does not fit the backbone: {name} has shape {tuple(tensor.shape)}, "
+                f"not {tuple(expected[name].shape)}",
+                "check that backbone and in_channels are those of the file",
+            )
+    return {**fitting, **counters}
+
+
+def _load_torch(path: Path) -> object:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it guesses at file kinds; the errors say what matters
+            content: object = torch.load(path, map_location="cpu", weights_only=True)
+    except DAMAGE as error:
+        if isinstance(error, pickle.UnpicklingError) and re.search(
+            r"\bGLOBAL\b|Unsupported (global|class)", str(error)
+        ):
+            raise DataError(
+                f"{path} holds Python objects besides tensors, which could run code; it was not loaded",
+                "ask its author for safetensors or a plain state_dict, and use that file",
+            ) from error
+        raise DataError(
+            f"{path} is not a readable torch file: it is damaged or of another kind", "fetch it again"
+        ) from error
+    return content
+
+
+def _without_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    while all(name.startswith("module.") for name in tensors):
+        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    inner = {n.removeprefix("backbone."): t for n, t in tensors.items() if n.startswith("backbone.")}
+    return inner or tensors
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"_(\d+)(?=\.)", r".\1", name)
+
+
+def _count(names: list[str], total: int, what: str) -> str:
+    return f"{len(names)} of {total} tensors {what}" + (f" (first: {names[0]})" if names else "")
+
+
+def _nearest_hint(missing: Iterable[str], unexpected: Iterable[str]) -> str:
+    for name in missing:
+        close = difflib.get_close_matches(name, list(unexpected), n=1, cutoff=0.6)
+        return (
+            f"the file has '{close[0]}' where '{name}' is expected" if close else "is it a file of this very backbone?"
+        )
+    return "is it a file of this very backbone?"
+
+
+def _imagenet(module: nn.Module) -> Weights:
+    import timm
+
+    config: Mapping[str, Any] = getattr(module, "pretrained_cfg", None) or {}
+    name = ".".join(part for part in (config.get("architecture"), config.get("tag")) if part)
+    if not (config.get("url") or config.get("hf_hub_id") or config.get("file")):
+        raise UsageError(
+            f"there are no ImageNet weights for backbone '{name or type(module).__name__}'",
+            "use weights: random, the path of a weights file, or another backbone, for example resnet18",
+        )
+    first = next(p for p in module.parameters() if p.ndim == 4)
+    info: Any = module.feature_info
+    try:
+        donor: nn.Module = timm.create_model(
+            name,
+            pretrained=True,
+            features_only=True,
+            out_indices=(-1,),
+            output_stride=info.reduction()[-1],
+            in_chans=first.shape[1],
+        )
+    except (OSError, RuntimeError, ValueError) as error:
+        raise PerdureError(
+            f"could not fetch the ImageNet weights of {name}: {str(error).splitlines()[0] if str(error) else error!r}",
+            "connect once (they are cached), or give weights: PATH of a downloaded file, or weights: random",
+        ) from error
+    module.load_state_dict(donor.state_dict(), strict=True)
+    return Weights(f"timm/{name}", _cached_sha256(config.get("hf_hub_id")), config.get("license"))
+
+
+def _cached_sha256(repository: str | None) -> str | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    for file in ("model.safetensors", "pytorch_model.bin") if repository else ():
+        path = try_to_load_from_cache(str(repository), file)
+        if isinstance(path, str):
+            return sha256(Path(path))
+    return None

@@ -1,0 +1,119 @@
+"""The end of a task: measure, write what crosses the boundary, mark it done; and the way back from there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from perdure.config.build import Experiment, as_module
+from perdure.data.views import View
+from perdure.engine.journal import Journal
+from perdure.engine.machine import Machine
+from perdure.engine.state import restore
+from perdure.files import write_json
+from perdure.kept.ledger import preview_entry, read_kept, write_kept, write_ledger
+from perdure.methods.method import Method
+from perdure.metrics.counts import Counts, read_counts, write_counts
+from perdure.metrics.described import parse_stream
+from perdure.metrics.evaluate import count
+from perdure.metrics.figures import class_values, headline, make_evidence
+from perdure.metrics.figures import evaluate as value_of
+from perdure.metrics.results import write_results
+from perdure.report.samples import write_samples
+from perdure.run_folder import RunFolder
+from perdure.seeds import fold, seeded
+from perdure.streams.task import Task
+
+
+def begin(method: Method, task: Task, seed: int) -> None:
+    """Let a method get ready for a task; fresh classifiers depend on the seed and the task only."""
+    with seeded(fold(seed, "begin", task.index)):
+        method.begin(task)
+
+
+def restore_sealed(method: Method, tasks: Sequence[Task], sealed: Sequence[Path], seed: int) -> None:
+    """Bring a fresh method to where it was after the last of the sealed task folders."""
+    for task, _ in zip(tasks, sealed, strict=False):
+        begin(method, task, seed)
+    if sealed:
+        restore(as_module(method), read_kept(sealed[-1]))
+
+
+def seal(experiment: Experiment, task: Task, run: RunFolder, machine: Machine, journal: Journal) -> None:
+    """Write weights, kept items, ledger, counts, samples and results of a task; the mark ``done`` comes last."""
+    method = experiment.method
+    module = as_module(method).eval()
+    counts = {name: _count(experiment, view, task, machine) for name, view in task.tests().items()}
+    if machine.main:
+        folder = run.task_folder(task.index, task.name)
+        patients = experiment.source.patients
+        entries = write_kept(folder, module.state_dict(), method.kept(), len(task.seen))
+        write_counts(folder / "counts.json", counts)
+        entries += [preview_entry(folder, path, patients) for path in _samples(experiment, machine, folder)]
+        write_ledger(folder, task.name, entries, patients)
+        write_json(folder / "done", {"task": task.index})
+        figures = _results(run, task)
+        journal.log(task=task.index, event="sealed", **figures)
+        text = "  ".join(f"{name.partition('[')[0]} [bold]{value:.1f}[/]" for name, value in figures.items())
+        journal.say(f"[green]sealed[/] task {task.index + 1} of {len(experiment.stream)} ({task.name})  {text}")
+    machine.barrier()
+
+
+def measure_monitor(experiment: Experiment, task: Task, machine: Machine) -> Callable[[], Mapping[str, float]]:
+    """Return a function that measures the mean IoU of the new classes on the task's monitor set (information only)."""
+
+    def measure() -> Mapping[str, float]:
+        module = as_module(experiment.method).eval()
+        counts = _count(experiment, task.monitor(), task, machine)
+        module.train()
+        ious = class_values("iou", counts)
+        new = [value for c in task.new if (value := ious[c].value) is not None]
+        return {"monitor.miou.new": sum(new) / len(new)} if new else {}
+
+    return measure
+
+
+def _count(experiment: Experiment, view: View, task: Task, machine: Machine) -> Counts:
+    options, workers = experiment.recipe.evaluate, experiment.recipe.engine.workers
+
+    def predict(images: Tensor) -> Tensor:
+        return experiment.method.predict(images).labels()
+
+    return count(predict, view, task.seen, machine, options.batch_size, workers)
+
+
+def _samples(experiment: Experiment, machine: Machine, folder: Path) -> list[Path]:
+    """Pictures of the same few test samples after every task; none of patients unless asked for."""
+    report, augment = experiment.recipe.report, experiment.recipe.augment
+    if not report.samples or (experiment.source.patients and not report.patient_samples):
+        return []
+    view = next(iter(experiment.stream.tasks[-1].tests().values()))
+    files: list[Path] = []
+    for position in dict.fromkeys(i * len(view) // report.samples for i in range(report.samples)):
+        sample = view[position]
+        with torch.no_grad(), machine.autocast("fp32"):
+            predicted = experiment.method.predict(sample.image[None].to(machine.device)).labels()[0].cpu()
+        files += write_samples(
+            folder / "samples",
+            f"{position:05d}",
+            sample.image,
+            sample.label.numpy(),
+            predicted.numpy(),
+            experiment.stream.space.palette(),
+            mean=augment.mean,
+            std=augment.std,
+        )
+    return files
+
+
+def _results(run: RunFolder, task: Task) -> dict[str, float]:
+    """Write the result files from all counts so far; return the headline figures after ``task``."""
+    stream = parse_stream(run.stream())
+    counts = {i: read_counts(folder / "counts.json") for i, folder in enumerate(run.sealed())}
+    write_results(run.path, stream, counts)
+    evidence = make_evidence(stream, counts)
+    values = {name: value_of(name, evidence, task.index).value for name in headline(stream)}
+    return {name: value for name, value in values.items() if value is not None}

@@ -1,0 +1,211 @@
+"""Class-incremental streams: one data set, its classes taught a few at a time.
+
+Image selection, label views and split names follow STAR's protocol (and MiB's, which it shares): in training
+only the classes of the step keep their labels, everything else, past or future, is background.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Final, Literal, get_args
+
+import numpy as np
+
+from perdure.data.source import Source, Split
+from perdure.data.views import Transform, View
+from perdure.errors import DataError, UsageError, nearest
+from perdure.labels import BACKGROUND, IGNORE, LabelSpace, remap_table
+from perdure.streams import lists
+from perdure.streams.partition_file import partition, read_partition
+from perdure.streams.task import Stream, TaskData, TaskSpec, make_stream
+
+Setting = Literal["overlap", "disjoint", "partition", "partition-rarest"]
+SETTINGS: Final[tuple[str, ...]] = get_args(Setting)
+Order = str | Sequence[int | str]
+Groups = tuple[tuple[int, ...], ...]
+
+
+def class_incremental(
+    source: Source,
+    *,
+    base: int,
+    step: int,
+    train_transform: Transform,
+    eval_transform: Transform,
+    setting: Setting = "overlap",
+    order: Order = "natural",
+    order_seed: int = 0,
+    partition_file: Path | None = None,
+    other_label: int | None = None,
+) -> Stream:
+    """Stream that teaches ``base`` classes first and ``step`` more with every further task.
+
+    Training and test lists are made here (from masks, once, see :mod:`perdure.streams.lists`); the monitor list
+    when it is first asked for, so that a data set without a validation split can still be learned.
+
+    Args:
+        source: The data set.
+        base: Classes of the first task.
+        step: Classes of every further task.
+        train_transform: Augmentation and normalisation of training images.
+        eval_transform: Geometry and normalisation of monitor and test images.
+        setting: Which images a task holds: ``overlap``, ``disjoint``, ``partition`` (lists from
+            ``partition_file``) or ``partition-rarest`` (computed, our own rule).
+        order: ``natural``, ``shuffled`` (by ``order_seed``), or class ids or names in learning order. Classes
+            that a given order leaves out are never taught and stay background.
+        order_seed: Seed of the shuffled order.
+        partition_file: See :mod:`perdure.streams.partition_file`.
+        other_label: Label of not yet learned classes in monitor and test views: 0 counts them as background,
+            255 leaves their pixels out. By default what the data set's benchmark does.
+
+    Raises:
+        UsageError: Base, step, order or setting make no sense.
+        DataError: A task would have no training or no test image; the partition does not fit.
+    """
+    groups = split_classes(learning_order(source.space, order, order_seed), base, step)
+    other = source.other_label if other_label is None else other_label
+    if other not in (BACKGROUND, IGNORE):
+        raise UsageError(f"other_label is {other}", "0 counts later classes as background, 255 ignores them")
+    names = task_names(source.space, groups)
+    train = _train_rows(source, groups, setting, partition_file)
+    test = lists.seen(lists.cached_presence(source, "test"), groups)
+    for split, rows in (("training", train), ("test", test)):
+        _refuse_empty(source, split, setting, groups, names, rows)
+
+    @cache
+    def monitor_rows() -> list[lists.Rows]:
+        return lists.overlap(lists.cached_presence(source, "val"), groups)
+
+    taught = [c for group in groups for c in group]
+
+    def spec(index: int) -> TaskSpec:
+        new, known = groups[index], [c for group in groups[: index + 1] for c in group]
+
+        def rows_of(split: Split) -> lists.Rows:
+            return train[index] if split == "train" else monitor_rows()[index]
+
+        def data(check: Callable[[], None]) -> TaskData:
+            def view(split: Split, keep: Sequence[int], rest: int, guard: Callable[[], None] | None) -> View:
+                rows = test[index] if split == "test" else rows_of(split)
+                all_names = source.names(split)
+                chosen = tuple(all_names[row] for row in rows)
+                transform = train_transform if split == "train" else eval_transform
+                return View(source, split, chosen, remap_table(keep, rest), transform, guard)
+
+            return TaskData(
+                train=lambda: view("train", new, BACKGROUND, check),
+                monitor=lambda: view("val", new, other, check),
+                tests=lambda: {"test": view("test", known, other, None)},
+                joint=lambda split: view(split, taught, BACKGROUND if split == "train" else other, check),
+            )
+
+        return TaskSpec(names[index], new, frozenset(new), setting == "overlap", data)
+
+    return make_stream(
+        source.space,
+        [spec(index) for index in range(len(groups))],
+        _protocol(base, step, setting, order, order_seed, partition_file),
+    )
+
+
+def parse_split(text: str) -> tuple[int, int]:
+    """Base and step of a split's published name: ``"15-1"`` -> (15, 1)."""
+    match = re.fullmatch(r"\s*(\d+)\s*-\s*(\d+)\s*", text)
+    if not match:
+        raise UsageError(f"'{text}' is no split", "write BASE-STEP, e.g. 15-1")
+    return int(match[1]), int(match[2])
+
+
+def split_classes(ids: Sequence[int], base: int, step: int) -> Groups:
+    """Cut classes in learning order into tasks: ``base`` first, then ``step`` at a time."""
+    if base < 1 or base > len(ids):
+        raise UsageError(f"base is {base}, but there are {len(ids)} classes", f"choose between 1 and {len(ids)}")
+    rest = len(ids) - base
+    if rest and (step < 1 or rest % step):
+        fits = ", ".join(str(s) for s in range(1, rest + 1) if rest % s == 0)
+        raise UsageError(f"{rest} classes are left after base {base}: step {step} does not fit", f"try {fits}")
+    cuts = [0, base, *(base + step * (k + 1) for k in range(rest // step if rest else 0))]
+    return tuple(tuple(ids[a:b]) for a, b in zip(cuts, cuts[1:], strict=False))
+
+
+def learning_order(space: LabelSpace, order: Order, seed: int = 0) -> tuple[int, ...]:
+    """Class ids in learning order. See ``order`` of :func:`class_incremental`."""
+    if isinstance(order, str):
+        if order == "natural":
+            return space.ids
+        if order == "shuffled":
+            shuffle = np.random.Generator(np.random.PCG64(seed)).permutation(len(space))
+            return tuple(space.ids[i] for i in shuffle)
+        words = ("natural", "shuffled")
+        raise UsageError(f"unknown class order '{order}'", f"{nearest(order, words)} or a list of classes")
+    ids = [space.id_of(c) if isinstance(c, str) else c for c in order]
+    unknown = [i for i in ids if i not in space.ids]
+    if unknown:
+        raise UsageError(
+            f"the class order names class {unknown[0]}, which the data set lacks",
+            f"ids run from {min(space.ids)} to {max(space.ids)}",
+        )
+    twice = [i for k, i in enumerate(ids) if i in ids[:k]]
+    if twice:
+        raise UsageError(f"class '{space.name(twice[0])}' occurs twice in the class order", "name it once")
+    return tuple(ids)
+
+
+def task_names(space: LabelSpace, groups: Groups) -> list[str]:
+    """Names for folders and tables: the class where a task teaches one, else its places in the order, "01-15"."""
+    width = len(str(sum(len(g) for g in groups)))
+    names: list[str] = []
+    done = 0
+    for group in groups:
+        last = done + len(group)
+        places = f"{done + 1:0{width}d}-{last:0{width}d}"
+        names.append(slug(space.name(group[0])) if len(group) == 1 else places)
+        done = last
+    return names
+
+
+def slug(text: str) -> str:
+    """Text that is safe as a folder name: letters and digits stay, the rest becomes ``_``."""
+    return re.sub(r"\W+", "_", text).strip("_") or "unnamed"
+
+
+def _train_rows(source: Source, groups: Groups, setting: str, file: Path | None) -> list[lists.Rows]:
+    if setting not in SETTINGS:
+        raise UsageError(f"unknown setting '{setting}'", nearest(setting, SETTINGS))
+    if (setting == "partition") != (file is not None):
+        what = "needs" if setting == "partition" else "takes no"
+        raise UsageError(f"setting {setting} {what} partition_file", "setting partition reads its lists from it")
+    presence = lists.cached_presence(source, "train")
+    if setting == "partition" and file is not None:
+        names = source.names("train")
+        return partition(presence, groups, read_partition(file, names, len(groups)), names)
+    rules = {
+        "overlap": lists.overlap,
+        "disjoint": lists.disjoint,
+        "partition-rarest": lists.partition_by_rarest,
+    }
+    return rules[setting](presence, groups)
+
+
+def _refuse_empty(
+    source: Source, split: str, setting: str, groups: Groups, names: list[str], rows: list[lists.Rows]
+) -> None:
+    for group, name, found in zip(groups, names, rows, strict=True):
+        if not len(found):
+            classes = ", ".join(source.space.name(c) for c in group)
+            raise DataError(
+                f"{source.name}: no {split} image for task '{name}' ({classes}; setting {setting})",
+                "leave these classes out of the order, teach more classes a task, or choose setting overlap",
+            )
+
+
+def _protocol(base: int, step: int, setting: str, order: Order, order_seed: int, partition_file: Path | None) -> str:
+    text = f"class-incremental {base}-{step} {setting}"
+    if partition_file is not None:
+        text += f" from {partition_file.name}"
+    if order == "shuffled":
+        return f"{text}, order shuffled with seed {order_seed}"
+    return text if order == "natural" else f"{text}, order given"

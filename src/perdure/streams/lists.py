@@ -1,0 +1,134 @@
+"""Image lists: which classes an image shows, remembered by content, and the rules that give images to tasks.
+
+Every rule is a pure function of the presence matrix: ``presence[i, c]`` is True where at least one pixel of mask
+i has label c. ``groups`` holds the class ids of each task in learning order; a rule returns one array of row
+numbers a task, ascending. Classes in no group (an order that leaves some out) neither choose nor exclude images.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from filelock import FileLock
+
+from perdure.data.presence import label_presence
+from perdure.data.source import Source, Split
+from perdure.errors import PerdureError
+from perdure.files import write_atomic
+from perdure.labels import TABLE_SIZE
+
+Presence = npt.NDArray[np.bool_]
+Rows = npt.NDArray[np.int64]
+Groups = Sequence[tuple[int, ...]]
+
+_DIGEST = 32
+_log = logging.getLogger(__name__)
+
+
+def cache_dir() -> Path:
+    """Folder of everything that can be computed again: ``$PERDURE_CACHE``, else the user's cache folder."""
+    named = os.environ.get("PERDURE_CACHE")
+    if named:
+        return Path(named)
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "perdure" / "cache"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "perdure"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "perdure"
+
+
+def cached_presence(source: Source, split: Split) -> Presence:
+    """Presence matrix ``(N, 256)`` of a split in the order of ``source.names(split)``, read from masks only once.
+
+    The file is named after the split's fingerprint and holds a checksum and packed bits, no sample names. A
+    damaged file is computed again; a cache that cannot be written is logged and does without.
+    """
+    count = len(source.names(split))
+    key = hashlib.blake2b(f"presence 1 {source.fingerprint(split)}".encode(), digest_size=20).hexdigest()
+    path = cache_dir() / "presence" / f"{key}.bits"
+    known = _read(path, count)
+    if known is not None:
+        return known
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):  # of several processes one computes, the others wait
+            known = _read(path, count)
+            if known is None:
+                known = label_presence(source, split)
+                _write(path, known)
+            return known
+    except OSError as error:
+        _log.warning("image lists are not remembered: %s: %s", path.parent, error.strerror or error)
+    return label_presence(source, split)
+
+
+def _write(path: Path, presence: Presence) -> None:
+    bits = np.packbits(presence, axis=1).tobytes()
+    digest = hashlib.blake2b(bits, digest_size=_DIGEST).digest()
+    try:
+        write_atomic(path, lambda part: part.write_bytes(digest + bits) and None)
+    except PerdureError as error:
+        _log.warning("image lists are not remembered: %s", error.what)
+
+
+def _read(path: Path, count: int) -> Presence | None:
+    """The remembered matrix, or None where there is none or it is damaged."""
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return None
+    digest, bits = data[:_DIGEST], data[_DIGEST:]
+    if len(bits) != count * TABLE_SIZE // 8 or hashlib.blake2b(bits, digest_size=_DIGEST).digest() != digest:
+        return None
+    packed = np.frombuffer(bits, np.uint8).reshape(count, TABLE_SIZE // 8)
+    return np.unpackbits(packed, axis=1).astype(bool)
+
+
+def overlap(presence: Presence, groups: Groups) -> list[Rows]:
+    """Images with at least one pixel of a task's classes; later classes may be in them and images may recur."""
+    return [np.flatnonzero(_shows(presence, group)) for group in groups]
+
+
+def disjoint(presence: Presence, groups: Groups) -> list[Rows]:
+    """As :func:`overlap`, less the images that show a class of a later task. No image is in two tasks."""
+    later = [_flatten(groups[i + 1 :]) for i in range(len(groups))]
+    return [
+        np.flatnonzero(_shows(presence, group) & ~_shows(presence, future))
+        for group, future in zip(groups, later, strict=True)
+    ]
+
+
+def seen(presence: Presence, groups: Groups) -> list[Rows]:
+    """Images with at least one pixel of a class learned so far: the test lists."""
+    return [np.flatnonzero(_shows(presence, _flatten(groups[: i + 1]))) for i in range(len(groups))]
+
+
+def partition_by_rarest(presence: Presence, groups: Groups) -> list[Rows]:
+    """Partition of our own (not a published one): each image goes to the task of the rarest class that it shows.
+
+    Rare means shown by few images of this split; ties go to the class learned first. Images that show none of
+    the classes are left out. Rare classes keep all their images, so late tasks do not starve.
+    """
+    classes = _flatten(groups)
+    shown = presence[:, classes]
+    rank = np.empty(len(classes), np.int64)
+    rank[np.argsort(shown.sum(0), kind="stable")] = np.arange(len(classes))
+    rarest = np.where(shown, rank, len(classes)).argmin(1)
+    task_of = np.repeat(np.arange(len(groups)), [len(g) for g in groups])
+    task = np.where(shown.any(1), task_of[rarest], -1)
+    return [np.flatnonzero(task == i) for i in range(len(groups))]
+
+
+def _shows(presence: Presence, classes: Sequence[int]) -> Presence:
+    return np.asarray(presence[:, list(classes)].any(1))
+
+
+def _flatten(groups: Groups) -> list[int]:
+    return [c for group in groups for c in group]

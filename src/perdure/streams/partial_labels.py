@@ -1,0 +1,187 @@
+"""Streams of data sets: every task is a data set of its own that labels only some of the classes.
+
+The same builder makes task-incremental streams (each data set brings new classes) and domain-incremental ones
+(the same classes again, seen by another device; such a task teaches no new class but annotates old ones).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from perdure.data.source import Source, Split
+from perdure.data.views import Transform, View
+from perdure.errors import DataError, UsageError, nearest
+from perdure.labels import BACKGROUND, IGNORE, TABLE_SIZE, ClassInfo, Color, LabelSpace, Table, spread_colors
+from perdure.streams.class_incremental import slug
+from perdure.streams.task import Stream, TaskData, TaskSpec, make_stream
+
+Union = Literal["names", "offset"]
+Elsewhere = Literal["absent", "unlabelled"]
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set as a task.
+
+    Args:
+        source: Where its samples come from.
+        name: Name of the task; by default the source's name.
+        classes: Names of the source's classes that it annotates, in learning order; by default all.
+        rename: Names of classes in the stream where they differ from the source's.
+    """
+
+    source: Source
+    name: str = ""
+    classes: Sequence[str] | None = None
+    rename: Mapping[str, str] = field(default_factory=dict)
+
+    def pairs(self) -> list[tuple[int, str]]:
+        """Local id and name in the stream of each annotated class. Unknown names are a UsageError."""
+        space = self.source.space
+        chosen = space.ids if self.classes is None else tuple(space.id_of(name) for name in self.classes)
+        known = [space.name(i) for i in chosen]
+        strange = [name for name in self.rename if name not in known]
+        if strange:
+            raise UsageError(
+                f"{self.label}: rename names class '{strange[0]}', which it does not annotate",
+                nearest(strange[0], known),
+            )
+        pairs = [(i, self.rename.get(name, name)) for i, name in zip(chosen, known, strict=True)]
+        twice = [name for name, count in Counter(name for _, name in pairs).items() if count > 1]
+        if not pairs or twice:
+            what = f"class '{twice[0]}' occurs twice" if twice else "no class is annotated"
+            raise UsageError(f"{self.label}: {what}", "check classes and rename")
+        return pairs
+
+    @property
+    def label(self) -> str:
+        """The task's name, safe as a folder name."""
+        return slug(self.name or self.source.name)
+
+
+def partial_labels(
+    sets: Sequence[DataSet],
+    *,
+    train_transform: Transform,
+    eval_transform: Transform,
+    union: Union = "names",
+    elsewhere: Elsewhere = "unlabelled",
+) -> Stream:
+    """Stream with one task a data set; ``tests()`` of a task holds one test set a data set seen so far, by name.
+
+    Args:
+        sets: The data sets in learning order.
+        train_transform: Augmentation and normalisation of training images.
+        eval_transform: Geometry and normalisation of monitor and test images.
+        union: ``names``: classes of the same name (after ``rename``) are one class. ``offset``: every data set
+            has classes of its own; its ids follow those of the sets before it.
+        elsewhere: Whether images of one data set may show classes of the others (``unlabelled``) or cannot
+            (``absent``). Only streams of the second kind can be merged for joint training.
+
+    Raises:
+        UsageError: Two tasks of one name, an unknown class, or no data set at all.
+        DataError: A data set has no training or no test sample.
+    """
+    if not sets:
+        raise UsageError("the stream has no data set", "name at least one")
+    if union not in ("names", "offset"):
+        raise UsageError(f"unknown union '{union}'", nearest(union, ("names", "offset")))
+    if elsewhere not in ("absent", "unlabelled"):
+        raise UsageError(f"unknown value of elsewhere: '{elsewhere}'", nearest(elsewhere, ("absent", "unlabelled")))
+    twice = [name for name, count in Counter(s.label for s in sets).items() if count > 1]
+    if twice:
+        raise UsageError(f"two data sets are named '{twice[0]}'", "give each a name of its own: name=…")
+    space, maps = global_space(sets, union)
+    owners = Counter(id(s.source) for s in sets)
+    everything = frozenset(space.ids)
+    specs: list[TaskSpec] = []
+    taught: set[int] = set()
+    for index, part in enumerate(sets):
+        labelled = tuple(maps[index].values())
+        new = tuple(c for c in labelled if c not in taught)
+        taught.update(new)
+        mergeable = elsewhere == "absent" or all(set(m.values()) == everything for m in maps)
+        data = _opener(sets, maps, index, (train_transform, eval_transform), mergeable)
+        specs.append(TaskSpec(part.label, new, frozenset(labelled), owners[id(part.source)] > 1, data))
+    return make_stream(space, specs, f"partial labels of {len(sets)} data sets, union by {union}")
+
+
+def global_space(sets: Sequence[DataSet], union: Union = "names") -> tuple[LabelSpace, list[dict[int, int]]]:
+    """Label space of the stream, and for each data set the map local id -> global id, in learning order."""
+    pairs = [part.pairs() for part in sets]
+    shared = {name for name, count in Counter(n for p in pairs for _, n in p).items() if count > 1}
+    classes: list[ClassInfo] = []
+    id_of: dict[str, int] = {}
+    maps: list[dict[int, int]] = []
+    colors: set[Color] = set()
+    for part, own in zip(sets, pairs, strict=True):
+        local: dict[int, int] = {}
+        for local_id, name in own:
+            if union == "offset" and name in shared:
+                name = f"{part.label}: {name}"
+            if name not in id_of:
+                id_of[name] = len(classes) + 1
+                info = part.source.space[local_id]
+                color = _free_color(info.color, colors)
+                classes.append(ClassInfo(id_of[name], name, info.kind, color))
+                colors.add(color)
+            local[local_id] = id_of[name]
+        maps.append(local)
+    backgrounds = {part.source.space.background for part in sets}
+    background = backgrounds.pop() if len(backgrounds) == 1 else "background"
+    return LabelSpace(tuple(classes), background), maps
+
+
+def label_table(local: Mapping[int, int], other: int) -> Table:
+    """Table of 256 entries: local id -> global id; 0 and 255 stay; every other label becomes ``other``."""
+    table = np.full(TABLE_SIZE, other, np.uint8)
+    table[[BACKGROUND, IGNORE]] = BACKGROUND, IGNORE
+    table[list(local)] = list(local.values())
+    return table
+
+
+def _free_color(wanted: Color, used: set[Color]) -> Color:
+    """The wanted colour, or the next generated one if another class has it already."""
+    if wanted not in used:
+        return wanted
+    return next(c for c in spread_colors(len(used) + 2) if c not in used)
+
+
+def _opener(
+    sets: Sequence[DataSet],
+    maps: Sequence[Mapping[int, int]],
+    index: int,
+    transforms: tuple[Transform, Transform],
+    mergeable: bool,
+) -> Callable[[Callable[[], None]], TaskData]:
+    train_transform, eval_transform = transforms
+
+    def view(task: int, split: Split, guard: Callable[[], None] | None) -> View:
+        source = sets[task].source
+        names = tuple(source.names(split))
+        if split != "val" and not names:
+            raise DataError(f"{sets[task].label}: the {split} split is empty", "a task needs at least one sample")
+        other = BACKGROUND if split == "train" else source.other_label
+        transform = train_transform if split == "train" else eval_transform
+        return View(source, split, names, label_table(maps[task], other), transform, guard)
+
+    def tests() -> dict[str, View]:
+        return {sets[task].label: view(task, "test", None) for task in range(index + 1)}
+
+    view(index, "train", None)  # a missing split is found before any work starts
+    view(index, "test", None)
+
+    def data(check: Callable[[], None]) -> TaskData:
+        return TaskData(
+            train=lambda: view(index, "train", check),
+            monitor=lambda: view(index, "val", check),
+            tests=tests,
+            joint=(lambda split: view(index, split, check)) if mergeable else None,
+        )
+
+    return data

@@ -1,0 +1,91 @@
+"""Published numbers of images per step, as data, and their comparison with the lists made here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import Any, NamedTuple
+
+from perdure.errors import DataError, UsageError, nearest
+
+
+class Comparison(NamedTuple):
+    """One number of images: ``split`` is ``train``, ``monitor`` or ``test``; ``step`` counts from 0."""
+
+    step: int
+    split: str
+    published: int
+    ours: int
+    ok: bool
+
+
+def datasets() -> list[str]:
+    """Names of the data sets with published counts."""
+    folder = resources.files(__package__) / "published"
+    return sorted(entry.name.removesuffix(".json") for entry in folder.iterdir() if entry.name.endswith(".json"))
+
+
+def published(dataset: str) -> dict[str, Any]:
+    """Everything published of a data set: images, splits, orders. Raises UsageError where there is nothing."""
+    if dataset not in datasets():
+        raise UsageError(f"no counts are published for data set '{dataset}'", nearest(dataset, datasets()))
+    text = (resources.files(__package__) / "published" / f"{dataset}.json").read_text(encoding="utf-8")
+    content: dict[str, Any] = json.loads(text)
+    return content
+
+
+def published_counts(dataset: str, split_name: str, setting: str, order: str = "natural") -> dict[str, list[int]]:
+    """Images per step of ``train``, ``monitor`` and ``test`` as far as they are published; empty where nothing is.
+
+    Args:
+        dataset: Name of the data set, e.g. ``"voc"``.
+        split_name: Published name of the split, e.g. ``"15-1"``.
+        setting: ``overlap``, ``disjoint`` or ``partition``.
+        order: ``natural``, or the name of a published class order.
+    """
+    if dataset not in datasets():
+        return {}
+    content = published(dataset)
+    splits = content["splits"] if order == "natural" else content.get("orders", {}).get(order, {}).get("splits", {})
+    entry = splits.get(split_name, {})
+    counts = {split: list(entry[split]) for split in ("monitor", "test") if split in entry}
+    train = entry.get("train", {}).get(setting)
+    return ({"train": list(train)} if train else {}) | counts
+
+
+def compare_counts(
+    ours: Mapping[str, Sequence[int] | None],
+    dataset: str,
+    split_name: str,
+    setting: str,
+    order: str = "natural",
+) -> list[Comparison]:
+    """Compare numbers of images with the published ones, step by step.
+
+    Args:
+        ours: Images per step of ``train``, ``monitor`` and ``test``, see
+            :func:`perdure.streams.summary.list_sizes`; a missing or None entry is not compared.
+        dataset: See :func:`published_counts`.
+        split_name: See :func:`published_counts`.
+        setting: See :func:`published_counts`.
+        order: See :func:`published_counts`.
+
+    Returns:
+        One row a number; empty where nothing is published.
+
+    Raises:
+        DataError: The number of steps differs.
+    """
+    rows: list[Comparison] = []
+    for split, known in published_counts(dataset, split_name, setting, order).items():
+        sizes = ours.get(split)
+        if sizes is None:
+            continue
+        if len(sizes) != len(known):
+            raise DataError(
+                f"{dataset} {split_name} has {len(known)} published steps, but {len(sizes)} here",
+                "compare a stream of the same split",
+            )
+        rows += [Comparison(step, split, k, s, k == s) for step, (k, s) in enumerate(zip(known, sizes, strict=True))]
+    return rows

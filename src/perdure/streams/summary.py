@@ -1,0 +1,165 @@
+"""A stream in plain words and numbers: for checks before a run, and for the run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from perdure.data.source import AbsentSplitError
+from perdure.data.views import View
+from perdure.errors import DataError, PerdureError
+from perdure.labels import BACKGROUND, IGNORE, ClassInfo, LabelSpace
+from perdure.streams.lists import Presence, cached_presence
+from perdure.streams.task import Stream, Task, TaskSpec, make_stream
+
+
+def list_sizes(stream: Stream) -> dict[str, list[int] | None]:
+    """Images per task of ``train``, ``monitor`` and ``test`` (all test sets together).
+
+    ``monitor`` is None where the data set has no validation split. No image is read.
+    """
+    sizes: dict[str, list[int] | None] = {"train": [], "monitor": [], "test": []}
+    for task in stream.tasks:
+        for split, views in _views(task).items():
+            so_far = sizes[split]
+            if views is None or so_far is None:
+                sizes[split] = None
+            else:
+                so_far.append(sum(len(view) for view in views.values()))
+    return sizes
+
+
+def summarize(stream: Stream) -> dict[str, Any]:
+    """What a stream holds, ready for JSON.
+
+    Each task has its name, classes, numbers of images, and for train, monitor and test the number of images that
+    show each class *after* the view's label table (``"background"`` or its name here, classes by name);
+    ``without_images`` names annotated classes that no training image shows.
+    """
+    memory: dict[tuple[int, str], tuple[Presence, dict[str, int]]] = {}
+    tasks = []
+    for task in stream.tasks:
+        views = _views(task)
+        shown: dict[str, dict[str, dict[str, int]] | None] = {
+            split: None if group is None else {n: _histogram(v, stream.space, memory) for n, v in group.items()}
+            for split, group in views.items()
+        }
+        train = (shown["train"] or {})["train"]
+        tasks.append(
+            {
+                "index": task.index,
+                "name": task.name,
+                "new": [stream.space.name(c) for c in task.new],
+                "annotated": [stream.space.name(c) for c in task.seen if c in task.annotated],
+                "recurs": task.recurs,
+                "images": {
+                    split: None if group is None else {n: len(v) for n, v in group.items()}
+                    for split, group in views.items()
+                },
+                "shown_by_images": shown,
+                "without_images": [
+                    n for c in task.seen if c in task.annotated and (n := stream.space.name(c)) not in train
+                ],
+            }
+        )
+    taught = {c for task in stream.tasks for c in task.seen}
+    left_out = [c.name for c in stream.space.classes if c.id not in taught]
+    return {"protocol": stream.protocol, "classes": len(taught), "left_out": left_out, "tasks": tasks}
+
+
+def describe(stream: Stream, dataset: str, patients: bool) -> dict[str, Any]:
+    """The content of ``stream.json``: all that prediction and figures need to know, and nothing of the data.
+
+    Args:
+        stream: The stream.
+        dataset: Name of the data set.
+        patients: Whether images come from patients.
+    """
+    return {
+        "protocol": stream.protocol,
+        "dataset": dataset,
+        "background": stream.space.background,
+        "patients": patients,
+        "classes": [{"id": c.id, "name": c.name, "kind": c.kind, "color": list(c.color)} for c in stream.space.classes],
+        "tasks": [
+            {
+                "index": task.index,
+                "name": task.name,
+                "new": list(task.new),
+                "old": list(task.old),
+                "annotated": sorted(task.annotated),
+                "recurs": task.recurs,
+            }
+            for task in stream.tasks
+        ],
+        "groups": [list(group) for group in stream.groups],
+    }
+
+
+def restore(content: Mapping[str, Any]) -> Stream:
+    """The stream of a ``stream.json``, without data: its tasks know their classes but cannot be opened.
+
+    Raises:
+        DataError: The content is damaged: a part is missing, or classes and tasks do not fit together.
+    """
+    try:
+        classes = tuple(
+            ClassInfo(int(c["id"]), str(c["name"]), c["kind"], (c["color"][0], c["color"][1], c["color"][2]))
+            for c in content["classes"]
+        )
+        specs = [
+            TaskSpec(str(t["name"]), tuple(map(int, t["new"])), frozenset(map(int, t["annotated"])), bool(t["recurs"]))
+            for t in content["tasks"]
+        ]
+        groups = [tuple(map(int, group)) for group in content["groups"]]
+        stream = make_stream(LabelSpace(classes, content["background"]), specs, str(content["protocol"]), groups)
+        fits = all(tuple(t["old"]) == task.old for t, task in zip(content["tasks"], stream.tasks, strict=True))
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, PerdureError) as error:
+        raise DataError(f"the description of the stream is damaged: {error!r}", "restore stream.json") from error
+    known = set(stream.space.ids)
+    used = {c for task in stream.tasks for c in (*task.new, *task.annotated)}
+    if not fits or not used <= known or not stream.tasks:
+        raise DataError(
+            "the description of the stream is damaged: its tasks do not fit its classes", "restore stream.json"
+        )
+    return stream
+
+
+def _views(task: Task) -> dict[str, dict[str, View] | None]:
+    """All views of a task by split and name. Reading samples stays forbidden: only sizes and lists are used."""
+    if task.data is None:
+        task.tests()  # raises: there is no data
+        raise AssertionError
+    monitor = _or_none(task.data.monitor)
+    return {
+        "train": {"train": task.data.train()},
+        "monitor": None if monitor is None else {"monitor": monitor},
+        "test": task.data.tests(),
+    }
+
+
+def _or_none(opener: Callable[[], View]) -> View | None:
+    try:
+        return opener()
+    except AbsentSplitError:
+        return None
+
+
+def _histogram(
+    view: View, space: LabelSpace, memory: dict[tuple[int, str], tuple[Presence, dict[str, int]]]
+) -> dict[str, int]:
+    """Images that show each class through the view's table, by class name; ignore is left out."""
+    key = (id(view.source), view.split)
+    if key not in memory:
+        rows = {name: row for row, name in enumerate(view.source.names(view.split))}
+        memory[key] = (cached_presence(view.source, view.split), rows)
+    presence, row_of = memory[key]
+    chosen = presence[[row_of[name] for name in view.names]]
+    counts = {
+        label: int(chosen[:, np.flatnonzero(view.table == label)].any(1).sum())
+        for label in (BACKGROUND, *space.ids)
+        if label != IGNORE
+    }
+    return {space.name(label): count for label, count in counts.items() if count}
