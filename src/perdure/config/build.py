@@ -21,7 +21,8 @@ from perdure.methods.options import Setup
 from perdure.networks.build import build_network
 from perdure.networks.segmenter import Segmenter
 from perdure.seeds import fold, seeded
-from perdure.streams.class_incremental import class_incremental, merged
+from perdure.streams.class_incremental import class_incremental
+from perdure.streams.merged import merged
 from perdure.streams.task import Stream
 
 

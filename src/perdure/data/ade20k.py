@@ -23,7 +23,8 @@ def ade20k_space() -> LabelSpace:
         rows = list(csv.DictReader(stream))
     colors = spread_colors(len(rows))
     classes = (
-        ClassInfo(int(row["id"]), row["name"], cast(Kind, row["kind"]), color) for row, color in zip(rows, colors, strict=True)
+        ClassInfo(int(row["id"]), row["name"], cast(Kind, row["kind"]), color)
+        for row, color in zip(rows, colors, strict=True)
     )
     return LabelSpace(tuple(classes), "other")
 
@@ -44,11 +45,13 @@ def open_ade20k(root: Path) -> PairSource:
         if (base / "images").is_dir() and (base / "annotations").is_dir():
             space = ade20k_space()
             _compare(base / "objectInfo150.txt", space)
-            remedy = "ADE20K masks hold 0..150; take annotations/ of ADEChallengeData2016, not of the full ADE20K data set"
+            remedy = (
+                "ADE20K masks hold 0..150; take annotations/ of ADEChallengeData2016, not of the full ADE20K data set"
+            )
             return PairSource("ade20k", space, partial(_samples, base), identity(space), remedy, other_label=IGNORE)
     raise DataError(
         f"{root} is not the ADE20K scene-parsing data set",
-        "expected images/{training,validation}/ and annotations/{training,validation}/ in it or in ADEChallengeData2016/",
+        "expected {images,annotations}/{training,validation}/ in it or in ADEChallengeData2016/",
     )
 
 
@@ -57,7 +60,9 @@ def _compare(path: Path, space: LabelSpace) -> None:
         return
     try:
         lines = path.read_text(encoding="utf-8").splitlines()[1:]
-        listed = {int(parts[0]): parts[-1].split(",")[0].strip() for parts in (line.split("\t") for line in lines if line)}
+        listed = {
+            int(parts[0]): parts[-1].split(",")[0].strip() for parts in (line.split("\t") for line in lines if line)
+        }
     except (OSError, ValueError) as error:
         raise DataError(f"{path} is not the class table of ADE20K: {error}", "restore the original file") from error
     for class_id in sorted({*listed, *space.ids}):
@@ -74,5 +79,7 @@ def _samples(base: Path, split: Split) -> dict[str, Pair]:
     images, masks = base / "images" / part, base / "annotations" / part
     for folder in (images, masks):
         if not folder.is_dir():
-            raise AbsentSplitError(f"split '{split}' of ADE20K is absent: {folder} does not exist", "unpack that part too")
+            raise AbsentSplitError(
+                f"split '{split}' of ADE20K is absent: {folder} does not exist", "unpack that part too"
+            )
     return match(index_folder(images, IMAGE_SUFFIXES), index_folder(masks, MASK_SUFFIXES), str(images))

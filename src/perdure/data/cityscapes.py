@@ -49,7 +49,7 @@ def open_cityscapes(root: Path) -> PairSource:
     if not (root / "leftImg8bit").is_dir() or not (root / "gtFine").is_dir():
         raise DataError(
             f"{root} is not the Cityscapes data set",
-            "expected leftImg8bit/{train,val}/CITY/ and gtFine/{train,val}/CITY/ in it (unpack both archives in one folder)",
+            "expected {leftImg8bit,gtFine}/{train,val}/CITY/ in it: unpack both archives in one folder",
         )
     space = LabelSpace(tuple(ClassInfo(k, name, kind, color) for k, (_, name, kind, color) in enumerate(CLASSES, 1)))
     table = dict.fromkeys(RAW_LABELS, 0) | {raw: k for k, (raw, *_) in enumerate(CLASSES, 1)}
@@ -62,7 +62,9 @@ def _samples(root: Path, split: Split) -> dict[str, Pair]:
     images, masks = root / "leftImg8bit" / part, root / "gtFine" / part
     for folder in (images, masks):
         if not folder.is_dir():
-            raise AbsentSplitError(f"split '{split}' of Cityscapes is absent: {folder} does not exist", "unpack that part too")
+            raise AbsentSplitError(
+                f"split '{split}' of Cityscapes is absent: {folder} does not exist", "unpack that part too"
+            )
     return match(_files(images, "_leftImg8bit"), _files(masks, "_gtFine_labelIds"), str(images))
 
 

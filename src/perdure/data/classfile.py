@@ -49,17 +49,28 @@ def read_class_file(path: Path) -> LabelSpace:
     by_name: dict[str, int] = {}
     for number, name, _ in rows:
         if number in by_id:
-            raise DataError(f"{path} gives id {number} twice: '{by_id[number]}' and '{name}'", "give each class its own id")
+            raise DataError(
+                f"{path} gives id {number} twice: '{by_id[number]}' and '{name}'", "give each class its own id"
+            )
         if name in by_name:
-            raise DataError(f"{path} gives the name '{name}' twice: ids {by_name[name]} and {number}", "give each class its own name")
+            raise DataError(
+                f"{path} gives the name '{name}' twice: ids {by_name[name]} and {number}",
+                "give each class its own name",
+            )
         if not BACKGROUND <= number < IGNORE:
-            raise DataError(f"{path}: id {number} of '{name}' is out of range", "ids run from 1 to 254; 0 is background, 255 is void")
+            raise DataError(
+                f"{path}: id {number} of '{name}' is out of range",
+                "ids run from 1 to 254; 0 is background, 255 is void",
+            )
         by_id[number], by_name[name] = name, number
     foreground = [row for row in rows if row[0] != BACKGROUND]
     if not foreground:
         raise DataError(f"{path} lists no class", _HELP)
     colors = spread_colors(len(foreground))
-    classes = (ClassInfo(k, name, **{"color": color, **extra}) for (k, name, extra), color in zip(foreground, colors, strict=True))
+    classes = (
+        ClassInfo(k, name, **{"color": color, **extra})
+        for (k, name, extra), color in zip(foreground, colors, strict=True)
+    )
     return LabelSpace(tuple(classes), by_id.get(BACKGROUND, "background"))
 
 
@@ -122,6 +133,8 @@ def _detailed(path: Path, row: dict[str, Any]) -> Row:
     if color is not None and not (
         isinstance(color, list) and len(color) == 3 and all(type(c) is int and 0 <= c <= 255 for c in color)
     ):
-        raise DataError(f"{path}: the colour of class '{name}' is not three numbers in 0..255", "for example [255, 0, 0]")
+        raise DataError(
+            f"{path}: the colour of class '{name}' is not three numbers in 0..255", "for example [255, 0, 0]"
+        )
     extra = {"kind": kind, "color": tuple(color) if color else None}
     return number, name, {key: given for key, given in extra.items() if given is not None}

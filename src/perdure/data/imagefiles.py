@@ -16,7 +16,7 @@ from perdure.errors import DataError
 IMAGE_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 MASK_SUFFIXES: Final = (".png", ".bmp", ".tif", ".tiff")
 _UNREADABLE = (
-    OSError, SyntaxError, ValueError, EOFError, MemoryError, struct.error, zlib.error, Pil.DecompressionBombError,
+    OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Pil.DecompressionBombError,
 )  # fmt: skip  # what Pillow's decoders raise on damaged files
 _EIGHT_BIT = {"1", "L", "P", "RGB", "CMYK", "YCbCr", "LAB", "HSV"}
 
@@ -50,7 +50,9 @@ def read_image(path: Path) -> npt.NDArray[np.uint8]:
         if np.asarray(picture.getchannel("A")).min() < 255:
             raise DataError(f"{path} has transparent pixels", "save it without an alpha channel")
     elif picture.mode not in _EIGHT_BIT:
-        raise DataError(f"{path} has pixel format {picture.mode}, not 8 bits a channel", "convert it to 8-bit RGB or grey")
+        raise DataError(
+            f"{path} has pixel format {picture.mode}, not 8 bits a channel", "convert it to 8-bit RGB or grey"
+        )
     return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB")).transpose(2, 0, 1)
 
 

@@ -35,12 +35,16 @@ def read_list(path: Path, columns: int = 2) -> list[Line]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"the image list {path} cannot be read: {error}", "a list is a text file with one sample a line") from error
+        raise DataError(
+            f"the image list {path} cannot be read: {error}", "a list is a text file with one sample a line"
+        ) from error
     lines: list[Line] = []
     for number, line in enumerate(text.splitlines(), 1):
         parts = tuple(line.split()) if columns > 1 else (line.strip(),)
         if len(parts) > columns:
-            raise DataError(f"{path} line {number} has {len(parts)} entries", "expected a name, or an image path and a mask path")
+            raise DataError(
+                f"{path} line {number} has {len(parts)} entries", "expected a name, or an image path and a mask path"
+            )
         if any(parts):
             lines.append(Line(number, parts))
     if not lines:
@@ -64,13 +68,17 @@ def index_folder(folder: Path, suffixes: Iterable[str], ending: str = "") -> dic
     try:
         files = sorted(folder.iterdir())
     except OSError as error:
-        raise DataError(f"the folder {folder} cannot be read: {error.strerror}", "check the data set's layout") from error
+        raise DataError(
+            f"the folder {folder} cannot be read: {error.strerror}", "check the data set's layout"
+        ) from error
     for file in files:
         if file.name.startswith(".") or file.suffix.lower() not in wanted or not file.stem.endswith(ending):
             continue
         name = file.stem[: len(file.stem) - len(ending)]
         if name in found:
-            raise DataError(f"{folder} holds both {found[name].name} and {file.name}", "one sample needs one file: remove one")
+            raise DataError(
+                f"{folder} holds both {found[name].name} and {file.name}", "one sample needs one file: remove one"
+            )
         found[name] = file
     return found
 
@@ -84,7 +92,9 @@ def match(images: Mapping[str, Path], masks: Mapping[str, Path], where: str) -> 
     for these, those, what, lacks in ((images, masks, "image", "mask"), (masks, images, "mask", "image")):
         alone = [these[name] for name in these if name not in those]
         if alone:
-            raise DataError(f"{what} without {lacks}: {alone[0]}{_more(alone)}", f"add the {lacks} or remove the {what}")
+            raise DataError(
+                f"{what} without {lacks}: {alone[0]}{_more(alone)}", f"add the {lacks} or remove the {what}"
+            )
     if not images:
         raise DataError(f"{where} holds no images", f"expected files ending in {', '.join(IMAGE_SUFFIXES)}")
     return {name: Pair(images[name], masks[name]) for name in sorted(images)}
@@ -108,7 +118,10 @@ def from_list(path: Path, lines: list[Line], locate: Locate) -> dict[str, Pair]:
         key = (file.parent, mask)
         if key not in folders:
             folders[key] = index_folder(file.parent, MASK_SUFFIXES if mask else IMAGE_SUFFIXES)
-        return folders[key].get(file.stem) or folders[key].get(file.name)
+        found = folders[key].get(file.stem)
+        if found is None and Path(file.stem).suffix.lower() in IMAGE_SUFFIXES:  # the list gave a file name as a name
+            found = folders[key].get(Path(file.stem).stem)
+        return found
 
     pairs: dict[str, Pair] = {}
     missing: list[tuple[int, str, Path]] = []
@@ -123,7 +136,9 @@ def from_list(path: Path, lines: list[Line], locate: Locate) -> dict[str, Pair]:
         pairs[found[0].stem] = Pair(found[0], found[1])
     if missing:
         number, what, file = missing[0]
-        raise DataError(f"{path} line {number} names a missing {what}: {file}{_more(missing)}", "add the file or remove the line")
+        raise DataError(
+            f"{path} line {number} names a missing {what}: {file}{_more(missing)}", "add the file or remove the line"
+        )
     return pairs
 
 

@@ -74,7 +74,7 @@ def _base(root: Path) -> Path:
             return base
     raise DataError(
         f"{root} is not a data set in the VOC layout",
-        "expected JPEGImages/, SegmentationClass/ and ImageSets/Segmentation/ in it, in VOC2012/ or in VOCdevkit/VOC2012/",
+        "expected JPEGImages/, SegmentationClass/, ImageSets/Segmentation/ in it or in VOCdevkit/VOC2012/",
     )
 
 

@@ -14,7 +14,11 @@ class Entry(NamedTuple):
 
 
 METHODS: Final[dict[str, Entry]] = {
-    "finetune": Entry("perdure.methods.finetune:Finetune", "learns each task and protects nothing: the lower bound", "-"),
+    "finetune": Entry(
+        "perdure.methods.finetune:Finetune", "learns each task and protects nothing: the lower bound", "-"
+    ),
     "joint": Entry("perdure.methods.joint:Joint", "learns all tasks at once: the upper bound", "-"),
-    "star": Entry("perdure.methods.star:Star", "prototype replay with balanced binary cross-entropy", "STAR, NeurIPS 2023"),
+    "star": Entry(
+        "perdure.methods.star:Star", "prototype replay with balanced binary cross-entropy", "STAR, NeurIPS 2023"
+    ),
 }

@@ -12,7 +12,7 @@ from perdure.data.views import Batch
 from perdure.engine.phases import Phase, Terms
 from perdure.kept.items import Kept
 from perdure.methods import training
-from perdure.methods.losses import class_bce, upsample
+from perdure.methods.losses import class_bce
 from perdure.methods.method import Prediction
 from perdure.methods.options import Options, Setup
 from perdure.streams.task import Task
@@ -23,7 +23,7 @@ class FinetuneOptions(Options):
 
     channels: Literal["seen", "new"] = Field(
         "seen",
-        description="which classifiers learn: of all classes seen so far (old classes are then background), or the newest",
+        description="which classifiers learn: of all classes seen so far, with old ones as background, or the newest",
     )
     ignore_as_negative: bool = Field(True, description="count ignored pixels as negatives, as STAR does")
 
@@ -50,7 +50,7 @@ class Finetune(nn.Module):
         self.learning = task.seen
         if self.options.channels == "new":
             self.learning = task.new
-            self.network.classifiers[:-1].requires_grad_(False)
+            self.network.freeze_old_classifiers()
 
     def phases(self, task: Task) -> Sequence[Phase]:
         """One training phase."""
@@ -61,11 +61,7 @@ class Finetune(nn.Module):
         first = -1 if self.options.channels == "new" else 0
         logits = self.network.classify(self.network.features(batch.images), first=first)
         weight, keep = self.training_options.pos_weight, self.options.ignore_as_negative
-        return {
-            "current": class_bce(
-                upsample(logits, batch.labels.shape[1:]), batch.labels, self.learning, weight, keep
-            ).sum()
-        }
+        return {"current": class_bce(logits, batch.labels, self.learning, weight, keep).sum()}
 
     def predict(self, images: Tensor) -> Prediction:
         """Sigmoid scores of all classes seen so far; background where none exceeds 0.5."""

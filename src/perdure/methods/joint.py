@@ -12,7 +12,7 @@ from perdure.data.views import Batch
 from perdure.engine.phases import Phase, Terms
 from perdure.kept.items import Kept
 from perdure.methods import training
-from perdure.methods.losses import class_bce, upsample
+from perdure.methods.losses import class_bce
 from perdure.methods.method import Prediction
 from perdure.methods.options import Options, Setup
 from perdure.streams.task import Task
@@ -49,7 +49,7 @@ class Joint(nn.Module):
 
     def loss(self, batch: Batch) -> Terms:
         """Sum over classes of binary cross-entropy, mean over pixels."""
-        logits = upsample(self.network.classify(self.network.features(batch.images)), batch.labels.shape[1:])
+        logits = self.network.classify(self.network.features(batch.images))
         weight, keep = self.training_options.pos_weight, self.options.ignore_as_negative
         return {"current": class_bce(logits, batch.labels, self.class_ids, weight, keep).sum()}
 

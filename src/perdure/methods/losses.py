@@ -7,7 +7,7 @@ an explicit list of ids, never from the value of its label.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,10 @@ from torch.autograd.function import once_differentiable
 from perdure.errors import PerdureError
 from perdure.labels import IGNORE, ChannelMap
 
-_MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
+PIECE_ON_CPU: Final = 1 << 20
+"""Full-size logits that :func:`class_bce` handles at a time (at least one image): what fits a cache."""
+PIECE_ON_GPU: Final = 1 << 26
+"""The same on a GPU: enough to keep it busy."""
 
 
 def channels_of(labels: Tensor, class_ids: Sequence[int]) -> Tensor:
@@ -30,11 +33,6 @@ def channels_of(labels: Tensor, class_ids: Sequence[int]) -> Tensor:
     return torch.as_tensor(ChannelMap(tuple(class_ids)).to_channel(), device=labels.device)[labels]
 
 
-def upsample(logits: Tensor, size: Sequence[int]) -> Tensor:
-    """Resize ``(N, C, *s)`` to ``(N, C, *size)`` linearly along every axis, in float32, corners not aligned."""
-    return F.interpolate(logits.float(), tuple(size), mode=_MODES[logits.dim() - 2], align_corners=False)
-
-
 def class_bce(
     logits: Tensor,
     labels: Tensor,
@@ -42,13 +40,13 @@ def class_bce(
     pos_weight: float = 1.0,
     ignore_as_negative: bool = True,
 ) -> Tensor:
-    """Binary cross-entropy of each class, mean over pixels (STAR, spec 4.1).
+    """Binary cross-entropy of each class on linearly upsampled logits, mean over pixels (STAR, spec 4.1).
 
-    ``-[w y log s(z) + (1 - y) log(1 - s(z))]`` with ``y = [label = class]``. Computed in float32 without a
-    one-hot target; one tensor of the logits' size is made forward and one backward.
+    ``-[w y log s(z) + (1 - y) log(1 - s(z))]`` with ``y = [label = class]``. Computed in float32, a few images at
+    a time and without a one-hot target, so that full-size logits of a whole batch never exist.
 
     Args:
-        logits: ``(N, C, *S)``.
+        logits: ``(N, C, *s)``, of the labels' size or smaller (upsampled with corners not aligned).
         labels: ``(N, *S)`` int64 global ids.
         class_ids: Global id of each of the C channels.
         pos_weight: Weight w of positive pixels.
@@ -61,10 +59,10 @@ def class_bce(
     Raises:
         PerdureError: The shapes do not fit together.
     """
-    if logits.shape[0] != labels.shape[0] or logits.shape[2:] != labels.shape[1:] or logits.shape[1] != len(class_ids):
+    if logits.shape[0] != labels.shape[0] or logits.dim() != labels.dim() + 1 or logits.shape[1] != len(class_ids):
         raise PerdureError(
             f"logits {tuple(logits.shape)} do not fit labels {tuple(labels.shape)} and {len(class_ids)} classes",
-            "logits need one channel a class and the size of the labels: upsample them first",
+            "logits need one channel a class, and as many images and axes as the labels",
         )
     valid = None if ignore_as_negative else labels != IGNORE
     loss: Tensor = _ClassBce.apply(logits.float(), channels_of(labels, class_ids), valid, pos_weight)
@@ -89,38 +87,84 @@ def negative_bce(logits: Tensor, where: Tensor | None = None) -> Tensor:
 
 
 class _ClassBce(torch.autograd.Function):
-    """Mean over pixels of weighted BCE by class, with its derivative written out.
+    """Mean over pixels of weighted BCE by class, with its derivative worked out on the way forward.
 
-    Only one channel a pixel can be positive, so the loss of all-negative targets is computed and overwritten
-    there; autograd of a gather would fill and add another tensor of the logits' size.
+    A class's loss depends on its own channel only, so its derivative can be taken before the gradient of the
+    loss is known; each piece of full-size logits is used up at once. Only one channel a pixel can be positive:
+    the all-negative loss is computed and overwritten there.
     """
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, channels: Tensor, valid: Tensor | None, pos_weight: float) -> Tensor:
-        index = channels.clamp_min(0).unsqueeze(1)
-        positive = (channels >= 0).unsqueeze(1)
-        loss = F.softplus(logits)
-        at_label = pos_weight * F.softplus(-logits.gather(1, index))
-        loss.scatter_(1, index, torch.where(positive, at_label, loss.gather(1, index)))
-        if valid is None:
-            count = torch.tensor(float(channels.numel()), device=logits.device)
-        else:
-            loss.mul_(valid.unsqueeze(1))
-            count = valid.sum().clamp_min(1).to(loss.dtype)
-        ctx.save_for_backward(logits, channels, valid, count)
-        ctx.pos_weight = pos_weight
-        return loss.sum((0, *range(2, loss.dim()))) / count
+        size = channels.shape[1:]
+        resizers = [_resizer(small, full, logits) for small, full in zip(logits.shape[2:], size, strict=True)]
+        total = logits.new_zeros(logits.shape[1])
+        slopes = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
+        budget = PIECE_ON_CPU if logits.device.type == "cpu" else PIECE_ON_GPU
+        images = max(1, budget // max(1, logits.shape[1] * channels[0].numel()))
+        with torch.autocast(logits.device.type, enabled=False):
+            for first in range(0, len(logits), images):
+                here = slice(first, first + images)
+                full = _enlarge(logits[here], resizers)
+                loss, slope = _pixel_bce(full, channels[here], pos_weight, slopes is not None)
+                if valid is not None:
+                    loss = loss * valid[here].unsqueeze(1)
+                total += loss.flatten(2).sum((0, 2))
+                if slopes is not None and slope is not None:
+                    slopes[here] = _shrink(slope if valid is None else slope * valid[here].unsqueeze(1), resizers)
+        count = torch.tensor(float(channels.numel())) if valid is None else valid.sum().clamp_min(1)
+        share = count.to(total).reciprocal()
+        ctx.save_for_backward(slopes if slopes is None else slopes.mul_(share))
+        return total.mul_(share)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        logits, channels, valid, count = ctx.saved_tensors
-        index = channels.clamp_min(0).unsqueeze(1)
-        slope = torch.sigmoid(logits)
-        at_label = slope.gather(1, index)
-        positive = (channels >= 0).unsqueeze(1)
-        slope.scatter_(1, index, torch.where(positive, ctx.pos_weight * (at_label - 1.0), at_label))
-        slope.mul_((grad / count).view(1, -1, *[1] * (logits.dim() - 2)))
-        if valid is not None:
-            slope.mul_(valid.unsqueeze(1))
-        return slope, None, None, None
+        (slopes,) = ctx.saved_tensors
+        return grad.view(1, -1, *[1] * (slopes.dim() - 2)) * slopes, None, None, None
+
+
+def _pixel_bce(logits: Tensor, channels: Tensor, pos_weight: float, slope: bool) -> tuple[Tensor, Tensor | None]:
+    """Loss of each logit and, if wanted, its derivative; both ``(n, C, *S)``."""
+    index, positive = channels.clamp_min(0).unsqueeze(1), (channels >= 0).unsqueeze(1)
+    at_label = logits.gather(1, index)
+    loss = F.softplus(logits)
+    loss.scatter_(1, index, torch.where(positive, pos_weight * F.softplus(-at_label), F.softplus(at_label)))
+    if not slope:
+        return loss, None
+    slopes, here = logits.sigmoid(), at_label.sigmoid()
+    slopes.scatter_(1, index, torch.where(positive, pos_weight * (here - 1.0), here))
+    return loss, slopes
+
+
+def _resizer(small: int, full: int, like: Tensor) -> Tensor | None:
+    """Matrix ``(full, small)`` of linear interpolation along one axis; ``None`` where nothing changes.
+
+    Products with it, axis by axis, are several times faster than the general resize on a CPU, above all backward.
+    """
+    if small == full:
+        return None
+    unit = torch.eye(small, dtype=like.dtype, device=like.device)[None]
+    return F.interpolate(unit, full, mode="linear", align_corners=False)[0].t().contiguous()
+
+
+def _enlarge(maps: Tensor, resizers: Sequence[Tensor | None]) -> Tensor:
+    """Multiply each spatial axis of ``(n, C, *s)`` by its matrix."""
+    for axis, matrix in enumerate(resizers, 2):
+        maps = maps if matrix is None else _along(maps, axis, matrix)
+    return maps
+
+
+def _shrink(maps: Tensor, resizers: Sequence[Tensor | None]) -> Tensor:
+    """Transpose of :func:`_enlarge`."""
+    for axis, matrix in reversed(list(enumerate(resizers, 2))):
+        maps = maps if matrix is None else _along(maps, axis, matrix.t())
+    return maps
+
+
+def _along(maps: Tensor, axis: int, matrix: Tensor) -> Tensor:
+    """Apply ``matrix (out, in)`` along one axis."""
+    before, after = maps.shape[:axis], maps.shape[axis + 1 :]
+    if not after:
+        return maps @ matrix.t()
+    return (matrix @ maps.reshape(*before, maps.shape[axis], -1)).reshape(*before, len(matrix), *after)

@@ -32,7 +32,9 @@ class TrainingOptions(Options):
     warmup: float = Field(0.2, gt=0, lt=1, description="share of the steps that warm up (warmup_poly)")
     neck_lr: float = Field(10.0, gt=0, description="learning rate of the head below the classifiers, times base")
     classifier_lr: float = Field(10.0, gt=0, description="learning rate of classifiers, times base")
-    new_classifier_lr: float = Field(100.0, gt=0, description="learning rate of the newest classifier at later tasks, times base")
+    new_classifier_lr: float = Field(
+        100.0, gt=0, description="learning rate of the newest classifier later, times base"
+    )
     freeze_norm: bool = Field(True, description="freeze BatchNorm and switch dropout off after the first task")
     pos_weight: float = Field(4.0, gt=0, description="weight of positive pixels in binary cross-entropy")
     clip: float | None = Field(None, gt=0, description="largest global gradient norm")

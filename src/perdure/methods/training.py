@@ -1,4 +1,4 @@
-"""What methods share that train a growing :class:`Segmenter` with one sigmoid a class: data, optimiser, phase, scores."""
+"""What methods with one sigmoid a class share: how the network grows, data, optimiser, phase and scores."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from perdure.data.views import Batch
 from perdure.engine.phases import Batches, Terms, Train
 from perdure.engine.schedules import by_name
 from perdure.labels import BACKGROUND
-from perdure.methods.losses import upsample
 from perdure.methods.method import Prediction
 from perdure.methods.options import TrainingOptions
-from perdure.networks.segmenter import Segmenter
+from perdure.networks.segmenter import Segmenter, upsample
 from perdure.streams.task import Task
 
 
@@ -87,6 +86,6 @@ def sigmoid_scores(network: Segmenter, images: Tensor, class_ids: Sequence[int])
 
     A class wins where it is the likeliest and above 0.5. The mode of the network is the caller's business.
     """
-    logits = upsample(network.classify(network.features(images)), images.shape[2:])
-    scores = torch.cat([torch.full_like(logits[:, :1], 0.5), logits.sigmoid_()], 1)
+    logits = upsample(network.classify(network.features(images)).float(), images.shape[2:])
+    scores = torch.cat([torch.full_like(logits[:, :1], 0.5), logits.sigmoid()], 1)
     return Prediction(scores, (BACKGROUND, *class_ids))

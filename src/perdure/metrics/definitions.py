@@ -158,7 +158,7 @@ _TABLE: Final = (
     _percent("accuracy.mean", "mean class accuracy", "task",
              "Mean over all classes seen so far of recall = TP / (TP + FN).",
              "FCN (CVPR 2015)", _BG, _ABSENT),
-    _percent("accuracy.average", "average over tasks", "stream",
+    _percent("accuracy.average", "mIoU, average over tasks", "stream",
              "Mean of one figure over all tasks so far, each taken right after its task.",
              "iCaRL (CVPR 2017)", _AVERAGE_OF, _BG, _ABSENT),
     _points("forgetting", "lower", "Mean over earlier tasks j < t of what was lost on task j's classes.",

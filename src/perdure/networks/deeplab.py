@@ -18,7 +18,9 @@ TINY = "tiny_resnet"
 PAPER_DILATIONS = (6, 12, 18)
 PAPER_STRIDE = 16
 PAPER_SIZE = 512
+PAPER_MOMENTUM = 0.01
 TINY_SIZE = 64
+TINY_MOMENTUM = 0.1
 
 
 def deeplab(
@@ -31,7 +33,7 @@ def deeplab(
     input_size: int | None = None,
     dropout: float = 0.1,
     weights: str | Path = "random",
-    norm_momentum: float = 0.01,
+    norm_momentum: float | None = None,
     tiny_channels: Sequence[int] = (16, 32, 64, 128),
 ) -> Segmenter:
     """Build DeepLabV3 without classifiers. The defaults are the paper's network (42,500,160 + 16,125,440 parameters).
@@ -49,28 +51,26 @@ def deeplab(
         dropout: Share of the ASPP's channels dropped in training.
         weights: Of the backbone: ``random``, ``imagenet`` (torchvision's V1 weights where timm has them, as
             in the paper, unless the name has a tag) or a file, see ``load_backbone_weights``.
-        norm_momentum: Of the backbone's BatchNorm layers.
+        norm_momentum: Of the backbone's BatchNorm layers; 0.01 (the paper's, for pretrained weights), or 0.1 for
+            ``tiny_resnet``, whose statistics start from nothing, if not given.
         tiny_channels: Channels of the four stages of ``tiny_resnet``.
 
     Raises:
         UsageError: An option or the combination of options cannot be built.
         DataError: The weights do not fit.
     """
-    if width < 1 or in_channels < 1 or not 0 <= dropout < 1 or not 0 <= norm_momentum <= 1:
-        raise UsageError(
-            "deeplab: width or in_channels below 1, dropout outside [0, 1) or norm_momentum outside [0, 1]",
-            "correct the network's options",
-        )
     tiny = backbone == TINY
-    trunk, channels = (
-        _tiny_resnet(in_channels, output_stride, tiny_channels)
-        if tiny
-        else _timm_backbone(backbone, in_channels, output_stride)
-    )
-    set_momentum(trunk, norm_momentum)
+    size = input_size if input_size is not None else TINY_SIZE if tiny else PAPER_SIZE
+    momentum = norm_momentum if norm_momentum is not None else TINY_MOMENTUM if tiny else PAPER_MOMENTUM
+    _check_values(width, in_channels, size, dropout, momentum)
+    if tiny:
+        trunk, channels = _tiny_resnet(in_channels, output_stride, tiny_channels)
+    else:
+        trunk, channels = _timm_backbone(backbone, in_channels, output_stride)
+    set_momentum(trunk, momentum)
     record = load_backbone_weights(trunk, weights)
     if dilations is None:
-        dilations = scaled_dilations(output_stride, input_size or (TINY_SIZE if tiny else PAPER_SIZE))
+        dilations = scaled_dilations(output_stride, size)
     neck = Aspp(channels, width, dilations, dropout)
     return Segmenter(DeepLabBody(trunk, neck), width, output_stride, 2, in_channels=in_channels, weights=record)
 
@@ -162,9 +162,13 @@ def _timm_backbone(name: str, in_channels: int, output_stride: int) -> tuple[nn.
         close = nearest(name, [TINY, *timm.list_models()])
         few = f"for example resnet18, resnet50, resnet101, mobilenetv3_small_100 or {TINY}"
         raise UsageError(f"unknown backbone '{name}'", close if close.startswith("did") else few)
+    architecture, _, tag = name.partition(".")
+    if tag and not timm.models.is_model_pretrained(name):
+        known = timm.list_pretrained(f"{architecture}.*")
+        raise UsageError(f"backbone '{architecture}' has no published weights '{tag}'", nearest(name, known))
     _check_stride(name, output_stride, (8, 16, 32))
-    torchvision_v1 = f"{name}.tv_in1k"  # the weights of the paper; timm's own default is a later recipe
-    tagged = torchvision_v1 if "." not in name and timm.models.is_model_pretrained(torchvision_v1) else name
+    torchvision_v1 = f"{architecture}.tv_in1k"  # the weights of the paper; timm's own default is a later recipe
+    tagged = torchvision_v1 if not tag and timm.models.is_model_pretrained(torchvision_v1) else name
     try:
         trunk: Any = timm.create_model(
             tagged, features_only=True, out_indices=(-1,), output_stride=output_stride, in_chans=in_channels
@@ -174,9 +178,10 @@ def _timm_backbone(name: str, in_channels: int, output_stride: int) -> tuple[nn.
             f"backbone '{name}' cannot be built with output_stride {output_stride} and {in_channels} input channels",
             "use a convolutional backbone, for example resnet18, mobilenetv3_small_100 or convnext_atto",
         ) from error
-    if trunk.feature_info.reduction()[-1] != output_stride:
+    stride = trunk.feature_info.reduction()[-1]
+    if stride != output_stride:
         raise UsageError(
-            f"backbone '{name}' ignores output_stride {output_stride}: its stride is {trunk.feature_info.reduction()[-1]}",
+            f"backbone '{name}' ignores output_stride {output_stride}: its stride is {stride}",
             "set that output_stride, or use another backbone",
         )
     return trunk, trunk.feature_info.channels()[-1]
@@ -201,8 +206,19 @@ def _tiny_resnet(in_channels: int, output_stride: int, channels: Sequence[int]) 
         stem_type="deep",
         channels=tuple(channels),
     )
+    trunk.pretrained_cfg = {"architecture": TINY}
     trunk.maxpool = nn.Identity()  # small inputs: a stem of stride 2 instead of 4, hence twice the stride above
     return trunk, channels[-1]
+
+
+def _check_values(width: int, in_channels: int, input_size: int, dropout: float, momentum: float) -> None:
+    for name, value in {"width": width, "in_channels": in_channels, "input_size": input_size}.items():
+        if value < 1:
+            raise UsageError(f"deeplab: {name} is {value}", "give a positive number")
+    if not 0 <= dropout < 1:
+        raise UsageError(f"deeplab: dropout is {dropout}", "give a share of at least 0 and below 1")
+    if not 0 < momentum <= 1:
+        raise UsageError(f"deeplab: norm_momentum is {momentum}", "give a share above 0 and at most 1")
 
 
 def _check_stride(name: str, output_stride: int, known: tuple[int, ...]) -> None:

@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 CONVOLUTIONS = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 # Also finds timm's normalisations (with a built-in activation), which inherit from these.
-NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
+NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
 def init_kaiming(module: nn.Module) -> None:

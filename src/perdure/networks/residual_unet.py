@@ -105,7 +105,7 @@ class UNetBody(nn.Module):
         )
         if values == 1 and (self.norm == "instance" or (self.norm == "batch" and batch_trains)):
             raise UsageError(
-                f"the input is too small: level {number + 1} of the U-Net would be one cell, with no spread to normalise",
+                f"input too small: level {number + 1} of the U-Net would be one cell, with no spread to normalise",
                 "use larger crops, fewer widths, smaller strides or norm: group",
             )
 
@@ -150,7 +150,9 @@ class ResidualBlock(nn.Module):
 
 def _norm(kind: Norm, dims: int, channels: int) -> nn.Module:
     if kind == "group":
-        return nn.GroupNorm(math.gcd(8, channels), channels)
+        groups = math.gcd(8, channels)
+        # A group of one channel would be instance normalisation.
+        return nn.GroupNorm(groups if groups < channels else max(groups // 2, 1), channels)
     if kind == "batch":
         return nn.BatchNorm2d(channels) if dims == 2 else nn.BatchNorm3d(channels)
     return nn.InstanceNorm2d(channels, affine=True) if dims == 2 else nn.InstanceNorm3d(channels, affine=True)

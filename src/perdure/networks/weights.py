@@ -20,7 +20,7 @@ from perdure.files import read_tensors, sha256
 
 NESTS = ("state_dict", "model_state_dict", "model")
 # Parts of classification networks above the last feature map; a backbone has no use for them.
-HEADS = ("fc.", "classifier.", "aux_classifier.", "head.", "conv_head.", "bn2.", "norm_head.", "final_conv.")
+HEADS = ("fc.", "classifier.", "aux_classifier.", "head.", "conv_head.", "bn2.", "norm_head.", "norm.", "final_conv.")
 PICKLES = (".pth", ".pt", ".bin", ".ckpt")
 # What a damaged or foreign file makes the unpickler raise.
 DAMAGE = (
@@ -166,7 +166,7 @@ def _without_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _plain(name: str) -> str:
-    return re.sub(r"_(\d+)(?=\.)", r".\1", name)
+    return name.replace("_", ".")
 
 
 def _count(names: list[str], total: int, what: str) -> str:
@@ -175,7 +175,7 @@ def _count(names: list[str], total: int, what: str) -> str:
 
 def _nearest_hint(missing: Iterable[str], unexpected: Iterable[str]) -> str:
     for name in missing:
-        close = difflib.get_close_matches(name, list(unexpected), n=1, cutoff=0.6)
+        close = difflib.get_close_matches(name, list(unexpected), n=1, cutoff=0.8)
         return (
             f"the file has '{close[0]}' where '{name}' is expected" if close else "is it a file of this very backbone?"
         )
@@ -205,7 +205,7 @@ def _imagenet(module: nn.Module) -> Weights:
         )
     except (OSError, RuntimeError, ValueError) as error:
         raise PerdureError(
-            f"could not fetch the ImageNet weights of {name}: {str(error).splitlines()[0] if str(error) else error!r}",
+            f"could not fetch the ImageNet weights of {name}: {(str(error) or repr(error)).split('. ')[0]}",
             "connect once (they are cached), or give weights: PATH of a downloaded file, or weights: random",
         ) from error
     module.load_state_dict(donor.state_dict(), strict=True)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from functools import cache
+from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Final, Literal, get_args
 
@@ -74,41 +76,48 @@ def class_incremental(
     test = lists.seen(lists.cached_presence(source, "test"), groups)
     for split, rows in (("training", train), ("test", test)):
         _refuse_empty(source, split, setting, groups, names, rows)
+    plan = _Plan(source, groups, train, test, train_transform, eval_transform, other)
+    specs = [
+        TaskSpec(name, new, frozenset(new), setting == "overlap", partial(plan.open, index))
+        for index, (name, new) in enumerate(zip(names, groups, strict=True))
+    ]
+    return make_stream(source.space, specs, _protocol(base, step, setting, order, order_seed, partition_file))
 
-    @cache
-    def monitor_rows() -> list[lists.Rows]:
-        return lists.overlap(lists.cached_presence(source, "val"), groups)
 
-    taught = [c for group in groups for c in group]
+@dataclass(frozen=True)
+class _Plan:
+    """Lists and label tables of all tasks, and how their views are made."""
 
-    def spec(index: int) -> TaskSpec:
-        new, known = groups[index], [c for group in groups[: index + 1] for c in group]
+    source: Source
+    groups: Groups
+    train: list[lists.Rows]
+    test: list[lists.Rows]
+    train_transform: Transform
+    eval_transform: Transform
+    other: int
 
-        def rows_of(split: Split) -> lists.Rows:
-            return train[index] if split == "train" else monitor_rows()[index]
+    @cached_property
+    def monitor(self) -> list[lists.Rows]:
+        return lists.overlap(lists.cached_presence(self.source, "val"), self.groups)
 
-        def data(check: Callable[[], None]) -> TaskData:
-            def view(split: Split, keep: Sequence[int], rest: int, guard: Callable[[], None] | None) -> View:
-                rows = test[index] if split == "test" else rows_of(split)
-                all_names = source.names(split)
-                chosen = tuple(all_names[row] for row in rows)
-                transform = train_transform if split == "train" else eval_transform
-                return View(source, split, chosen, remap_table(keep, rest), transform, guard)
+    def open(self, index: int, check: Callable[[], None]) -> TaskData:
+        new = self.groups[index]
+        seen = [c for group in self.groups[: index + 1] for c in group]
+        every = [c for group in self.groups for c in group]
+        return TaskData(
+            train=lambda: self.view("train", index, new, check),
+            monitor=lambda: self.view("val", index, new, check),
+            tests=lambda: {"test": self.view("test", index, seen, None)},
+            joint=lambda split: self.view(split, index, every, check),
+        )
 
-            return TaskData(
-                train=lambda: view("train", new, BACKGROUND, check),
-                monitor=lambda: view("val", new, other, check),
-                tests=lambda: {"test": view("test", known, other, None)},
-                joint=lambda split: view(split, taught, BACKGROUND if split == "train" else other, check),
-            )
-
-        return TaskSpec(names[index], new, frozenset(new), setting == "overlap", data)
-
-    return make_stream(
-        source.space,
-        [spec(index) for index in range(len(groups))],
-        _protocol(base, step, setting, order, order_seed, partition_file),
-    )
+    def view(self, split: Split, index: int, keep: Sequence[int], check: Callable[[], None] | None) -> View:
+        """Images of one task that keep the labels ``keep``; the rest becomes background or ``other``."""
+        rows = {"train": lambda: self.train, "val": lambda: self.monitor, "test": lambda: self.test}[split]()
+        names = self.source.names(split)
+        table = remap_table(keep, BACKGROUND if split == "train" else self.other)
+        transform = self.train_transform if split == "train" else self.eval_transform
+        return View(self.source, split, tuple(names[row] for row in rows[index]), table, transform, check)
 
 
 def parse_split(text: str) -> tuple[int, int]:
@@ -128,7 +137,7 @@ def split_classes(ids: Sequence[int], base: int, step: int) -> Groups:
         fits = ", ".join(str(s) for s in range(1, rest + 1) if rest % s == 0)
         raise UsageError(f"{rest} classes are left after base {base}: step {step} does not fit", f"try {fits}")
     cuts = [0, base, *(base + step * (k + 1) for k in range(rest // step if rest else 0))]
-    return tuple(tuple(ids[a:b]) for a, b in zip(cuts, cuts[1:], strict=False))
+    return tuple(tuple(ids[a:b]) for a, b in pairwise(cuts))
 
 
 def learning_order(space: LabelSpace, order: Order, seed: int = 0) -> tuple[int, ...]:
@@ -141,6 +150,8 @@ def learning_order(space: LabelSpace, order: Order, seed: int = 0) -> tuple[int,
             return tuple(space.ids[i] for i in shuffle)
         words = ("natural", "shuffled")
         raise UsageError(f"unknown class order '{order}'", f"{nearest(order, words)} or a list of classes")
+    if not order:
+        raise UsageError("the class order is empty", "natural, shuffled, or a list of classes")
     ids = [space.id_of(c) if isinstance(c, str) else c for c in order]
     unknown = [i for i in ids if i not in space.ids]
     if unknown:

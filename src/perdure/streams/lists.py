@@ -72,8 +72,12 @@ def cached_presence(source: Source, split: Split) -> Presence:
 def _write(path: Path, presence: Presence) -> None:
     bits = np.packbits(presence, axis=1).tobytes()
     digest = hashlib.blake2b(bits, digest_size=_DIGEST).digest()
+
+    def fill(part: Path) -> None:
+        part.write_bytes(digest + bits)
+
     try:
-        write_atomic(path, lambda part: part.write_bytes(digest + bits) and None)
+        write_atomic(path, fill)
     except PerdureError as error:
         _log.warning("image lists are not remembered: %s", error.what)
 

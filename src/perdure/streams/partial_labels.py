@@ -98,14 +98,13 @@ def partial_labels(
         raise UsageError(f"two data sets are named '{twice[0]}'", "give each a name of its own: name=…")
     space, maps = global_space(sets, union)
     owners = Counter(id(s.source) for s in sets)
-    everything = frozenset(space.ids)
+    mergeable = elsewhere == "absent" or all(set(m.values()) == set(space.ids) for m in maps)
     specs: list[TaskSpec] = []
     taught: set[int] = set()
     for index, part in enumerate(sets):
         labelled = tuple(maps[index].values())
         new = tuple(c for c in labelled if c not in taught)
         taught.update(new)
-        mergeable = elsewhere == "absent" or all(set(m.values()) == everything for m in maps)
         data = _opener(sets, maps, index, (train_transform, eval_transform), mergeable)
         specs.append(TaskSpec(part.label, new, frozenset(labelled), owners[id(part.source)] > 1, data))
     return make_stream(space, specs, f"partial labels of {len(sets)} data sets, union by {union}")

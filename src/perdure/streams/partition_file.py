@@ -41,7 +41,7 @@ def partition(presence: Presence, groups: Groups, assignment: Rows, names: Seque
     """
     lists = [np.flatnonzero(assignment == task) for task in range(len(groups))]
     for task, (rows, group) in enumerate(zip(lists, groups, strict=True)):
-        wrong = rows[~presence[np.ix_(rows, list(group))].any(1)]
+        wrong = rows[~presence[rows][:, list(group)].any(1)]
         if len(wrong):
             raise DataError(
                 f"the partition gives image '{names[wrong[0]]}' ({len(wrong)} such images) to task {task}, "

@@ -89,3 +89,12 @@ def compare_counts(
             )
         rows += [Comparison(step, split, k, s, k == s) for step, (k, s) in enumerate(zip(known, sizes, strict=True))]
     return rows
+
+
+def published_left_out(dataset: str) -> list[int] | None:
+    """Zero-based places, in lexicographic name order, of training images that no step of the partition holds.
+
+    None where no partition is published.
+    """
+    content = published(dataset) if dataset in datasets() else {}
+    return list(content["left_out"]) if "left_out" in content else None

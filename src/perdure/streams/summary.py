@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from perdure.data.source import AbsentSplitError
+from perdure.data.source import AbsentSplitError, Source
 from perdure.data.views import View
-from perdure.errors import DataError, PerdureError
+from perdure.errors import DataError, PerdureError, UsageError
 from perdure.labels import BACKGROUND, IGNORE, ClassInfo, LabelSpace
 from perdure.streams.lists import Presence, cached_presence
-from perdure.streams.task import Stream, Task, TaskSpec, make_stream
+from perdure.streams.task import Stream, Task, TaskData, TaskSpec, make_stream
 
 
 def list_sizes(stream: Stream) -> dict[str, list[int] | None]:
@@ -31,6 +31,17 @@ def list_sizes(stream: Stream) -> dict[str, list[int] | None]:
     return sizes
 
 
+def left_out_rows(stream: Stream) -> list[int]:
+    """Zero-based places, in lexicographic name order, of training images that no task of the stream holds.
+
+    For class-incremental streams; published partitions state these places.
+    """
+    views = [_open(task).train() for task in stream.tasks]
+    used = {name for view in views for name in view.names}
+    ordered = sorted(views[0].source.names("train"))
+    return [row for row, name in enumerate(ordered) if name not in used]
+
+
 def summarize(stream: Stream) -> dict[str, Any]:
     """What a stream holds, ready for JSON.
 
@@ -38,35 +49,34 @@ def summarize(stream: Stream) -> dict[str, Any]:
     show each class *after* the view's label table (``"background"`` or its name here, classes by name);
     ``without_images`` names annotated classes that no training image shows.
     """
-    memory: dict[tuple[int, str], tuple[Presence, dict[str, int]]] = {}
-    tasks = []
-    for task in stream.tasks:
-        views = _views(task)
-        shown: dict[str, dict[str, dict[str, int]] | None] = {
-            split: None if group is None else {n: _histogram(v, stream.space, memory) for n, v in group.items()}
-            for split, group in views.items()
-        }
-        train = (shown["train"] or {})["train"]
-        tasks.append(
-            {
-                "index": task.index,
-                "name": task.name,
-                "new": [stream.space.name(c) for c in task.new],
-                "annotated": [stream.space.name(c) for c in task.seen if c in task.annotated],
-                "recurs": task.recurs,
-                "images": {
-                    split: None if group is None else {n: len(v) for n, v in group.items()}
-                    for split, group in views.items()
-                },
-                "shown_by_images": shown,
-                "without_images": [
-                    n for c in task.seen if c in task.annotated and (n := stream.space.name(c)) not in train
-                ],
-            }
-        )
+    memory: dict[tuple[int, str], _Known] = {}
+    tasks = [_summary(task, stream.space, memory) for task in stream.tasks]
     taught = {c for task in stream.tasks for c in task.seen}
     left_out = [c.name for c in stream.space.classes if c.id not in taught]
     return {"protocol": stream.protocol, "classes": len(taught), "left_out": left_out, "tasks": tasks}
+
+
+def _summary(task: Task, space: LabelSpace, memory: dict[tuple[int, str], _Known]) -> dict[str, Any]:
+    views = _views(task)
+    shown = {
+        split: None if group is None else {name: _histogram(v, space, memory) for name, v in group.items()}
+        for split, group in views.items()
+    }
+    annotated = [space.name(c) for c in task.seen if c in task.annotated]
+    in_training = (shown["train"] or {})["train"]
+    return {
+        "index": task.index,
+        "name": task.name,
+        "new": [space.name(c) for c in task.new],
+        "annotated": annotated,
+        "recurs": task.recurs,
+        "images": {
+            split: None if group is None else {name: len(v) for name, v in group.items()}
+            for split, group in views.items()
+        },
+        "shown_by_images": shown,
+        "without_images": [name for name in annotated if name not in in_training],
+    }
 
 
 def describe(stream: Stream, dataset: str, patients: bool) -> dict[str, Any]:
@@ -127,17 +137,29 @@ def restore(content: Mapping[str, Any]) -> Stream:
     return stream
 
 
+class _Known(NamedTuple):
+    """Lists of a split read so far; holds the source so that its identity stays taken."""
+
+    source: Source
+    presence: Presence
+    row_of: dict[str, int]
+
+
 def _views(task: Task) -> dict[str, dict[str, View] | None]:
     """All views of a task by split and name. Reading samples stays forbidden: only sizes and lists are used."""
-    if task.data is None:
-        task.tests()  # raises: there is no data
-        raise AssertionError
-    monitor = _or_none(task.data.monitor)
+    data = _open(task)
+    monitor = _or_none(data.monitor)
     return {
-        "train": {"train": task.data.train()},
+        "train": {"train": data.train()},
         "monitor": None if monitor is None else {"monitor": monitor},
-        "test": task.data.tests(),
+        "test": data.tests(),
     }
+
+
+def _open(task: Task) -> TaskData:
+    if task.data is None:
+        raise UsageError(f"task '{task.name}' has no data attached", "build the stream from its data set")
+    return task.data
 
 
 def _or_none(opener: Callable[[], View]) -> View | None:
@@ -147,16 +169,14 @@ def _or_none(opener: Callable[[], View]) -> View | None:
         return None
 
 
-def _histogram(
-    view: View, space: LabelSpace, memory: dict[tuple[int, str], tuple[Presence, dict[str, int]]]
-) -> dict[str, int]:
+def _histogram(view: View, space: LabelSpace, memory: dict[tuple[int, str], _Known]) -> dict[str, int]:
     """Images that show each class through the view's table, by class name; ignore is left out."""
     key = (id(view.source), view.split)
     if key not in memory:
         rows = {name: row for row, name in enumerate(view.source.names(view.split))}
-        memory[key] = (cached_presence(view.source, view.split), rows)
-    presence, row_of = memory[key]
-    chosen = presence[[row_of[name] for name in view.names]]
+        memory[key] = _Known(view.source, cached_presence(view.source, view.split), rows)
+    known = memory[key]
+    chosen = known.presence[[known.row_of[name] for name in view.names]]
     counts = {
         label: int(chosen[:, np.flatnonzero(view.table == label)].any(1).sum())
         for label in (BACKGROUND, *space.ids)

@@ -28,7 +28,7 @@ def draw(prototypes: Tensor, spreads: Tensor, norms: Tensor, rows: Tensor, per_c
     noise = torch.randn(count, width, dtype=prototypes.dtype, device=prototypes.device)
     size = torch.randn(count, width if per_channel else 1, dtype=prototypes.dtype, device=prototypes.device)
     size = torch.addcmul(mean[:, None], size, std[:, None])
-    return noise.mul_(spreads[rows]).add_(prototypes[rows]).mul_(size)
+    return torch.addcmul(prototypes[rows], noise, spreads[rows]).mul_(size)
 
 
 def chunks(
@@ -45,6 +45,6 @@ def chunks(
         per_channel: See :func:`draw`.
     """
     rows = torch.repeat_interleave(numbers)
-    for part in rows.split(size):
+    for part in torch.split(rows, size):
         if len(part):
             yield draw(prototypes, spreads, norms, part, per_channel)

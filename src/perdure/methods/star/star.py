@@ -19,11 +19,11 @@ from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
 from perdure.data.views import Batch
-from perdure.engine.phases import Collect, Phase, Terms
+from perdure.engine.phases import Batches, Collect, Phase, Terms
 from perdure.kept.items import Kept
 from perdure.labels import BACKGROUND
 from perdure.methods import training
-from perdure.methods.losses import channels_of, class_bce, negative_bce, upsample
+from perdure.methods.losses import channels_of, class_bce, negative_bce
 from perdure.methods.method import Prediction
 from perdure.methods.options import Options, Setup
 from perdure.methods.star import bookkeeping, replay, statistics
@@ -47,7 +47,7 @@ class StarOptions(Options):
         "auto",
         description="how counts are carried: overlap if images recur, else disjoint; carried is TPAMI's VOC rule",
     )
-    replay_chunk: int = Field(16384, ge=1, description="replayed vectors in memory at a time")
+    replay_chunk: int = Field(4096, ge=1, description="replayed vectors in memory at a time")
     ignore_as_negative: bool = Field(True, description="count ignored pixels as negatives, as published (Q5)")
     compat: tuple[Defect, ...] = Field(
         (),
@@ -96,8 +96,9 @@ class Star(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move the frozen copy along with the module."""
         for network in self._old_network:
-            network._apply(fn, recurse)
-        return super()._apply(fn, recurse)
+            network._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def begin(self, task: Task) -> None:
         """Freeze a copy of the network, append the new classifier, freeze normalisation and old classifiers."""
@@ -107,13 +108,14 @@ class Star(nn.Module):
         if task.index > 0:
             self._old_network = (copy.deepcopy(self.network).eval().requires_grad_(False),)
         training.grow(self.network, task, self.training_options)
-        self.network.classifiers[:-1].requires_grad_("old_classifier_decay" in self.options.compat)
+        if "old_classifier_decay" not in self.options.compat:
+            self.network.freeze_old_classifiers()
 
     def phases(self, task: Task) -> Sequence[Phase]:
         """Count, train, then measure the new classes (spec 5.3)."""
         later = task.index > 0
 
-        def data() -> training.Batches:
+        def data() -> Batches:
             return training.batches(task, self.training_options)
 
         def counted(totals: dict[str, Tensor]) -> None:
@@ -170,9 +172,8 @@ class Star(nn.Module):
 
     def _current(self, logits: Tensor, batch: Batch) -> Tensor:
         """L_cur ``(C_new,)`` at full resolution."""
-        full = upsample(logits, batch.labels.shape[1:])
         weight, keep = self.training_options.pos_weight, self.options.ignore_as_negative
-        return class_bce(full, batch.labels, self.new, weight, keep)
+        return class_bce(logits, batch.labels, self.new, weight, keep)
 
     def _replay(self) -> tuple[Tensor, Tensor]:
         """L_rep ``(C_new,)`` on freshly drawn features, and how many they are."""
@@ -262,7 +263,7 @@ class Star(nn.Module):
     def kept(self) -> Sequence[Kept]:
         """The statistics: 2,060 bytes a class at width 256, and 4."""
         text = (
-            "per class: unit mean feature, spread a channel, mean and deviation of feature norms, number of grid cells; "
+            "of each class a unit mean feature, its spread, mean and deviation of feature norms, number of grid cells; "
             "one number of background cells; from the training images of the task that taught the class"
         )
         return [Kept("statistics", "statistics", KEPT_BUFFERS, text, per_class=True)]

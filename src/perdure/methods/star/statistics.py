@@ -17,7 +17,7 @@ def tally(codes: Tensor, size: int) -> Tensor:
 
 
 def pseudo_labels(logits: Tensor, threshold: float) -> Tensor:
-    """q of 3.2: 1 + the strongest old channel where its raw logit exceeds the threshold, else 0.
+    """Labels q of 3.2: 1 + the strongest old channel where its raw logit exceeds the threshold, else 0.
 
     Args:
         logits: ``(..., C, *s)`` with the channel axis at position 2: ``(P, N, C, *s)``.

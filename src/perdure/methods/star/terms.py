@@ -127,7 +127,7 @@ class _ReplayBce(torch.autograd.Function):
         return total.mul_(share)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         weight_slope, bias_slope = ctx.saved_tensors
         return grad[:, None] * weight_slope, grad * bias_slope, None

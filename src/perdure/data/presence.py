@@ -1,0 +1,46 @@
+"""Which labels occur in which mask: what image lists of a stream are computed from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import numpy.typing as npt
+
+from perdure.data.source import Source, Split
+from perdure.labels import TABLE_SIZE
+
+
+def label_presence(
+    source: Source, split: Split, names: Sequence[str] | None = None, threads: int | None = None
+) -> npt.NDArray[np.bool_]:
+    """Read all masks of a split and tell which labels each holds (a single pixel counts).
+
+    Args:
+        source: The data set.
+        split: Which split.
+        names: Samples to look at, in order; all of the split if not given.
+        threads: Readers at once; decoding releases the interpreter's lock. All cores if not given.
+
+    Returns:
+        Bool ``(N, 256)``: row n is sample n, column k is label k (0 background and 255 ignore included).
+
+    Raises:
+        DataError: A mask cannot be read or holds an unknown label.
+    """
+    wanted = source.names(split) if names is None else names
+    table = np.zeros((len(wanted), TABLE_SIZE), np.bool_)
+
+    def fill(index: int) -> None:
+        table[index, source.mask(split, wanted[index]).ravel()] = True
+
+    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
+        try:
+            for _ in pool.map(fill, range(len(wanted))):
+                pass
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return table

@@ -1,0 +1,1 @@
+"""Pages and tables for people, made from a run folder alone. Importing this package loads nothing."""

@@ -1,0 +1,119 @@
+"""Curves as inline SVG that follows the page's colours in light and dark mode. Loads matplotlib when drawing."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SERIES: Final = 8
+_MARKERS: Final = "os^DvPX*"
+_INK, _GRID = "#010203", "#040506"
+
+
+def _sentinel(k: int) -> str:
+    """Colour that stands for series ``k`` until the page's own colour replaces it."""
+    return f"#0a0b{k % SERIES:02x}"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve: a label and a value for each task, ``None`` where there is none.
+
+    ``color`` picks one of the page's series colours; ``dashed`` marks references and means.
+    """
+
+    label: str
+    values: Sequence[float | None]
+    color: int
+    dashed: bool = False
+
+
+def curves(name: str, lines: Sequence[Line], ticks: Sequence[str], y_label: str, low: float | None = 0.0) -> str:
+    """Draw curves over tasks.
+
+    Args:
+        name: Unique name on the page: keeps ids apart and the bytes the same each time.
+        lines: What to draw.
+        ticks: Names of the tasks.
+        y_label: Words and unit of the vertical axis.
+        low: Lowest value of the axis at most, or ``None`` to fit the data.
+
+    Returns:
+        An ``<svg>`` element without fixed size, or ``""`` if there is no point to draw.
+    """
+    if not any(v is not None for line in lines for v in line.values):
+        return ""
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    settings = {"svg.fonttype": "none", "svg.hashsalt": f"perdure-{name}", "font.size": 9.5, "axes.unicode_minus": True}
+    with rc_context(settings):
+        drawing = Figure(figsize=(6.0, 3.3), layout="constrained")
+        FigureCanvasSVG(drawing)
+        axes = drawing.add_subplot()
+        for line in lines:
+            _draw(axes, line)
+        _dress(axes, ticks, y_label, low)
+        drawing.legend(loc="outside upper left", ncols=min(4, len(lines)), frameon=False, labelcolor=_INK, fontsize=9)
+        data = io.StringIO()
+        no_metadata: dict[str, Any] = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        drawing.savefig(data, format="svg", transparent=True, metadata=no_metadata)
+    return _inline(data.getvalue(), f"{y_label}: {', '.join(line.label for line in lines)}")
+
+
+def _draw(axes: Axes, line: Line) -> None:
+    points = [(x, v) for x, v in enumerate(line.values) if v is not None]
+    if not points:
+        return
+    xs, ys = zip(*points, strict=True)
+    axes.plot(
+        xs,
+        ys,
+        label=line.label,
+        color=_sentinel(line.color),
+        marker=_MARKERS[line.color % len(_MARKERS)],
+        markersize=5,
+        linewidth=1.6 if line.dashed else 2.2,
+        linestyle="--" if line.dashed else "-",
+        clip_on=False,
+    )
+
+
+def _dress(axes: Axes, ticks: Sequence[str], y_label: str, low: float | None) -> None:
+    """Axes with few marks: horizontal grid, no frame, tasks below."""
+    axes.set_xticks(range(len(ticks)), ticks, rotation=30 if max(map(len, ticks)) > 8 and len(ticks) > 4 else 0)
+    axes.set_xlim(-0.3, max(len(ticks) - 0.7, 0.3))
+    axes.set_xlabel("after task", color=_INK)
+    axes.set_ylabel(y_label, color=_INK)
+    bottom, top = axes.get_ylim()
+    if low is not None:
+        axes.set_ylim(min(low, bottom) if bottom < low else low, max(top, low + 10.0))
+    axes.tick_params(colors=_INK, length=0)
+    axes.grid(axis="y", color=_GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    for side in axes.spines.values():
+        side.set_visible(False)
+
+
+def _inline(svg: str, description: str) -> str:
+    """Element for an HTML page: no prolog, no name spaces, no ids but those in use, colours of the page."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg, flags=re.S).replace("xlink:href", "href")
+    svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg)
+    used = set(re.findall(r'(?:href="#|url\(#)([\w-]+)', svg))
+    svg = re.sub(r' id="([\w.-]+)"', lambda m: m[0] if m[1] in used else "", svg)
+    svg = re.sub(r"font: ?([\d.]+)px[^;\"]*", r"font: \1px var(--font)", svg)
+    svg = svg.replace(_INK, "var(--muted)").replace(_GRID, "var(--line)")
+    for k in range(SERIES):
+        svg = svg.replace(_sentinel(k), f"var(--s{k})")
+    label = description.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+    opening, rest = svg.split(">", 1)
+    opening = re.sub(r' (?:width|height)="[^"]*"', "", opening)
+    return f'<svg role="img" aria-label="{label}" class="plot"{opening[4:]}>{rest}'.strip()

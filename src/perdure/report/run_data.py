@@ -1,0 +1,140 @@
+"""A run folder as pages see it: read once, checked, complete or only partly done."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from perdure.errors import DataError, RunError
+from perdure.files import read_json
+from perdure.metrics.counts import read_counts
+from perdure.metrics.described import DescribedStream, DescribedTask, read_stream
+from perdure.metrics.figures import Evidence, make_evidence
+from perdure.report.samples import SampleFiles, read_samples
+
+_ABSOLUTE: Final = re.compile(r"(?<![\w:./~])(?:~|[A-Za-z]:)?[/\\](?:[^\s/\\'\",;:]+[/\\])*([^\s/\\'\",;:]*)")
+_PRIVATE: Final = frozenset({"host", "hostname", "user", "username", "cwd", "home"})
+
+
+@dataclass(frozen=True)
+class RunData:
+    """What pages show of a run.
+
+    Args:
+        name: Name of the folder.
+        stream: Its classes and tasks.
+        evidence: Counts after each measured task.
+        sealed: Number of tasks that are done.
+        ledgers: Content of ``ledger.json`` by task.
+        samples: Pictures by task and sample name; empty where none may be shown.
+        recipe: The resolved recipe.
+        environment: Versions and machine.
+    """
+
+    name: str
+    stream: DescribedStream
+    evidence: Evidence
+    sealed: int
+    ledgers: Mapping[int, dict[str, Any]]
+    samples: Mapping[int, dict[str, SampleFiles]]
+    recipe: Mapping[str, Any]
+    environment: Mapping[str, Any]
+
+    @property
+    def method(self) -> str:
+        """Name of the method."""
+        section = self.recipe.get("method", "unknown")
+        return str(section.get("name", "unknown") if isinstance(section, dict) else section)
+
+    @property
+    def seed(self) -> int | None:
+        """Seed of the run."""
+        seed = self.recipe.get("seed")
+        return seed if isinstance(seed, int) else None
+
+    @property
+    def finished(self) -> bool:
+        """True where all tasks are sealed."""
+        return self.sealed == len(self.stream.tasks)
+
+    @property
+    def settings(self) -> str:
+        """The recipe without name and seed as text: equal for runs that differ by seed only."""
+        kept = {k: v for k, v in self.recipe.items() if k not in ("seed", "name", "about", "report")}
+        return json.dumps(kept, sort_keys=True, default=str)
+
+
+def load_run(path: Path) -> RunData:
+    """Read a run folder; tasks that are not sealed yet are left out.
+
+    Raises:
+        RunError: The folder is not a run.
+        DataError: A file of it is missing or damaged.
+    """
+    if not (path / "stream.json").is_file() or not (path / "recipe.yaml").is_file():
+        raise RunError(f"{path} is not a run folder", "give a folder that `perdure run` made (it holds recipe.yaml)")
+    stream = read_stream(path / "stream.json")
+    folders = _sealed(path, stream)
+    recipe = _read_recipe(path / "recipe.yaml")
+    counts = {t: read_counts(f / "counts.json") for t, f in folders.items() if (f / "counts.json").is_file()}
+    environment = read_json(path / "environment.json") if (path / "environment.json").is_file() else {}
+    shown = not stream.patients or bool((recipe.get("report") or {}).get("patient_samples"))
+    return RunData(
+        name=path.resolve().name,
+        stream=stream,
+        evidence=make_evidence(stream, counts),
+        sealed=len(folders),
+        ledgers={t: _read_ledger(f / "ledger.json") for t, f in folders.items() if (f / "ledger.json").is_file()},
+        samples={t: read_samples(f / "samples") for t, f in folders.items()} if shown else {},
+        recipe=without_places(recipe),
+        environment=without_places(environment),
+    )
+
+
+def without_places(value: Any) -> Any:
+    """Copy of plain values in which absolute paths keep their last part only and names of hosts and users are gone."""
+    if isinstance(value, dict):
+        return {k: without_places(v) for k, v in value.items() if str(k).lower() not in _PRIVATE}
+    if isinstance(value, list):
+        return [without_places(v) for v in value]
+    return _ABSOLUTE.sub(lambda m: f"…/{m[1]}", value) if isinstance(value, str) else value
+
+
+def _sealed(path: Path, stream: DescribedStream) -> dict[int, Path]:
+    """Folders of sealed tasks in order, up to the first that is not sealed."""
+    folders: dict[int, Path] = {}
+    for task in stream.tasks:
+        folder = _folder(path, task)
+        if folder is None or not (folder / "done").is_file():
+            break
+        folders[task.index] = folder
+    return folders
+
+
+def _folder(path: Path, task: DescribedTask) -> Path | None:
+    return next(iter(sorted((path / "tasks").glob(f"{task.index:02d}-*"))), None)
+
+
+def _read_recipe(path: Path) -> dict[str, Any]:
+    try:
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise DataError(f"could not read {path}: {' '.join(str(error).split())}") from error
+    if not isinstance(recipe, dict):
+        raise DataError(f"{path} is not a recipe: it must be a mapping of keys")
+    return recipe
+
+
+def _read_ledger(path: Path) -> dict[str, Any]:
+    ledger = read_json(path)
+    wanted = {"name", "kind", "bytes", "made_from"}
+    items = ledger.get("items") if isinstance(ledger, dict) else None
+    if not isinstance(items, list) or not all(isinstance(i, dict) and wanted <= i.keys() for i in items):
+        raise DataError(f"{path} is not a ledger", "the file was changed or is damaged")
+    return dict(ledger)

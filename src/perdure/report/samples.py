@@ -1,0 +1,129 @@
+"""Pictures of a few test samples after each task: image, ground truth and prediction as PNG."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from perdure.errors import DataError
+from perdure.files import write_atomic
+from perdure.labels import Table
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PARTS: Final = ("image", "truth", "pred")
+Pixels = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class SampleFiles:
+    """The three pictures of one sample."""
+
+    name: str
+    image: Path
+    truth: Path
+    pred: Path
+
+
+def write_samples(
+    folder: Path,
+    name: str,
+    image: Tensor,
+    truth: npt.NDArray[Any],
+    prediction: npt.NDArray[Any],
+    palette: Table,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> list[Path]:
+    """Write ``NAME.image.png``, ``NAME.truth.png`` and ``NAME.pred.png``; of a volume, its middle slice.
+
+    Args:
+        folder: Where to write.
+        name: The sample's name; characters that do not belong in a file name are replaced.
+        image: Normalised image ``(C, *S)`` float.
+        truth: Labels ``(*S)`` in global ids, 255 for ignore.
+        prediction: Labels ``(*S)`` in global ids.
+        palette: RGB of each label, ``(256, 3)`` uint8.
+        mean: Subtracted mean, one a channel (or one for all).
+        std: Divisor, one a channel (or one for all).
+
+    Raises:
+        DataError: The shapes of image, truth and prediction do not fit each other.
+    """
+    shape = tuple(image.shape[1:])
+    if truth.shape != shape or prediction.shape != shape or len(shape) not in (2, 3):
+        raise DataError(
+            f"sample '{name}': image {tuple(image.shape)}, ground truth {truth.shape} and "
+            f"prediction {prediction.shape} do not fit each other"
+        )
+    pixels = image.detach().cpu().numpy().astype(np.float64)
+    if len(shape) == 3:
+        middle = shape[0] // 2
+        pixels, truth, prediction = pixels[:, middle], truth[middle], prediction[middle]
+    pictures = (to_rgb(pixels, mean, std), paint(truth, palette), paint(prediction, palette))
+    paths = [folder / f"{file_name(name)}.{part}.png" for part in PARTS]
+    for path, picture in zip(paths, pictures, strict=True):
+        _write_png(path, picture)
+    return paths
+
+
+def read_samples(folder: Path) -> dict[str, SampleFiles]:
+    """Complete samples in a folder by name, sorted; empty where the folder does not exist."""
+    found: dict[str, SampleFiles] = {}
+    for path in sorted(folder.glob("*.image.png")):
+        name = path.name.removesuffix(".image.png")
+        files = [folder / f"{name}.{part}.png" for part in PARTS]
+        if all(f.is_file() for f in files):
+            found[name] = SampleFiles(name, *files)
+    return found
+
+
+def paint(labels: npt.NDArray[Any], palette: Table) -> Pixels:
+    """Colour a label map: ``(H, W)`` -> ``(H, W, 3)`` uint8. A label outside 0..255 is a DataError."""
+    if labels.size and (labels.min() < 0 or labels.max() >= len(palette)):
+        raise DataError(f"a label map holds {labels.min()} to {labels.max()}; labels run from 0 to 255")
+    painted: Pixels = palette[labels.astype(np.int64)]
+    return painted
+
+
+def to_rgb(pixels: npt.NDArray[np.float64], mean: Sequence[float], std: Sequence[float]) -> Pixels:
+    """Undo the normalisation: ``(C, H, W)`` float -> ``(H, W, 3)`` uint8.
+
+    Values that are not in 0..1 afterwards (Hounsfield units, MR) are stretched between their percentiles 0.5 and
+    99.5. One channel becomes grey; of other counts than three, the first channel is shown.
+    """
+    scale, shift = np.reshape(np.asarray(std, float), (-1, 1, 1)), np.reshape(np.asarray(mean, float), (-1, 1, 1))
+    plain = pixels * scale + shift
+    if plain.min() < -0.02 or plain.max() > 1.02:
+        low, high = np.percentile(plain, (0.5, 99.5))
+        plain = (plain - low) / max(high - low, 1e-12)
+    if len(plain) != 3:
+        plain = np.repeat(plain[:1], 3, axis=0)
+    rgb: Pixels = np.round(plain.clip(0, 1) * 255).astype(np.uint8).transpose(1, 2, 0)
+    return rgb
+
+
+def file_name(name: str) -> str:
+    """Name without characters that trouble file systems; changed names get a short hash so that they stay apart."""
+    plain = re.sub(r"[^A-Za-z0-9._-]", "_", name)
+    return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+
+
+def _write_png(path: Path, pixels: Pixels) -> None:
+    data = io.BytesIO()
+    Image.fromarray(pixels).save(data, format="PNG", optimize=True)
+
+    def fill(part: Path) -> None:
+        part.write_bytes(data.getvalue())
+
+    write_atomic(path, fill)

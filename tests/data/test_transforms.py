@@ -1,0 +1,130 @@
+"""Augmentation and evaluation geometry against torchvision, PIL and the numbers of STAR's description."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+from perdure.data.transforms import eval_transform, normalise, train_transform
+from perdure.errors import DataError
+from perdure.seeds import seeded
+
+PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+
+
+def picture(height: int, width: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    small = torch.rand(1, 3, height // 8, width // 8, generator=generator)
+    image = torch.nn.functional.interpolate(small, (height, width), mode="bilinear")[0]
+    label = torch.randint(0, 21, (height, width), generator=generator, dtype=torch.uint8)
+    return (image * 255).to(torch.uint8), label
+
+
+def test_train_agrees_with_torchvisions_random_resized_crop() -> None:
+    image, label = picture(75, 100)
+    for seed in range(8):
+        with seeded(seed):
+            got, _ = train_transform(32, (0.5, 1.0), 0.0, **PLAIN)(image, label)
+        with seeded(seed):
+            want = v2.RandomResizedCrop(32, (0.5, 1.0), antialias=True)(image)
+        torch.testing.assert_close(got * 255, want.float(), atol=0.01, rtol=0)
+
+
+def test_train_moves_image_and_label_together() -> None:
+    rows = torch.arange(64, dtype=torch.uint8)[:, None].expand(64, 96)
+    columns = torch.arange(96, dtype=torch.uint8)[None].expand(64, 96)
+    image = torch.stack([rows, columns, columns]).contiguous()
+    for seed in range(12):
+        with seeded(seed):
+            got, label = train_transform(48, flip=0.5, **PLAIN)(image, columns.contiguous())
+        assert (got.dtype, label.dtype) == (torch.float32, torch.int64)
+        assert (got.shape, label.shape) == ((3, 48, 48), (48, 48))
+        assert (got[1] * 255 - label).abs()[2:-2, 2:-2].max() <= 2  # columns seen in the image are those of the label
+
+
+def test_flip_happens_half_of_the_time() -> None:
+    image = torch.arange(32, dtype=torch.uint8).expand(3, 32, 32).contiguous()
+    transform = train_transform(32, (1.0, 1.0), 0.5, **PLAIN)
+    flipped = 0
+    for seed in range(300):
+        with seeded(seed):
+            got, label = transform(image, image[0])
+        turned = bool(got[0, 0, 0] > got[0, 0, -1])
+        assert turned == bool(label[0, 0] > label[0, -1])
+        flipped += turned
+    assert 120 < flipped < 180
+
+
+@pytest.mark.parametrize(("size", "rate"), [((375, 500), 0.14), ((333, 500), 0.28), ((1024, 2048), 0.76)])
+def test_share_of_whole_image_fallbacks_is_the_published_one(size: tuple[int, int], rate: float) -> None:
+    """A crop is the fallback exactly if it is the largest centred box of allowed aspect."""
+    height, width = size
+    w = min(width, round(height * 4 / 3))
+    label = torch.zeros(height, width, dtype=torch.uint8)
+    left = (width - w) // 2
+    label[:, left : left + w] = 1  # all ones at the output: the box lies in the central one
+    label[0], label[-1] = 2, 3  # and with the first and last row in it, it is as high as the image
+    image = torch.zeros(3, 1, 1, dtype=torch.uint8).expand(3, height, width)
+    from torchvision.transforms import RandomResizedCrop
+
+    with seeded(1):
+        boxes = [RandomResizedCrop.get_params(image, [0.5, 2.0], [3 / 4, 4 / 3]) for _ in range(3000)]
+    fallback = np.mean([box == (0, left, height, w) for box in boxes])
+    assert abs(fallback - rate) < 0.03
+
+
+def test_eval_scales_the_shorter_side_and_takes_the_centre() -> None:
+    image, label = picture(80, 120)
+    got, mask = eval_transform(40, **PLAIN)(image, label)
+    assert got.shape == (3, 40, 40)
+    want = F.center_crop(F.resize(image, [40], antialias=True), [40, 40])
+    torch.testing.assert_close(got * 255, want.float(), atol=0.01, rtol=0)
+    small = np.asarray(Image.fromarray(label.numpy()).resize((60, 40), Image.Resampling.NEAREST))
+    np.testing.assert_array_equal(mask.numpy(), small[:, 10:50])  # PIL's nearest, not torch's shifted one
+
+
+def test_eval_is_close_to_pils_antialiased_bilinear() -> None:
+    image, label = picture(150, 200)
+    got, _ = eval_transform(64, **PLAIN)(image, label)
+    pil = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((85, 64), Image.Resampling.BILINEAR)
+    want = torch.from_numpy(np.asarray(pil).copy()).permute(2, 0, 1)[:, :, 10:74].float()
+    assert (got * 255 - want).abs().max() <= 1.01
+
+
+def test_eval_without_a_size_keeps_the_image() -> None:
+    image, label = picture(24, 40)
+    got, mask = eval_transform(None)(image, label)
+    torch.testing.assert_close(mask, label.long())
+    want = F.normalize(image.float() / 255, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    torch.testing.assert_close(got, want)
+
+
+def test_void_and_float_images_survive() -> None:
+    image, label = picture(40, 40)
+    label[:] = 255
+    with seeded(0):
+        got, mask = train_transform(16, **PLAIN)(image.float() / 255, label)
+    assert set(mask.unique().tolist()) == {255}
+    assert 0 <= got.min() <= got.max() <= 1
+
+
+def test_normalise_refuses_other_channel_counts_and_takes_batches() -> None:
+    with pytest.raises(DataError, match="1 channels"):
+        normalise(torch.zeros(1, 4, 4))
+    assert normalise(torch.zeros(2, 3, 4, 4, dtype=torch.uint8)).shape == (2, 3, 4, 4)
+
+
+def test_transforms_can_be_sent_to_workers() -> None:
+    image, label = picture(40, 40)
+    for transform in (train_transform(16), eval_transform(16), eval_transform(None)):
+        with seeded(5):
+            here = transform(image, label)
+        with seeded(5):
+            there = pickle.loads(pickle.dumps(transform))(image, label)
+        assert all(torch.equal(a, b) for a, b in zip(here, there, strict=True))

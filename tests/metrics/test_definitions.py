@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from perdure.errors import UsageError
+from perdure.metrics.definitions import DEFINITIONS, describe, figure, variants
+
+
+def test_full_name_carries_every_option() -> None:
+    assert str(figure("miou.all")) == "miou.all[bg=in,absent=skip]"
+    assert str(figure(" miou.all [ absent=zero , bg=out ] ")) == "miou.all[bg=out,absent=zero]"
+    assert str(figure("forgetting")) == "forgetting[max-last]"
+    assert str(figure("forgetting[of=dice,first-last]")) == "forgetting[first-last,of=dice]"
+    assert str(figure("forgetting[rule=best-last]")) == "forgetting[best-last]"
+    assert str(figure("intransigence[of=miou]")) == "intransigence"
+
+
+def test_default_of_bg_follows_the_data_but_never_overrides_what_is_written() -> None:
+    assert str(figure("miou.all", background=False)) == "miou.all[bg=out,absent=skip]"
+    assert str(figure("miou.all[bg=in]", background=False)) == "miou.all[bg=in,absent=skip]"
+
+
+@pytest.mark.parametrize("definition", DEFINITIONS.values(), ids=DEFINITIONS)
+def test_names_of_all_variants_parse_back_and_differ(definition) -> None:
+    names = [str(v) for v in variants(definition)]
+    assert len(set(names)) == len(names) >= 1
+    assert [str(figure(n)) for n in names] == names
+    assert definition.meaning.endswith(".")
+    assert definition.range[0] < definition.range[1]
+    assert all(meaning.endswith(".") for o in definition.options for meaning in o.meaning.values())
+
+
+@pytest.mark.parametrize(
+    ("text", "what", "hint"),
+    [
+        ("miou.al", "unknown figure 'miou.al'", "did you mean 'miou.all'?"),
+        ("miou.all[bg=inn]", "'miou.all' has no bg=inn", "did you mean 'in'?"),
+        ("miou.all[absnt=skip]", "figure 'miou.all' has no option 'absnt=skip'", "did you mean 'absent=skip'?"),
+        ("miou.all[skip]", "figure 'miou.all' has no option 'skip'", "did you mean 'absent=skip'?"),
+        ("forgetting[max]", "figure 'forgetting' has no option 'max'", "did you mean 'max-last'?"),
+        ("miou.new[bg=in]", "figure 'miou.new' has no option 'bg=in'", "known: absent=skip, absent=zero"),
+        ("miou.all[bg=in,bg=out]", "option 'bg' is given twice", "give each option once"),
+        ("iou[bg=in]", "figure 'iou' has no options", "write 'iou' alone"),
+        ("mIoU (all)", "'mIoU (all)' is not a figure's name", "write it like"),
+    ],
+)
+def test_plain_errors(text: str, what: str, hint: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        figure(text)
+    assert what in caught.value.what
+    assert hint in caught.value.hint
+
+
+def test_table_is_plain_and_complete() -> None:
+    table = {entry["name"]: entry for entry in describe()}
+    wanted = {"miou.all", "miou.old", "miou.new", "hiou", "dice.all", "accuracy.pixel", "accuracy.mean", "iou", "dice"}
+    wanted |= {"accuracy.average", "forgetting", "bwt", "fwt", "intransigence", "recall", "precision"}
+    assert set(table) == wanted
+    assert table["forgetting"]["better"] == "lower"
+    assert table["forgetting"]["unit"] == "points"
+    assert table["miou.all"]["default"] == "miou.all[bg=in,absent=skip]"
+    assert all(e["unit"] and e["meaning"] and e["source"] for e in table.values())
+
+
+def test_definitions_and_figures_load_neither_torch_nor_matplotlib() -> None:
+    code = (
+        "import perdure.metrics.definitions, sys; assert 'numpy' not in sys.modules\n"
+        "import perdure.metrics.figures, perdure.metrics.results, sys\n"
+        "import perdure.report.compare_page, perdure.report.page, perdure.report.model_card\n"
+        "assert not {'torch', 'matplotlib', 'jinja2', 'rich'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,239 @@
+"""Every figure and variant against numbers worked out by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from perdure.errors import DataError, UsageError
+from perdure.metrics.counts import Counts
+from perdure.metrics.described import DescribedStream, parse_stream
+from perdure.metrics.figures import (
+    UNDEFINED,
+    Evidence,
+    class_values,
+    evaluate,
+    forgetting_by_group,
+    group_matrix,
+    headline,
+    make_evidence,
+)
+
+
+def stream(groups: Sequence[Sequence[int]], merged: bool = False, background: str | None = "ground") -> DescribedStream:
+    classes = [{"id": c, "name": f"c{c}", "kind": "thing", "color": [c, c, c]} for g in groups for c in g]
+    tasks: list[dict[str, Any]] = []
+    old: list[int] = []
+    for index, new in enumerate([[c for g in groups for c in g]] if merged else groups):
+        tasks.append({"index": index, "name": f"t{index}", "new": list(new), "old": old, "annotated": list(new)})
+        old = old + list(new)
+    return parse_stream({"protocol": "p", "dataset": "d", "background": background, "patients": False,
+                         "classes": classes, "tasks": tasks, "groups": [list(g) for g in groups]})  # fmt: skip
+
+
+def hits(percent: Mapping[int, int]) -> dict[str, Counts]:
+    """Counts in which each class has 100 pixels and the given number of them right, the rest called label 0."""
+    counts = Counts.empty(percent)
+    for k, right in enumerate(percent.values(), start=1):
+        counts.matrix[k, k], counts.matrix[k, 0] = right, 100 - right
+    return {"all": counts}
+
+
+# IoU after task 1: label 0 40/70, class 1 20/40, class 2 is absent but predicted, class 3 10/15.
+TWO = make_evidence(
+    stream([[1, 2], [3]]),
+    {
+        0: {"all": Counts((0, 1, 2), np.array([[50, 5, 0], [10, 30, 0], [0, 5, 0]]))},
+        1: {"all": Counts((0, 1, 2, 3), np.array([[40, 0, 5, 5], [20, 20, 0, 0], [0, 0, 0, 0], [0, 0, 0, 10]]))},
+    },
+)
+# R = [80 . .], [90 60 .], [50 70 40]
+THREE_STREAM = stream([[1], [2], [3]])
+THREE = make_evidence(
+    THREE_STREAM, {0: hits({1: 80}), 1: hits({1: 90, 2: 60}), 2: hits({1: 50, 2: 70, 3: 40})}
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "n"),
+    [
+        ("miou.all[bg=in,absent=skip]", (400 / 7 + 50 + 200 / 3) / 3, 3),
+        ("miou.all[bg=in,absent=zero]", (400 / 7 + 50 + 200 / 3) / 4, 4),
+        ("miou.all[bg=out,absent=skip]", (50 + 200 / 3) / 2, 2),
+        ("miou.all[bg=out,absent=zero]", (50 + 200 / 3) / 3, 3),
+        ("miou.old[bg=in,absent=skip]", (400 / 7 + 50) / 2, 2),
+        ("miou.old[bg=in,absent=zero]", (400 / 7 + 50) / 3, 3),
+        ("miou.old[bg=out,absent=skip]", 50, 1),
+        ("miou.old[bg=out,absent=zero]", 25, 2),
+        ("miou.new[absent=skip]", 200 / 3, 1),
+        ("miou.new[absent=zero]", 200 / 3, 1),
+        ("hiou[bg=out,absent=skip]", 2 * 50 * (200 / 3) / (50 + 200 / 3), 2),
+        ("hiou[bg=out,absent=zero]", 2 * 25 * (200 / 3) / (25 + 200 / 3), 3),
+        ("dice.all[bg=in,absent=skip]", (8000 / 110 + 4000 / 60 + 80) / 3, 3),
+        ("dice.all[bg=out,absent=zero]", (4000 / 60 + 80) / 3, 3),
+        ("accuracy.pixel[bg=in]", 70, 100),
+        ("accuracy.pixel[bg=out]", 60, 50),
+        ("accuracy.mean[bg=in,absent=skip]", (80 + 50 + 100) / 3, 3),
+        ("accuracy.mean[bg=in,absent=zero]", (80 + 50 + 100) / 4, 4),
+        ("accuracy.mean[bg=out,absent=skip]", 75, 2),
+        ("accuracy.mean[bg=out,absent=zero]", 50, 3),
+        ("accuracy.average", ((5000 / 65 + 60 + 0) / 3 + (400 / 7 + 50 + 200 / 3) / 3) / 2, 2),
+        ("accuracy.average[bg=out]", (30 + (50 + 200 / 3) / 2) / 2, 2),
+        ("accuracy.average[of=pixel]", (80 + 70) / 2, 2),
+        ("accuracy.average[of=pixel,bg=out]", (100 * 30 / 45 + 60) / 2, 2),
+        ("accuracy.average[of=dice,bg=out]", ((75 + 0) / 2 + (4000 / 60 + 80) / 2) / 2, 2),
+        ("forgetting[max-last]", 30 - 50, 1),
+        ("forgetting[best-last]", 0, 1),
+        ("forgetting[max-last,of=dice]", 37.5 - 4000 / 60, 1),
+        ("forgetting[max-last,of=accuracy]", 100 * 30 / 45 - 50, 1),
+    ],
+)
+def test_two_tasks_with_an_absent_class(name: str, value: float, n: int) -> None:
+    got = evaluate(name, TWO, 1)
+    assert got.value == pytest.approx(value, abs=1e-9)
+    assert got.n == n
+
+
+@pytest.mark.parametrize(
+    ("name", "after", "value", "n"),
+    [
+        ("forgetting[max-last]", 2, (40 - 10) / 2, 2),
+        ("forgetting[best-last]", 2, (40 + 0) / 2, 2),
+        ("forgetting[first-last]", 2, (30 - 10) / 2, 2),
+        ("forgetting[max-last]", 1, -10, 1),
+        ("forgetting[best-last]", 1, 0, 1),
+        ("bwt[last-diagonal]", 2, (-30 + 10) / 2, 2),
+        ("bwt[all-pairs]", 2, (10 - 30 + 10) / 3, 3),
+        ("bwt[last-diagonal]", 1, 10, 1),
+        ("accuracy.average[bg=out]", 2, (80 + 75 + 160 / 3) / 3, 3),
+        ("miou.old[bg=out]", 2, 50, 1),
+        ("miou.new", 2, 55, 2),
+        ("miou.new", 1, 60, 1),
+    ],
+)
+def test_three_tasks(name: str, after: int, value: float, n: int) -> None:
+    got = evaluate(name, THREE, after)
+    assert got.value == pytest.approx(value, abs=1e-9)
+    assert got.n == n
+
+
+def test_at_the_first_task_only_all_exists() -> None:
+    for name in ("miou.old", "miou.new", "hiou", "forgetting", "bwt", "fwt", "intransigence"):
+        assert evaluate(name, THREE, 0) == UNDEFINED
+    assert evaluate("miou.all[bg=out]", THREE, 0).value == pytest.approx(80)
+
+
+def test_forward_transfer_exists_only_where_it_was_measured() -> None:
+    assert evaluate("fwt", THREE, 2) == UNDEFINED
+    seen_early = {0: hits({1: 80, 2: 10, 3: 20}), 1: hits({1: 90, 2: 60, 3: 30}), 2: hits({1: 50, 2: 70, 3: 40})}
+    measured = make_evidence(THREE_STREAM, seen_early)
+    assert evaluate("fwt[before]", measured, 2) == (pytest.approx((10 + 30) / 2), 2)
+    assert evaluate("fwt[all-pairs]", measured, 2) == (pytest.approx((10 + 20 + 30) / 3), 3)
+    assert evaluate("fwt[before-untrained]", measured, 2) == UNDEFINED
+    fresh = hits({1: 5, 2: 4, 3: 6})["all"]
+    known = Evidence(measured.stream, measured.counts, untrained=fresh)
+    assert evaluate("fwt[before-untrained]", known, 2) == (pytest.approx((10 - 4 + 30 - 6) / 2), 2)
+
+
+def test_joint_reference_gives_intransigence_and_keeps_old_and_new() -> None:
+    joint = make_evidence(stream([[1], [2], [3]], merged=True), {0: hits({1: 85, 2: 75, 3: 45})})
+    run = make_evidence(THREE_STREAM, {t: {"all": c} for t, c in THREE.counts.items()}, reference=joint)
+    assert evaluate("intransigence", run, 2) == (pytest.approx((5 + 15 + 5) / 3), 3)
+    assert evaluate("intransigence", run, 1) == (pytest.approx((5 + 15) / 2), 2)
+    assert evaluate("miou.old[bg=out]", joint, 0).value == pytest.approx(85)
+    assert evaluate("miou.new", joint, 0) == (pytest.approx(60), 2)
+    assert evaluate("forgetting", joint, 0) == UNDEFINED
+
+
+def test_values_of_classes() -> None:
+    counts = TWO.counts[1]
+    assert class_values("iou", counts)[0] == (pytest.approx(400 / 7), 50)
+    assert class_values("iou", counts)[2] == UNDEFINED
+    assert class_values("dice", counts)[3] == (pytest.approx(80), 10)
+    assert class_values("recall", counts)[1] == (pytest.approx(50), 40)
+    assert class_values("precision", counts)[1] == (pytest.approx(100), 20)
+    assert class_values("precision", counts)[2] == (0.0, 5)
+
+
+def test_harmonic_mean_of_nothing_is_zero() -> None:
+    none = make_evidence(stream([[1], [2]]), {1: hits({1: 0, 2: 0})})
+    assert evaluate("hiou[bg=out]", none, 1).value == 0.0
+
+
+def test_matrix_of_groups() -> None:
+    assert group_matrix(THREE) == {0: [80, None, None], 1: [90, 60, None], 2: [50, 70, 40]}
+    assert forgetting_by_group(group_matrix(THREE), 2) == [40, -10]
+    assert group_matrix(TWO)[1] == [pytest.approx(50), pytest.approx(200 / 3)]
+
+
+def test_a_group_that_the_ground_truth_lacks_is_left_out() -> None:
+    gone = hits({1: 50, 2: 60})
+    gone["all"].matrix[1] = 0
+    evidence = make_evidence(stream([[1], [2]]), {0: hits({1: 80}), 1: gone})
+    assert evaluate("forgetting", evidence, 1) == UNDEFINED
+    assert evaluate("miou.old[bg=out]", evidence, 1) == UNDEFINED
+    assert evaluate("miou.old[bg=out,absent=zero]", evidence, 1) == (0.0, 1)
+
+
+def test_figures_do_not_depend_on_the_order_in_which_classes_are_counted() -> None:
+    order = [0, 3, 1, 2]
+    mixed = {"all": Counts((0, 3, 1, 2), TWO.counts[1].matrix[np.ix_(order, order)])}
+    again = make_evidence(TWO.stream, {0: {"all": TWO.counts[0]}, 1: mixed})
+    for name in ("miou.all", "miou.old", "miou.new", "dice.all", "accuracy.mean", "forgetting"):
+        assert evaluate(name, again, 1) == evaluate(name, TWO, 1)
+
+
+def test_several_test_sets_are_pooled() -> None:
+    halves = {"a": hits({1: 80})["all"], "b": hits({1: 20})["all"]}
+    evidence = make_evidence(stream([[1], [2]]), {0: halves})
+    assert evaluate("miou.all[bg=out]", evidence, 0) == (pytest.approx(50), 1)
+    assert evaluate("accuracy.pixel[bg=out]", evidence, 0).n == 200
+
+
+def test_missing_tasks_give_no_value_instead_of_another_one() -> None:
+    late = make_evidence(THREE_STREAM, {2: hits({1: 50, 2: 70, 3: 40})})
+    assert evaluate("miou.all", late, 1) == UNDEFINED
+    assert evaluate("accuracy.average", late, 2) == UNDEFINED
+    assert evaluate("forgetting", late, 2) == UNDEFINED
+
+
+def test_wrong_counts_and_questions_are_plain_errors() -> None:
+    with pytest.raises(DataError, match="lack class 2"):
+        make_evidence(THREE_STREAM, {1: hits({1: 50})})
+    with pytest.raises(DataError, match="counts after task 3"):
+        make_evidence(THREE_STREAM, {3: hits({1: 50})})
+    with pytest.raises(UsageError, match="one value for each class"):
+        evaluate("iou", THREE, 1)
+
+
+def test_headline_follows_the_background() -> None:
+    assert headline(THREE_STREAM)[0] == "miou.all[bg=in,absent=skip]"
+    assert headline(stream([[1], [2]], background=None))[:3] == [
+        "miou.all[bg=out,absent=skip]",
+        "miou.old[bg=out,absent=skip]",
+        "miou.new[absent=skip]",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"groups": [[1], [2]]}, "groups do not hold"),
+        ({"groups": [[1, 2], [3], []]}, "groups and tasks disagree"),
+        ({"classes": []}, "not in the class list"),
+        ({"tasks": None}, "does not describe a stream"),
+        ({"groups": [[1], [2], ["x"]]}, "does not describe a stream"),
+    ],
+)
+def test_streams_that_contradict_themselves(change: dict[str, Any], message: str) -> None:
+    classes = [{"id": c, "name": f"c{c}", "kind": "thing", "color": [0, 0, 0]} for c in (1, 2, 3)]
+    tasks = [{"index": i, "name": str(i), "new": [i + 1], "old": list(range(1, i + 1)), "annotated": [i + 1]}
+             for i in range(3)]  # fmt: skip
+    good = {"protocol": "p", "dataset": "d", "background": None, "classes": classes, "tasks": tasks,
+            "groups": [[1], [2], [3]]}  # fmt: skip
+    assert parse_stream(good).group_of(3) == 2
+    with pytest.raises(DataError, match=message):
+        parse_stream(good | change)

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from perdure.errors import UsageError
+from perdure.networks.build import NETWORKS, build_network, network_options
+
+
+@pytest.mark.parametrize("name", sorted(NETWORKS))
+def test_every_network_builds_in_every_dimension_it_claims(name: str) -> None:
+    small = {
+        "deeplab": {"backbone": "tiny_resnet", "output_stride": 8, "width": 8},
+        "residual_unet": {"widths": [4, 8]},
+    }
+    for dims in NETWORKS[name].dims:
+        network = build_network(name, dims, 1, **small[name])
+        network.grow(2)
+        logits, features = network(torch.randn(2, 1, *[16] * dims))
+        assert network.dims == dims
+        assert features.shape == (2, network.width, *[16 // network.stride] * dims)
+        assert logits.shape == (2, 2, *features.shape[2:])
+
+
+def test_options_are_those_of_the_builder() -> None:
+    options = network_options("deeplab")
+    assert options["width"] == 256
+    assert options["backbone"] == "resnet101"
+    assert options["weights"] == "random"
+    assert "in_channels" not in options
+    assert set(network_options("residual_unet")) == {"widths", "norm", "strides"}
+
+
+@pytest.mark.parametrize(
+    ("name", "dims", "options", "words"),
+    [
+        ("deeplap", 2, {}, "unknown network 'deeplap'\ndid you mean 'deeplab'"),
+        ("deeplab", 3, {}, "does not work in 3D\nnetworks that do: residual_unet"),
+        ("deeplab", 5, {}, "networks that do: none"),
+        ("deeplab", 2, {"widht": 8}, "no option 'widht'\ndid you mean 'width'"),
+        ("residual_unet", 2, {"in_chanels": 8}, "no option 'in_chanels'"),
+        ("deeplab", 2, {"width": "wide"}, "option 'width'.*integer"),
+        ("deeplab", 2, {"dilations": 6}, "option 'dilations'"),
+        ("residual_unet", 2, {"norm": "layer"}, "option 'norm'"),
+        ("residual_unet", 3, {"strides": [2]}, "do not fit 4 levels"),
+    ],
+)
+def test_wrong_names_and_values_are_plain_errors(name: str, dims: int, options: dict[str, object], words: str) -> None:
+    with pytest.raises(UsageError, match=words) as caught:
+        build_network(name, dims, 3, **options)
+    assert caught.value.hint
+    assert "\n" not in caught.value.what
+
+
+def test_the_table_does_not_import_torch() -> None:
+    code = "import sys, perdure.networks.build; sys.exit('torch' in sys.modules or 'timm' in sys.modules)"
+    src = Path(__file__).resolve().parents[2] / "src"
+    done = subprocess.run([sys.executable, "-c", code], cwd=src, check=False)
+    assert done.returncode == 0

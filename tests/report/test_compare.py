@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import io
+import json
+import statistics
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from perdure.errors import RunError, UsageError
+from perdure.metrics.results import read_results
+from perdure.report.compare import compare, comparison_table
+from perdure.report.compare_page import write_comparison
+
+ALL = "miou.all[bg=in,absent=skip]"
+FORGETTING = "forgetting[max-last]"
+
+
+def final(run: Path, name: str, after: int) -> float:
+    return next(r.value for r in read_results(run / "results.csv") if (r.figure, r.after_task) == (name, after))
+
+
+def test_values_are_those_of_the_runs_and_the_best_is_marked(make_run) -> None:
+    runs = [make_run("f", method="finetune"), make_run("s"), make_run("j", method="joint")]
+    c = compare(runs)
+    by_label = {e.label: e for e in c.entries}
+    assert list(by_label) == ["finetune", "star", "joint"]
+    assert (c.after, c.task, c.tasks) == (3, "eight-nine", 4)
+    assert by_label["star"].scores[ALL].mean == pytest.approx(final(runs[1], ALL, 3))
+    assert by_label["star"].scores[ALL].sd is None
+    assert by_label["joint"].scores[ALL].mean == pytest.approx(final(runs[2], ALL, 0))
+    assert by_label["joint"].scores[FORGETTING].mean is None
+    assert by_label["joint"].reference
+    assert c.best[ALL] == "star", "joint training is a reference and does not compete"
+    assert c.best[FORGETTING] == "star", "less forgetting is better"
+    assert c.figures[-1] == "intransigence"
+    assert by_label["star"].scores["intransigence"].mean is not None
+    assert by_label["star"].kept_bytes == 20_604
+    assert by_label["finetune"].kept_bytes == 0
+    assert json.loads(json.dumps(c.to_json()))["best"] == c.best
+
+
+def test_runs_that_differ_by_seed_become_mean_and_deviation(make_run) -> None:
+    runs = [make_run(f"s{k}", seed=k) for k in (1, 2, 3)]
+    c = compare([*runs, make_run("f", method="finetune")], [ALL])
+    entry = c.entries[0]
+    values = [final(run, ALL, 3) for run in runs]
+    assert entry.label == "star (3 runs)"
+    assert entry.seeds == (1, 2, 3)
+    assert entry.scores[ALL].values == tuple(values)
+    assert entry.scores[ALL].mean == pytest.approx(statistics.fmean(values))
+    assert entry.scores[ALL].sd == pytest.approx(statistics.stdev(values))
+    assert c.figures == (ALL,)
+
+
+def test_one_method_with_two_settings_stays_two_entries(make_run) -> None:
+    a, b = make_run("short"), make_run("long")
+    recipe = (b / "recipe.yaml").read_text()
+    (b / "recipe.yaml").write_text(recipe.replace("epochs: 3", "epochs: 9"))
+    assert [e.label for e in compare([a, b]).entries] == ["short", "long"]
+
+
+def test_half_done_runs_are_compared_after_the_last_common_task(make_run) -> None:
+    runs = [make_run("f", method="finetune"), make_run("s", sealed=2), make_run("j", method="joint")]
+    c = compare(runs)
+    assert c.after == 1
+    assert c.entries[0].scores[ALL].mean == pytest.approx(final(runs[0], ALL, 1))
+    assert c.entries[2].scores[ALL].mean is None
+    assert any("after task 2 of 4" in note for note in c.notes)
+
+
+def test_names_of_figures_follow_the_background(make_run) -> None:
+    runs = [make_run("a", background=None), make_run("b", method="finetune", background=None)]
+    assert compare(runs, ["miou.all", "hiou[absent=zero]"]).figures == (
+        "miou.all[bg=out,absent=skip]",
+        "hiou[bg=out,absent=zero]",
+    )
+
+
+def test_what_cannot_be_compared_is_a_plain_error(make_run, tmp_path: Path) -> None:
+    good = make_run("good")
+    other = make_run("other")
+    stream = json.loads((other / "stream.json").read_text())
+    for key, value, word in (
+        ("dataset", "voc", "data set"),
+        ("protocol", "4-2 disjoint", "protocol"),
+        ("background", None, "background"),
+        ("classes", [stream["classes"][0] | {"name": "null"}, *stream["classes"][1:]], "classes"),
+    ):
+        (other / "stream.json").write_text(json.dumps(stream | {key: value}))
+        with pytest.raises(UsageError, match=f"'good' and 'other' cannot be compared: their {word}"):
+            compare([good, other])
+    swapped = [stream["tasks"][0] | {"new": [4, 3, 2, 1]}, *stream["tasks"][1:]]
+    (other / "stream.json").write_text(
+        json.dumps(stream | {"tasks": swapped, "groups": [[4, 3, 2, 1], *stream["groups"][1:]]})
+    )
+    with pytest.raises(UsageError, match="split of the classes into tasks"):
+        compare([good, other])
+    with pytest.raises(UsageError, match="nothing to compare"):
+        compare([])
+    with pytest.raises(UsageError, match="no finished task"):
+        compare([good, make_run("fresh", sealed=0)])
+    with pytest.raises(UsageError, match=r"unknown figure 'mioo\.all'"):
+        compare([good], ["mioo.all"])
+    with pytest.raises(UsageError, match="one value for each class"):
+        compare([good], ["iou"])
+    with pytest.raises(RunError, match="not a run folder"):
+        compare([good, tmp_path / "nowhere"])
+
+
+def test_table_for_the_terminal(make_run) -> None:
+    c = compare([make_run("f", method="finetune"), make_run("s1", seed=1), make_run("s2", seed=2)])
+    screen = io.StringIO()
+    Console(file=screen, width=80, force_terminal=False).print(comparison_table(c))
+    text = screen.getvalue()
+    score = c.entries[1].scores[ALL]
+    assert f"{score.mean:.1f} ± {score.sd:.1f}" in text
+    assert "miou.old[bg=in,absent=skip] ↑" in text
+    assert "forgetting[max-last] ↓" in text
+    assert "digits, class-incremental 4-2 overlap" in text
+    assert "…" not in text
+
+
+@pytest.mark.parametrize("names", [("f", "s", "j"), ("s",), ("j",), ("f", "half", "j"), ("clinic",)])
+def test_page_is_complete_and_self_contained(check_page, make_run, tmp_path: Path, names: tuple[str, ...]) -> None:
+    options = {"f": {"method": "finetune"}, "s": {}, "j": {"method": "joint"}, "half": {"sealed": 2},
+               "clinic": {"patients": True}}  # fmt: skip
+    runs = [make_run(n, **options[n]) for n in names]
+    c = write_comparison(runs, tmp_path / "compare.html")
+    page = check_page(tmp_path / "compare.html")
+    assert c == compare(runs)
+    shown = [n for n in names if not ("half" in names and n == "j")]
+    assert page.count("<img") == (0 if "clinic" in names else 3 * (2 + len(shown)))
+    assert page.count("<svg") == (0 if names == ("j",) else 4)
+    assert page.count('class="delta"') == (len(shown) - 1) * (7 if "half" in names else 11)
+    assert str(tmp_path) not in page
+    before = (tmp_path / "compare.html").read_bytes()
+    write_comparison(runs, tmp_path / "compare.html")
+    assert (tmp_path / "compare.html").read_bytes() == before

@@ -1,0 +1,212 @@
+"""The HTML pages: well-formed, self-contained, nothing private, right also when a run is half done."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from perdure.errors import DataError, RunError
+from perdure.report.model_card import write_model_card
+from perdure.report.page import write_report
+from perdure.report.plots import Line, curves
+from perdure.report.run_data import load_run, without_places
+
+
+def test_report_shows_all_that_a_reader_asks_first(check_page, make_run) -> None:
+    run = make_run("night-1")
+    path = write_report(run)
+    page = check_page(path)
+    assert path == run / "report.html"
+    headings = re.findall(r"<h2>(.*?)</h2>", page)
+    assert headings == [
+        "Over the stream",
+        "Each class after each task",
+        "Figures after each task",
+        "The same test samples after each task",
+        "The stream",
+        "What is kept of the past",
+        "Recipe and environment",
+        "What the figures mean",
+    ]
+    assert page.count("<svg") == 2
+    assert page.count("<img") == 3 * (2 + 4)
+    assert "all 4 tasks are done" in page
+    assert "20,604" in page
+    assert "2,060 B" in page
+
+
+def test_numbers_of_the_page_are_those_of_the_results(make_run) -> None:
+    run = make_run()
+    page = write_report(run).read_text()
+    lines = [line.split(",") for line in (run / "results.csv").read_text().splitlines()]
+    final = next(line for line in lines if line[0] == "3" and "hiou[bg=in" in ",".join(line))
+    assert f'<div class="value">{float(final[-2]):.1f}<span' in page
+
+
+def test_cells_before_a_class_is_taught_are_blank_and_hatched(make_run) -> None:
+    page = write_report(make_run()).read_text()
+    assert page.count('<td class="before" title="not taught yet"></td>') == 2 * 1 + 2 * 2 + 2 * 3
+    assert page.count('<td class="taught"') == 11
+    row = page[page.index("</i>nine</th>") :].split("</tr>")[0]
+    assert re.findall(r'<td class="(before|taught)', row) == ["before"] * 3 + ["taught"]
+
+
+def test_equal_runs_give_equal_bytes(make_run) -> None:
+    first = write_report(make_run("a/run")).read_bytes()
+    second = write_report(make_run("b/run")).read_bytes()
+    assert first == second
+
+
+def test_no_place_of_this_machine_is_told(check_page, make_run, tmp_path: Path) -> None:
+    run = make_run()
+    texts = check_page(write_report(run)) + write_model_card(run).read_text()
+    for secret in ("/secret", "secret-host", str(tmp_path), str(Path.home()) + "/"):
+        assert secret not in texts
+    assert "…/digits" in texts
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("/data/voc", "…/voc"),
+        ("~/data/voc", "…/voc"),
+        ("C:\\data\\voc", "…/voc"),
+        ("read from /a/b/c.txt, then", "read from …/c.txt, then"),
+        ("a/b", "a/b"),
+        ("./runs/x", "./runs/x"),
+        ("1/2", "1/2"),
+        ("km/h", "km/h"),
+        (3, 3),
+        ({"hostname": "x", "cpu": ["/a/b"]}, {"cpu": ["…/b"]}),
+    ],
+)
+def test_places_are_shortened(value: object, shown: object) -> None:
+    assert without_places(value) == shown
+
+
+@pytest.mark.parametrize("sealed", [0, 1, 2])
+def test_partly_done_runs(check_page, make_run, sealed: int) -> None:
+    run = make_run(sealed=sealed)
+    page = check_page(write_report(run))
+    assert f"{sealed} of 4 tasks done" in page
+    assert page.count('<span class="pill warn">to do</span>') == 4 - sealed
+    assert ("No task is measured yet" in page) == (sealed == 0)
+    assert page.count("<svg") == {0: 0, 1: 1, 2: 2}[sealed]
+    card = write_model_card(run).read_text()
+    assert f"{sealed} of 4 tasks" in card
+    assert "The run is not finished" in card
+
+
+def test_a_task_without_the_done_mark_is_left_out(check_page, make_run) -> None:
+    run = make_run()
+    (next((run / "tasks").glob("02-*")) / "done").unlink()
+    data = load_run(run)
+    assert (data.sealed, data.evidence.last, set(data.ledgers), set(data.samples)) == (2, 1, {0, 1}, {0, 1})
+    check_page(write_report(run))
+
+
+def test_joint_run_has_figures_of_old_and_new_classes_and_no_curves(check_page, make_run) -> None:
+    page = check_page(write_report(make_run(method="joint")))
+    assert "all 1 task is done" in page
+    assert "<svg" not in page
+    assert "since learned" not in page
+    assert "not taught yet" not in page
+    values = re.findall(r'<div class="value">(.*?)<', page)
+    assert values[1] != "–"
+    assert values[4] == "–"
+
+
+def test_pictures_of_patients_are_shown_only_where_the_recipe_says_so(check_page, make_run) -> None:
+    run = make_run("plain")
+    stream = (run / "stream.json").read_text()
+    (run / "stream.json").write_text(stream.replace('"patients": false', '"patients": true'))
+    page = check_page(write_report(run))
+    assert "<img" not in page
+    assert "the images come from patients" in page
+    assert "Not a medical device" in write_model_card(run).read_text()
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text()) | {"report": {"patient_samples": True}}
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert check_page(write_report(run)).count("<img") == 18
+
+
+def test_streams_without_background_lead_with_bg_out(check_page, make_run) -> None:
+    page = check_page(write_report(make_run(background=None)))
+    assert "miou.all<wbr>[bg=out" in page
+    assert "</i>unlabelled</th>" not in page
+
+
+def test_names_cannot_break_the_page(check_page, make_run) -> None:
+    run = make_run()
+    stream = (run / "stream.json").read_text()
+    (run / "stream.json").write_text(
+        stream.replace('"nine"', '"<script>alert(1)</script>|\\u0000&"').replace("\\u0000", "")
+    )
+    page = check_page(write_report(run))
+    assert "&lt;script&gt;" in page
+    card = write_model_card(run).read_text()
+    assert "<script>alert(1)</script>\\|&" in card
+
+
+def test_other_folders_and_damaged_files_are_plain_errors(make_run, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="not a run folder"):
+        write_report(tmp_path)
+    run = make_run()
+    ledger = next((run / "tasks").glob("01-*")) / "ledger.json"
+    ledger.write_text('{"items": [{"name": "x"}]}')
+    with pytest.raises(DataError, match="not a ledger"):
+        write_report(run)
+    ledger.unlink()
+    (run / "recipe.yaml").write_text("a: [")
+    with pytest.raises(DataError, match=r"could not read .*recipe\.yaml"):
+        write_report(run)
+
+
+def test_model_card_tells_history_figures_and_what_is_kept(make_run) -> None:
+    run = make_run()
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    recipe["data"] |= {"licence": "CC0", "notes": "scenes of\ndigits"}
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    card = write_model_card(run).read_text()
+    assert "learned 10 of 10 classes of **digits** in 4 of 4 tasks" in card
+    assert "| 1 | four-five | four, five | the same | done |" in card
+    assert "Licence: CC0" in card
+    assert "Notes: scenes of digits" in card
+    assert "| statistics | statistics | 20,604 |" in card
+    tables = [line for line in card.splitlines() if line.startswith("|")]
+    assert all(line.endswith("|") for line in tables)
+    heat = [line for line in tables if line.startswith(("| 10 | nine", "| 0 | background"))]
+    assert [line.count("|") for line in heat] == [8, 8]
+
+
+def test_curves_are_inline_and_the_same_each_time(page_markup) -> None:
+    lines = [Line('a "quoted" & <b>', [1.0, None, 3.0], 0, dashed=True), Line("empty", [None] * 3, 1)]
+    svg = curves("x", lines, ["1", "2", "3"], "figure")
+    assert svg == curves("x", lines, ["1", "2", "3"], "figure")
+    assert svg.startswith("<svg role=")
+    assert "xmlns" not in svg
+    assert "#0a0b" not in svg
+    assert "#010203" not in svg
+    assert "var(--s0)" in svg
+    assert not page_markup(svg).wrong
+    assert curves("y", lines[1:], ["1", "2", "3"], "figure") == ""
+
+
+@pytest.mark.slow
+def test_a_browser_shows_the_page(make_run, tmp_path: Path) -> None:
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no chromium on this machine")
+    page = write_report(make_run())
+    shot = tmp_path / "shot.png"
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--window-size=1200,900"]
+    subprocess.run([browser, *flags, f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={shot}", page.as_uri()],
+                   check=True, capture_output=True, timeout=300)  # fmt: skip
+    from PIL import Image
+
+    with Image.open(shot) as image:
+        assert len(set(image.convert("RGB").resize((240, 180)).getdata())) > 200

@@ -1,0 +1,300 @@
+"""Tasks, label views and refusals of class-incremental streams."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from perdure.errors import DataError, PerdureError, SealedDataError, UsageError
+from perdure.labels import label_space
+from perdure.streams.class_incremental import (
+    class_incremental,
+    learning_order,
+    parse_split,
+    split_classes,
+    task_names,
+)
+
+NAMES = ["ant", "bee", "cat", "dog", "elk", "traffic light"]
+SAMPLES = {
+    "s1": [0, 1, 255],
+    "s2": [0, 1, 2, 3],
+    "s3": [3, 4],
+    "s4": [0, 5, 1],
+    "s5": [6, 2, 5],
+    "s6": [4],
+    "s7": [0, 255],
+}
+
+
+@pytest.fixture
+def build(make_source, transform):
+    """Build a stream over SAMPLES; keyword arguments go to class_incremental, ``source`` replaces the source."""
+
+    def make(source=None, **settings):
+        settings = {"base": 3, "step": 1} | settings
+        source = source or make_source(NAMES, SAMPLES)
+        return class_incremental(source, train_transform=transform, eval_transform=transform, **settings)
+
+    return make
+
+
+def labels(view) -> dict[str, list[int]]:
+    return {name: view[i].label[0].tolist() for i, name in enumerate(view.names)}
+
+
+def test_tasks_of_a_stream(build):
+    stream = build()
+    assert [t.name for t in stream.tasks] == ["1-3", "dog", "elk", "traffic_light"]
+    assert [t.new for t in stream.tasks] == [(1, 2, 3), (4,), (5,), (6,)]
+    assert stream.tasks[2].old == (1, 2, 3, 4)
+    assert [t.annotated for t in stream.tasks] == [frozenset(t.new) for t in stream.tasks]
+    assert all(t.recurs for t in stream.tasks)
+    assert stream.groups == ((1, 2, 3), (4,), (5,), (6,))
+    assert stream.protocol == "class-incremental 3-1 overlap"
+    assert not any(t.recurs for t in build(setting="disjoint").tasks)
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("overlap", [["s1", "s2", "s3", "s4", "s5"], ["s3", "s6"], ["s4", "s5"], ["s5"]]),
+        ("disjoint", [["s1", "s2"], ["s3", "s6"], ["s4"], ["s5"]]),
+        ("partition-rarest", [["s1", "s2", "s3"], ["s6"], ["s4"], ["s5"]]),
+    ],
+)
+def test_images_of_a_task(build, setting, expected):
+    stream = build(setting=setting)
+    assert [list(t.data.train().names) for t in stream.tasks] == expected
+    # monitor and test lists are the same in every setting
+    assert [list(t.data.monitor().names) for t in stream.tasks] == [
+        ["s1", "s2", "s3", "s4", "s5"],
+        ["s3", "s6"],
+        ["s4", "s5"],
+        ["s5"],
+    ]
+    assert [len(t.tests()["test"]) for t in stream.tasks] == [5, 6, 6, 6]
+
+
+@pytest.mark.parametrize("other", [0, 255])
+def test_label_views(build, make_source, other):
+    """The remapping table of the protocol, split by split (STAR section 1.4)."""
+    stream = build(make_source(NAMES, SAMPLES, other_label=other))
+    task = stream.tasks[2]  # teaches 5, knows 1..4, 6 comes later
+    with stream.opened(task):
+        assert labels(task.train()) == {"s4": [0, 5, 0], "s5": [0, 0, 5]}  # s5 holds 6, 2, 5
+        assert labels(task.monitor()) == {"s4": [0, 5, other], "s5": [other, other, 5]}
+    tests = labels(task.tests()["test"])
+    assert tests["s1"] == [0, 1, 255]
+    assert tests["s2"] == [0, 1, 2, 3]
+    assert tests["s5"] == [other, 2, 5]
+    last = labels(stream.tasks[-1].tests()["test"])
+    assert last["s5"] == [6, 2, 5]
+
+
+def test_every_label_of_every_table(build):
+    stream = build(base=2, step=2, other_label=255)
+    for task in stream.tasks:
+        tables = {"train": task.data.train().table, "val": task.data.monitor().table}
+        tables["test"] = task.tests()["test"].table
+        for label in range(256):
+            kept = label in (0, 255)
+            assert tables["train"][label] == (label if kept or label in task.new else 0)
+            assert tables["val"][label] == (label if kept or label in task.new else 255)
+            assert tables["test"][label] == (label if kept or label in task.seen else 255)
+
+
+def test_other_label_can_be_chosen(build):
+    view = build(other_label=255).tasks[0].tests()["test"]
+    assert view.table[6] == 255
+    with pytest.raises(UsageError, match="other_label is 7"):
+        build(other_label=7)
+
+
+def test_permuted_order_moves_classes_not_labels(build):
+    stream = build(order=["elk", 2, "ant", "traffic light", "dog", 3])
+    assert stream.tasks[0].new == (5, 2, 1)
+    assert stream.tasks[-1].seen == (5, 2, 1, 6, 4, 3)
+    assert [t.name for t in stream.tasks] == ["1-3", "traffic_light", "dog", "cat"]
+    assert stream.protocol.endswith("order given")
+    task = stream.tasks[1]
+    with stream.opened(task):
+        assert labels(task.train()) == {"s5": [6, 0, 0]}
+    channels = stream.tasks[-1].channels
+    assert channels.to_label().tolist() == [0, 5, 2, 1, 6, 4, 3]
+    # going to channels and back is the identity on the labels of a view, whatever the order
+    label = torch.as_tensor([5, 2, 1, 6, 4, 3])
+    back = channels.to_label()[channels.to_channel()[label] + 1]
+    assert back.tolist() == label.tolist()
+
+
+def test_shuffled_order_is_a_function_of_its_seed(build):
+    first, again, other = (build(base=6, order="shuffled", order_seed=s) for s in (1, 1, 2))
+    assert first.tasks[0].new == again.tasks[0].new
+    assert first.tasks[0].new != other.tasks[0].new
+    assert sorted(first.tasks[0].new) == [1, 2, 3, 4, 5, 6]
+    assert "seed 1" in first.protocol
+
+
+def test_order_may_leave_classes_out(build):
+    stream = build(order=["ant", "cat", "dog", "elk"], base=3)
+    assert stream.tasks[-1].seen == (1, 3, 4, 5)
+    view = stream.tasks[0].tests()["test"]
+    assert view.table[2] == 0 and view.table[6] == 0
+    # s5 shows a class that is never taught: that does not make it an image of the future
+    disjoint = build(order=["ant", "cat", "dog", "elk"], base=3, setting="disjoint")
+    assert disjoint.tasks[1].data.train().names == ("s4", "s5")
+
+
+def test_past_data_is_closed_even_through_a_kept_view(build):
+    stream = build()
+    first, second = stream.tasks[:2]
+    with pytest.raises(SealedDataError, match="no task is open"):
+        first.train()
+    with stream.opened(first):
+        kept, watched = first.train(), first.monitor()
+        assert kept[0].name == "s1"
+        with pytest.raises(SealedDataError, match="training data of task 1"):
+            second.train()
+    for view in (kept, watched):
+        with pytest.raises(SealedDataError, match="no task is open"):
+            view[0]
+    with stream.opened(second):
+        with pytest.raises(SealedDataError, match="task 1 is open"):
+            kept[0]
+        with pytest.raises(SealedDataError):
+            first.train()
+        with pytest.raises(SealedDataError):  # nor does the way that upper bounds take help
+            first.data.joint("train")[0]
+        assert second.train()[0].name == "s3"
+    assert first.tests()["test"][0].name == "s1"  # test data stays open
+
+
+def test_views_travel_to_worker_processes(build):
+    stream = build()
+    with stream.opened(stream.tasks[1]) as task:
+        view = task.train()
+        # the transform of this test lives in conftest and is not importable by name: leave it out
+        check = pickle.loads(pickle.dumps(view.check))
+        check()
+    with pytest.raises(SealedDataError):
+        view.check()
+
+
+def test_monitor_is_not_needed_to_learn(build, make_source):
+    stream = build(make_source(NAMES, train=SAMPLES, test=SAMPLES))
+    with stream.opened(stream.tasks[0]) as task:
+        assert len(task.train()) == 5
+        with pytest.raises(DataError, match="no split val"):
+            task.monitor()
+
+
+def test_masks_are_read_once(build, make_source, reads):
+    source = make_source(NAMES, train=SAMPLES, val={"v": [1, 2]}, test={"t": [1, 2, 6]})
+    build(source, base=6)
+    assert reads == [("fake", "train"), ("fake", "test")]
+    stream = build(source, base=3, step=3, order=[6, 5, 4, 3, 2, 1], setting="overlap")
+    stream.tasks[0].data.monitor()
+    stream.tasks[1].data.monitor()
+    assert reads == [("fake", "train"), ("fake", "test"), ("fake", "val")]
+
+
+def test_partition_from_a_file(build, tmp_path):
+    path = tmp_path / "mine.txt"
+    path.write_text("s2 0\ns1 0\ns3 1\ns4 2\ns5 3\n")
+    stream = build(setting="partition", partition_file=path)
+    assert [t.data.train().names for t in stream.tasks] == [("s1", "s2"), ("s3",), ("s4",), ("s5",)]
+    assert stream.protocol == "class-incremental 3-1 partition from mine.txt"
+    assert not stream.tasks[0].recurs
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"base": 0}, "base is 0, but there are 6 classes"),
+        ({"base": 7}, "base is 7, but there are 6 classes"),
+        ({"base": 2, "step": 3}, "4 classes are left after base 2: step 3 does not fit\ntry 1, 2, 4"),
+        ({"base": 2, "step": 0}, "step 0 does not fit"),
+        ({"setting": "overlapp"}, "unknown setting 'overlapp'\ndid you mean 'overlap'"),
+        ({"setting": "partition"}, "setting partition needs partition_file"),
+        ({"order": "natral"}, "unknown class order 'natral'\ndid you mean 'natural'"),
+        ({"order": []}, "the class order is empty"),
+        ({"order": [1, 2, 3, 2]}, "class 'bee' occurs twice in the class order"),
+        ({"order": ["ant", "bee", "ant", "dog"]}, "class 'ant' occurs twice"),
+        ({"order": ["ant", "bea", "cat"]}, "unknown class 'bea'\ndid you mean 'bee'"),
+        ({"order": [1, 2, 9]}, "names class 9, which the data set lacks\nids run from 1 to 6"),
+    ],
+)
+def test_bad_settings(build, settings, message):
+    with pytest.raises(UsageError) as caught:
+        build(**settings)
+    assert message in str(caught.value)
+
+
+def test_partition_file_without_its_setting(build, tmp_path):
+    with pytest.raises(UsageError, match="setting overlap takes no partition_file"):
+        build(partition_file=tmp_path / "x.npy")
+    with pytest.raises(DataError, match="does not exist"):
+        build(setting="partition", partition_file=tmp_path / "x.npy")
+
+
+def test_task_without_images_is_named(build, make_source):
+    few = {"s1": [1], "s2": [2], "s3": [3, 5], "s6": [6]}
+    with pytest.raises(DataError, match=r"fake: no training image for task 'dog' \(dog; setting overlap\)"):
+        build(make_source(NAMES, few))
+    some = {name: lab for name, lab in SAMPLES.items() if name not in ("s5",)} | {"s5": [6, 2]}
+    future = some | {"s4": [0, 5, 6]}
+    with pytest.raises(DataError, match=r"task 'elk' \(elk; setting disjoint\)"):
+        build(make_source(NAMES, future), setting="disjoint")
+    with pytest.raises(DataError, match=r"no test image for task '1-3' \(ant, bee, cat;"):
+        build(make_source(NAMES, train=SAMPLES, test={"t": [4]}))
+
+
+@pytest.mark.parametrize(("text", "expected"), [("15-1", (15, 1)), ("100-50", (100, 50)), (" 6 - 1 ", (6, 1))])
+def test_split_names(text, expected):
+    assert parse_split(text) == expected
+
+
+@pytest.mark.parametrize("text", ["15", "15-", "a-b", "15-1-1", "", "-1-1", "15.5-1"])
+def test_bad_split_names(text):
+    with pytest.raises(PerdureError, match="is no split"):
+        parse_split(text)
+
+
+@pytest.mark.parametrize(
+    ("classes", "base", "step", "sizes"),
+    [
+        (20, 15, 1, [15, 1, 1, 1, 1, 1]),
+        (20, 5, 3, [5, 3, 3, 3, 3, 3]),
+        (150, 100, 10, [100, 10, 10, 10, 10, 10]),
+        (150, 50, 50, [50, 50, 50]),
+        (19, 13, 6, [13, 6]),
+        (20, 20, 0, [20]),
+        (20, 20, 7, [20]),
+    ],
+)
+def test_sizes_of_tasks(classes, base, step, sizes):
+    groups = split_classes(list(range(1, classes + 1)), base, step)
+    assert [len(g) for g in groups] == sizes
+    assert [c for g in groups for c in g] == list(range(1, classes + 1))
+
+
+def test_names_of_tasks_are_padded_and_safe():
+    space = label_space([f"c/{i} x" for i in range(150)])
+    names = task_names(space, split_classes(space.ids, 100, 10))
+    assert names[:3] == ["001-100", "101-110", "111-120"]
+    assert task_names(space, split_classes(space.ids, 149, 1))[1] == "c_149_x"
+
+
+def test_shuffle_does_not_depend_on_the_machine():
+    assert learning_order(label_space("abcdefgh"), "shuffled", 3) == (7, 8, 3, 2, 5, 6, 4, 1)
+
+
+def test_lists_follow_the_order_of_the_source(build, make_source):
+    reverse = dict(reversed(SAMPLES.items()))
+    view = build(make_source(NAMES, reverse)).tasks[0].data.train()
+    assert list(view.names) == ["s5", "s4", "s3", "s2", "s1"]
+    assert np.array_equal(view.table[[1, 2, 3, 4]], [1, 2, 3, 0])

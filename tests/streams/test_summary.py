@@ -1,0 +1,134 @@
+"""A stream described for checks and for the run folder."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from perdure.errors import DataError, SealedDataError, UsageError
+from perdure.streams.class_incremental import class_incremental
+from perdure.streams.merged import merged
+from perdure.streams.partial_labels import DataSet, partial_labels
+from perdure.streams.summary import describe, left_out_rows, list_sizes, restore, summarize
+
+SAMPLES = {"s1": [0, 1, 255], "s2": [2, 3], "s3": [3, 4], "s4": [1, 4], "s5": [0, 255], "s6": [5, 1]}
+
+
+@pytest.fixture
+def split(transform):
+    return {"train_transform": transform, "eval_transform": transform}
+
+
+@pytest.fixture
+def stream(make_source, split):
+    return class_incremental(make_source("abcd", SAMPLES), base=2, step=1, order=[1, 2, 3], **split)
+
+
+@pytest.fixture
+def parts(make_source, split):
+    sets = [
+        DataSet(make_source("ab", {"x": [1, 2, 0], "y": [1]}, name="one")),
+        DataSet(make_source("bc", train={"x": [1, 0]}, test={"z": [2]}, name="two", patients=True)),
+    ]
+    return partial_labels(sets, **split)
+
+
+def test_sizes(stream, parts):
+    assert list_sizes(stream) == {"train": [4, 2], "monitor": [4, 2], "test": [4, 5]}
+    assert list_sizes(parts) == {"train": [2, 1], "monitor": None, "test": [2, 3]}
+
+
+def test_left_out_rows(stream):
+    assert left_out_rows(stream) == [4]
+
+
+def test_summary(stream):
+    whole = summarize(stream)
+    assert json.loads(json.dumps(whole)) == whole
+    assert whole["protocol"] == "class-incremental 2-1 overlap, order given"
+    assert whole["classes"] == 3 and whole["left_out"] == ["d"]
+    first, second = whole["tasks"]
+    assert first["name"] == "1-2" and first["new"] == ["a", "b"] and first["index"] == 0
+    assert first["images"] == {"train": {"train": 4}, "monitor": {"monitor": 4}, "test": {"test": 4}}
+    # s1 0 1; s2 2 and background (3 is of the future); s4 1 and background; s6 1 and background
+    assert first["shown_by_images"]["train"]["train"] == {"background": 4, "a": 3, "b": 1}
+    assert second["shown_by_images"]["train"]["train"] == {"background": 2, "c": 2}
+    assert second["shown_by_images"]["test"]["test"] == {"background": 4, "a": 3, "b": 1, "c": 2}
+    assert first["without_images"] == []
+
+
+def test_summary_names_classes_that_no_image_shows(make_source, split):
+    stream = class_incremental(make_source("abcd", {"x": [1], "y": [4, 3]}), base=2, step=2, **split)
+    assert [t["without_images"] for t in summarize(stream)["tasks"]] == [["b"], []]
+
+
+def test_summary_of_data_sets(parts):
+    first, second = summarize(parts)["tasks"]
+    assert first["images"]["monitor"] == {"monitor": 2}
+    assert second["images"] == {"train": {"train": 1}, "monitor": None, "test": {"one": 2, "two": 1}}
+    assert second["shown_by_images"]["train"] == {"train": {"background": 1, "b": 1}}
+    assert second["shown_by_images"]["test"] == {"one": {"background": 1, "a": 2, "b": 1}, "two": {"c": 1}}
+    assert second["annotated"] == ["b", "c"] and second["new"] == ["c"] and second["without_images"] == ["c"]
+
+
+def test_summary_of_a_merged_stream_reads_masks_once(stream, reads):
+    reads.clear()
+    whole = summarize(merged(stream))
+    assert whole["tasks"][0]["images"]["train"] == {"train": 5}
+    assert reads == []  # train, val and test are one mask set, read when the stream was made
+
+
+def test_description_comes_back(stream):
+    content = describe(stream, "fake", False)
+    again = restore(json.loads(json.dumps(content)))
+    assert describe(again, "fake", False) == content
+    for ours, theirs in zip(stream.tasks, again.tasks, strict=True):
+        assert (ours.new, ours.old, ours.annotated, ours.name, ours.recurs) == (
+            theirs.new, theirs.old, theirs.annotated, theirs.name, theirs.recurs,
+        )  # fmt: skip
+    assert again.space == stream.space and again.groups == stream.groups and again.protocol == stream.protocol
+    with pytest.raises(SealedDataError, match="has no data attached"):
+        again.tasks[0].tests()
+    with pytest.raises(UsageError, match="has no data attached"):
+        list_sizes(again)
+
+
+def test_description_holds_what_the_run_folder_needs(parts):
+    content = describe(parts, "two hospitals", True)
+    assert list(content) == ["protocol", "dataset", "background", "patients", "classes", "tasks", "groups"]
+    assert content["patients"] is True
+    assert content["tasks"][1] == {
+        "index": 1, "name": "two", "new": [3], "old": [1, 2], "annotated": [2, 3], "recurs": False,
+    }  # fmt: skip
+    assert set(content["classes"][0]) == {"id", "name", "kind", "color"}
+
+
+def test_description_of_a_merged_stream_keeps_the_groups(stream):
+    again = restore(describe(merged(stream), "fake", False))
+    assert len(again) == 1 and again.groups == ((1, 2), (3,))
+    assert merged(restore(describe(stream, "fake", False))).tasks[0].data is None
+
+
+def damage(content):
+    yield {}
+    for key in ("classes", "tasks", "groups", "protocol", "background"):
+        yield {k: v for k, v in content.items() if k != key}
+    yield content | {"classes": content["classes"][:1]}
+    yield content | {"classes": content["classes"] * 2}
+    yield content | {"tasks": []}
+    yield content | {"tasks": [content["tasks"][0]] * 2}
+    yield content | {"tasks": content["tasks"][::-1]}
+    yield content | {"tasks": "none"}
+    yield content | {"groups": [["x"]]}
+    yield content | {"classes": [content["classes"][0] | {"color": [1]}]}
+
+
+def test_damaged_description(stream):
+    content = describe(stream, "fake", False)
+    count = 0
+    for broken in damage(content):
+        count += 1
+        with pytest.raises(DataError, match="description of the stream is damaged"):
+            restore(broken)
+    assert count == 14
