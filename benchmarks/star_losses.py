@@ -40,12 +40,13 @@ class Case(NamedTuple):
     replayed: int
 
 
+# Replayed vectors: the published counts, scaled to the images of a batch (1.2, 4.9 and 1.9 times the grid cells).
 CASES = [
     Case("VOC 15-1, first task", 0, 15, 2, 512, 0),
-    Case("VOC 15-5, second task", 15, 5, 4, 512, 20_000),
+    Case("VOC 15-5, second task", 15, 5, 4, 512, 5_000),
     Case("VOC 15-1, second task", 15, 1, 4, 512, 20_000),
     Case("ADE 100-50, first task", 0, 100, 1, 512, 0),
-    Case("ADE 100-50, second task", 100, 50, 2, 512, 20_000),
+    Case("ADE 100-50, second task", 100, 50, 2, 512, 4_000),
 ]
 
 

@@ -25,7 +25,7 @@ def test_ocfm_of_an_empty_mask_is_zero(size):
     features = torch.randn(2, 8, *size, requires_grad=True)
     loss = ocfm(features, torch.randn(2, 8, *size), torch.zeros(2, *size))
     loss.backward()
-    assert float(loss) == 0.0 and not features.grad.any()
+    assert loss.item() == 0.0 and not features.grad.any()
 
 
 def plain_sad(features, labels, new, prototypes, stride):
@@ -70,10 +70,10 @@ def test_sad_of_nothing_is_zero_and_of_a_hit_is_finite():
     features = torch.ones(1, 4, 2, 2, requires_grad=True)
     prototypes = F.normalize(torch.ones(1, 4), dim=1)
     nothing = torch.full((4, 1, 2, 2), -1)
-    assert float(sad(features, nothing, 2, prototypes)) == 0.0
+    assert sad(features, nothing, 2, prototypes).item() == 0.0
     hit = sad(features, torch.zeros_like(nothing), 1, prototypes)
     hit.backward()
-    assert float(hit) == pytest.approx(1e6, rel=0.1) and torch.isfinite(features.grad).all()
+    assert hit.item() == pytest.approx(1e6, rel=0.1) and torch.isfinite(features.grad).all()
 
 
 def test_classes_without_statistics_push_nobody():
@@ -86,7 +86,7 @@ def test_classes_without_statistics_push_nobody():
     )
     only = sad(features.requires_grad_(), channels, 1, empty)
     only.backward()
-    assert float(only) == 0.0 and torch.isfinite(features.grad).all()
+    assert only.item() == 0.0 and torch.isfinite(features.grad).all()
 
 
 @pytest.mark.parametrize("size", [1, 7, 100])

@@ -23,15 +23,15 @@ def demo(out: Path, fresh: bool) -> None:
     if fresh:
         _clear(folders)
     from perdure.experiment import run_experiment
-    from perdure.report.compare import compare, comparison_table, write_comparison
+    from perdure.report.compare import comparison_table
+    from perdure.report.compare_page import write_comparison
 
     started = time.monotonic()
     for method, folder in zip(METHODS, folders, strict=True):
         recipe = load_recipe("demo", [f"method={method}"])
         console.print(f"\n[bold]{method}[/] -> {folder}")
         run_experiment(recipe, folder, resume=True)
-    comparison = compare(folders, None)
-    write_comparison(comparison, out / "compare.html")
+    comparison = write_comparison(folders, out / "compare.html")
     (out / "compare.json").write_text(json.dumps(comparison.to_json(), indent=1) + "\n", encoding="utf-8")
     Console().print(comparison_table(comparison))
     console.print(f"{time.monotonic() - started:.0f} s. Pages to look at: {out / 'compare.html'}, {folders[1] / 'report.html'}", highlight=False)

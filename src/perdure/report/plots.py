@@ -17,15 +17,16 @@ _INK, _GRID = "#010203", "#040506"
 
 
 def _sentinel(k: int) -> str:
-    """Colour that stands for series ``k`` until the page's own colour replaces it."""
-    return f"#0a0b{k % SERIES:02x}"
+    """Colour that stands for series ``k`` until the page's own colour replaces it; 0 is the ink, 1.. repeat."""
+    return f"#0a0b{1 + (k - 1) % (SERIES - 1) if k else 0:02x}"
 
 
 @dataclass(frozen=True)
 class Line:
     """One curve: a label and a value for each task, ``None`` where there is none.
 
-    ``color`` picks one of the page's series colours; ``dashed`` marks references and means.
+    ``color`` picks one of the page's series colours (0 is ink) and a marker, which repeat at different lengths;
+    ``dashed`` marks references and means.
     """
 
     label: str
@@ -88,7 +89,8 @@ def _draw(axes: Axes, line: Line) -> None:
 
 def _dress(axes: Axes, ticks: Sequence[str], y_label: str, low: float | None) -> None:
     """Axes with few marks: horizontal grid, no frame, tasks below."""
-    axes.set_xticks(range(len(ticks)), ticks, rotation=30 if max(map(len, ticks)) > 8 and len(ticks) > 4 else 0)
+    crowded = sum(len(t) + 2 for t in ticks) > 60
+    axes.set_xticks(range(len(ticks)), ticks, rotation=35 if crowded else 0, ha="right" if crowded else "center")
     axes.set_xlim(-0.3, max(len(ticks) - 0.7, 0.3))
     axes.set_xlabel("after task", color=_INK)
     axes.set_ylabel(y_label, color=_INK)

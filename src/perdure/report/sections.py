@@ -78,7 +78,7 @@ def heat_rows(run: RunData) -> list[HeatRow]:
         cells = [_cell(values, t, class_id, taught) for t in range(len(stream.tasks))]
         if not stream.merged:
             cells.append(_change(values, evidence.last, class_id, taught))
-        when = "" if group < 0 else stream.tasks[taught].name
+        when = "" if group < 0 or stream.merged else stream.tasks[taught].name
         rows.append(HeatRow(class_id, stream.names[class_id], colors[class_id], when, tuple(cells), class_id in firsts))
     return rows
 

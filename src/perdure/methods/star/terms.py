@@ -93,17 +93,18 @@ def sad(features: Tensor, channels: Tensor, classes: int, prototypes: Tensor, ab
     Returns:
         Scalar float32; 0 if no class is present.
     """
-    unit = F.normalize(features.float(), dim=1, eps=NEAREST).movedim(1, -1).flatten(0, -2)
-    core = channels.flatten(1).t() + 1
+    core = channels.flatten(2).movedim(0, -1) + 1
     share = torch.full(core.shape, 1.0 / len(channels), device=core.device)
-    fill = torch.zeros(len(core), classes + 1, device=core.device).scatter_add_(1, core, share)[:, 1:]
+    fill = torch.zeros(*core.shape[:2], classes + 1, device=core.device).scatter_add_(2, core, share)[..., 1:]
+    vectors = features.float().flatten(2)
+    length = vectors.square().sum(1).clamp_min(NEAREST**2).sqrt()
     # Autocast would round the sum of thousands of vectors to half precision.
     with torch.autocast(features.device.type, enabled=False):
-        centres = F.normalize(fill.t() @ unit, dim=1, eps=NEAREST)
+        centres = F.normalize((vectors @ (fill / length.unsqueeze(2))).sum(0).t(), dim=1, eps=NEAREST)
         distance = torch.cdist(centres, prototypes.float(), compute_mode="donot_use_mm_for_euclid_dist")
     distance = distance.masked_fill(~prototypes.any(1), torch.inf)
     push = distance.amin(1).clamp_min(NEAREST).reciprocal()
-    counts = torch.ones_like(push) if absent else (fill.amax(0) > 0).to(push.dtype)
+    counts = torch.ones_like(push) if absent else (fill.amax((0, 1)) > 0).to(push.dtype)
     return (push * counts).sum() / counts.sum().clamp_min(1.0)
 
 
