@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
 from perdure.cli.app import app
 from perdure.errors import PerdureError
+
+INTERRUPTED = 130
 
 
 def main() -> None:
@@ -15,37 +18,50 @@ def main() -> None:
     debug = "--debug" in sys.argv
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     try:
-        app(arguments, standalone_mode=True)
-    except PerdureError as error:
-        if debug:
+        code: Any = app(arguments or ["--help"], standalone_mode=False)
+    except BrokenPipeError:  # whoever read the output has left, as in `perdure list recipes | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except (Exception, KeyboardInterrupt) as error:
+        if debug and _unforeseen(error):
             raise
-        _complain(error.what, error.hint)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        _complain("stopped", "")
-        sys.exit(1)
-    except BrokenPipeError:
-        sys.exit(1)
-    except MemoryError:
-        if debug:
-            raise
-        _complain("out of memory", "try a smaller training.batch_size or augment.crop")
-        sys.exit(1)
-    except Exception as error:
-        if debug:
-            raise
-        _complain(*_unexpected(error))
-        sys.exit(1)
+        sys.exit(_complain(error))
+    if code == INTERRUPTED:
+        sys.exit(_complain(KeyboardInterrupt()))
+    sys.exit(code if arguments else 2)
 
 
-def _unexpected(error: Exception) -> tuple[str, str]:
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror, "check the path, its rights and the free disk"
-    if type(error).__name__ == "OutOfMemoryError":
-        return "the GPU is out of memory", "try a smaller training.batch_size or augment.crop, or engine.precision=bf16"
-    text = " ".join(str(error).split())[:300]
-    return f"unexpected {type(error).__name__}: {text}", "this is a bug; --debug shows where"
-
-
-def _complain(what: str, hint: str) -> None:
+def _complain(error: BaseException) -> int:
+    """Say in one or two lines what is wrong and what to try; return the exit code."""
+    what, hint, code = _explained(error)
     sys.stderr.write(f"error: {what}\n" + (f"       {hint}\n" if hint else ""))
+    return code
+
+
+def _unforeseen(error: BaseException) -> bool:
+    """Whether a traceback can help: not where the words of the command themselves are wrong, or on Ctrl-C."""
+    return not (isinstance(error, KeyboardInterrupt) or hasattr(error, "format_message"))
+
+
+def _explained(error: BaseException) -> tuple[str, str, int]:
+    if isinstance(error, PerdureError):
+        return error.what, error.hint, error.exit_code
+    if isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Abort":
+        return "stopped", "", 1
+    if hasattr(error, "format_message"):  # typer's usage errors; their classes have moved between its versions
+        context = getattr(error, "ctx", None)
+        help_of = context.command_path if context is not None else "perdure"
+        return _one_line(error.format_message()), f"see {help_of} --help", 2
+    if isinstance(error, MemoryError):
+        return "out of memory", "try a smaller training.batch_size or augment.crop", 1
+    if type(error).__name__ == "OutOfMemoryError":
+        hint = "try a smaller training.batch_size or augment.crop, or engine.precision=bf16"
+        return "the GPU is out of memory", hint, 1
+    if isinstance(error, OSError) and error.strerror:
+        place = f": {error.filename}" if error.filename else ""
+        return f"{error.strerror}{place}", "check the path, its rights and the free disk", 1
+    return f"unexpected {type(error).__name__}: {_one_line(str(error))}", "this is a bug; --debug shows where", 1
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:300]
