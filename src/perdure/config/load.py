@@ -7,7 +7,7 @@ import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import yaml
@@ -40,10 +40,12 @@ def read_raw(name: str) -> dict[str, Any]:
         raise UsageError(f"there is no recipe '{name}'", f"{nearest(name, shipped())}, or give the path of a YAML file")
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date such as 2024-13-45
         raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(raw, dict):
-        raise UsageError(f"{path} is not a recipe: it must be a mapping of keys")
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror or error}") from error
+    if not isinstance(raw, dict) or not all(isinstance(key, str) for key in raw):
+        raise UsageError(f"{path} is not a recipe: it must be a mapping of keys", "see docs/recipes.md")
     return raw
 
 
@@ -56,17 +58,35 @@ def parse_recipe(raw: Mapping[str, Any], origin: str) -> Recipe:
 
 
 def dump_recipe(recipe: Recipe, path: Path) -> None:
-    """Write the resolved recipe, without the data's place on this machine."""
-    plain = json.loads(recipe.model_dump_json())
+    """Write the resolved recipe, without the places of files on this machine."""
+    plain = _without_places(json.loads(recipe.model_dump_json()))
     plain["data"]["root"] = None
     plain["stream"]["partition_file"] = None
     write_text(path, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
 
 
+def _without_places(value: Any) -> Any:
+    """Plain values in which a file or folder given by a path is given by its name alone."""
+    if isinstance(value, dict):
+        return {key: _without_places(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_places(inner) for inner in value]
+    if isinstance(value, str) and ("/" in value or "\\" in value) and _is_place(value):
+        return PureWindowsPath(value).name  # takes both kinds of slash
+    return value
+
+
+def _is_place(text: str) -> bool:
+    return PurePosixPath(text).is_absolute() or PureWindowsPath(text).is_absolute() or text.startswith(("~", "../"))
+
+
 def same_experiment(old: Recipe, new: Recipe) -> str | None:
-    """First key whose value differs between two recipes in a way that changes results, or ``None``."""
-    a, b = _flat(json.loads(old.model_dump_json())), _flat(json.loads(new.model_dump_json()))
-    free = ("data.root", "stream.partition_file", "engine.", "report.", "about")
+    """First key whose value differs between two recipes in a way that changes results, or ``None``.
+
+    The places of files do not count; what is in them is checked where the stream is compared.
+    """
+    a, b = (_flat(_without_places(json.loads(recipe.model_dump_json()))) for recipe in (old, new))
+    free = ("data.root", "stream.partition_file", "engine.", "report.", "evaluate.batch_size", "about")
     matters = [k for k in sorted(a.keys() | b.keys()) if not k.startswith(free) or k == "engine.precision"]
     return next((k for k in matters if a.get(k) != b.get(k)), None)
 
@@ -92,8 +112,9 @@ def _override(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
             raise UsageError(f"'{text}' is not an override", "write key=value, for example training.epochs=5")
         try:
             parsed = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise UsageError(f"the value of '{key}' cannot be read: {value}") from error
+        except (yaml.YAMLError, ValueError) as error:
+            hint = "quote what YAML would misread, for example 'name=\"a: b\"'"
+            raise UsageError(f"the value of '{key}' cannot be read: {value}", hint) from error
         at = raw
         *parents, leaf = key.split(".")
         for part in parents:
@@ -102,7 +123,7 @@ def _override(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
                 inside = at[part] = {"name": inside}
             at = at.setdefault(part, {}) if inside is None else inside
             if not isinstance(at, dict):
-                raise UsageError(f"'{key}' cannot be set: '{part}' is a single value")
+                raise UsageError(f"'{key}' cannot be set: '{part}' is a single value", f"write {part}=VALUE")
         at[leaf] = parsed
     return raw
 

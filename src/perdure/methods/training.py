@@ -14,7 +14,7 @@ from perdure.engine.schedules import by_name
 from perdure.labels import BACKGROUND
 from perdure.methods.method import Prediction
 from perdure.methods.options import TrainingOptions
-from perdure.networks.segmenter import Segmenter, upsample
+from perdure.networks.segmenter import Segmenter
 from perdure.streams.task import Task
 
 
@@ -86,6 +86,6 @@ def sigmoid_scores(network: Segmenter, images: Tensor, class_ids: Sequence[int])
 
     A class wins where it is the likeliest and above 0.5. The mode of the network is the caller's business.
     """
-    logits = upsample(network.classify(network.features(images)).float(), images.shape[2:])
+    logits = network.full_logits(images)
     scores = torch.cat([torch.full_like(logits[:, :1], 0.5), logits.sigmoid()], 1)
     return Prediction(scores, (BACKGROUND, *class_ids))

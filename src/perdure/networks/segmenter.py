@@ -115,6 +115,20 @@ class Segmenter(nn.Module):
         logits = [classifier(features) for classifier in chosen]
         return logits[0] if len(logits) == 1 else torch.cat(logits, 1)
 
+    def full_logits(self, images: Tensor) -> Tensor:
+        """Logits ``(N, K, *S)`` at the size of images of any size; for prediction, not for training.
+
+        Where an axis is no multiple of what the network takes, the image's edge is repeated up to the next one
+        and cut off again afterwards.
+        """
+        size = images.shape[2:]
+        missing = [-side % step for side, step in zip(size, self.multiple, strict=True)]
+        if any(missing):
+            # F.pad counts from the last axis; right and bottom only, so that positions stay what they are
+            images = F.pad(images, [n for extra in reversed(missing) for n in (0, extra)], mode="replicate")
+        logits = upsample(self.classify(self.features(images)).float(), images.shape[2:])
+        return logits[(..., *(slice(side) for side in size))]
+
     def grow(self, classes: int) -> None:
         """Append a classifier for ``classes`` new classes; the earlier ones are not touched.
 
