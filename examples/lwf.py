@@ -30,7 +30,7 @@ from perdure.streams.task import Task
 class LwFOptions(Options):
     """Settings of the method: what a recipe may write under `method`."""
 
-    distill: float = Field(10.0, ge=0, description="weight of agreeing with the old network about old classes")
+    distill: float = Field(1.0, ge=0, description="weight of agreeing with the old network about old classes")
 
 
 class LwF(nn.Module):

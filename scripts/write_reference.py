@@ -1,4 +1,4 @@
-"""Write the reference pages of the docs from the schema of recipes and the tables of figures, methods and data.
+"""Write the reference pages of the docs from the schema of recipes, the tables of the package and the command line.
 
 With ``--check`` nothing is written: it fails if a page is not what it should be.
 """
@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+import typer.main
+
+from perdure.cli.app import app
 from perdure.config.build import method_class
 from perdure.config.recipe import Recipe
 from perdure.data.catalog import DATASETS
@@ -20,7 +24,7 @@ from perdure.methods import METHODS
 from perdure.metrics.definitions import describe
 from perdure.networks.build import NETWORKS, network_options
 
-WRITTEN = "<!-- Written by `make docs`; do not edit. -->\n"
+WRITTEN: Final = "<!-- Written by `make docs`; do not edit. -->\n"
 
 
 def main(arguments: list[str]) -> int:
@@ -28,7 +32,7 @@ def main(arguments: list[str]) -> int:
     check = "--check" in arguments
     (folder,) = [Path(a) for a in arguments if a != "--check"]
     stale = []
-    for name, text in {"recipes.md": recipes_page(), "figures.md": figures_page()}.items():
+    for name, text in pages().items():
         path = folder / name
         if path.is_file() and path.read_text(encoding="utf-8") == text:
             continue
@@ -39,6 +43,11 @@ def main(arguments: list[str]) -> int:
     if stale:
         print(f"{'out of date, run `make docs`' if check else 'written'}: {', '.join(stale)}")
     return 1 if stale and check else 0
+
+
+def pages() -> dict[str, str]:
+    """All reference pages by file name."""
+    return {"recipes.md": recipes_page(), "figures.md": figures_page(), "command-line.md": command_line_page()}
 
 
 def recipes_page() -> str:
@@ -58,14 +67,23 @@ def recipes_page() -> str:
         own = method_class(name).Options.model_json_schema()
         parts.append(f"## `method: {name}`\n\n{_sentence(entry.summary)}\n\n" + _table(own.get("properties", {}), own))
     for name, network in NETWORKS.items():
-        parts.append(f"## `network: {name}`\n\n{_sentence(network.summary)}\n\n" + _defaults(network_options(name)))
+        text = _sentence(network.summary)
+        parts.append(
+            f"## `network: {name}`\n\n{text}\n\n" + _defaults(network_options(name), _function(network.target))
+        )
     for name, data in DATASETS.items():
-        module, _, function = data.target.partition(":")
-        known = inspect.signature(getattr(import_module(module), function)).parameters
-        text = _sentence(data.summary) + (f" Layout: `{data.layout}`" if data.layout else "")
-        options = {key: p.default for key, p in known.items() if key != "root"}
-        parts.append(f"## `data: {name}`\n\n{text}\n\n" + _defaults(options))
+        reader = _function(data.target)
+        text = _sentence(data.summary) + (f"\n\nLayout: `{data.layout}`." if data.layout else "")
+        known = {key: p.default for key, p in inspect.signature(reader).parameters.items() if key != "root"}
+        parts.append(f"## `data: {name}`\n\n{text}\n\n" + _defaults(known, reader))
     return "\n".join(parts)
+
+
+def _function(target: str) -> Callable[..., Any]:
+    """The builder or reader that ``module:function`` names."""
+    module, _, name = target.partition(":")
+    function: Callable[..., Any] = getattr(import_module(module), name)
+    return function
 
 
 def figures_page() -> str:
@@ -88,6 +106,44 @@ def figures_page() -> str:
     return "\n".join(parts)
 
 
+def command_line_page() -> str:
+    """Every verb with its arguments and options."""
+    parts = [
+        "# The command line\n\n" + WRITTEN,
+        "`perdure VERB --help` says the same. Exit status: 0 all went well, 1 the work could not be done (bad data, a\n"
+        "failed audit, a full disk), 2 the command or the recipe is wrong and nothing was started. Every failure is\n"
+        "one or two plain lines; `--debug` anywhere on the line adds the traceback.\n",
+    ]
+    for name, verb in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
+        usage = " ".join(["perdure", name, *filter(None, map(_usage, verb.params))])
+        rows = [f"| {_names(p)} | {_cell(p.help or '')} | {_preset(p)} |" for p in verb.params]
+        table = ["| argument or option | meaning | default |", "|---|---|---|", *rows]
+        parts.append("\n".join([f"## `{name}`\n", f"{verb.help}\n", f"```text\n{usage}\n```\n", *table]) + "\n")
+    return "\n".join(parts)
+
+
+def _usage(parameter: Any) -> str:
+    """How one argument or option stands in the usage line; optional options are left to the table."""
+    if parameter.param_type_name == "argument":
+        word = "KEY=VALUE" if parameter.metavar else parameter.name.upper()
+        word += " ..." if parameter.nargs == -1 else ""
+        return word if parameter.required else f"[{word}]"
+    return f"{parameter.opts[0]} {parameter.name.upper()}" if parameter.required else ""
+
+
+def _names(parameter: Any) -> str:
+    if parameter.param_type_name == "argument":
+        return f"`{'KEY=VALUE' if parameter.metavar else parameter.name.upper()}`"
+    shown = ", ".join(f"`{o}`" for o in parameter.opts)
+    return f"{shown} (may be repeated)" if parameter.multiple else shown
+
+
+def _preset(parameter: Any) -> str:
+    if parameter.required:
+        return "required"
+    return f"`{parameter.default}`" if parameter.default and not parameter.is_flag else "–"
+
+
 def _section(schema: Mapping[str, Any], prop: Mapping[str, Any]) -> Any:
     """Definition of a key that is a section of its own, else None."""
     name = str(prop.get("$ref", "")).rpartition("/")[2]
@@ -105,11 +161,21 @@ def _table(properties: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
     return "\n".join(["| key | value | default | meaning |", "|---|---|---|---|", *rows]) + "\n"
 
 
-def _defaults(options: Mapping[str, Any]) -> str:
+def _defaults(options: Mapping[str, Any], function: Callable[..., Any]) -> str:
+    """Table of keyword arguments; their meaning comes from the function's docstring."""
     if not options:
         return "No options.\n"
-    rows = [f"| `{key}` | {'required' if v is inspect.Parameter.empty else _value(v)} |" for key, v in options.items()]
-    return "\n".join(["| key | default |", "|---|---|", *rows]) + "\n"
+    meaning = _arguments(inspect.getdoc(function) or "")
+    preset = {key: "required" if v is inspect.Parameter.empty else _value(v) for key, v in options.items()}
+    rows = [f"| `{key}` | {default} | {_cell(meaning[key])} |" for key, default in preset.items()]
+    return "\n".join(["| key | default | meaning |", "|---|---|---|", *rows]) + "\n"
+
+
+def _arguments(docstring: str) -> dict[str, str]:
+    """Text of each entry in the section ``Args`` of a docstring."""
+    section = re.search(r"^Args:\n(.*?)(?=^\S|\Z)", docstring, re.MULTILINE | re.DOTALL)
+    entries = re.findall(r"^ {4}(\w+): (.*?)(?=^ {4}\S|\Z)", section[1] if section else "", re.MULTILINE | re.DOTALL)
+    return {name: re.sub(r"(?::\w+:)?(`+)~?([^`]+)\1", r"`\2`", text) for name, text in entries}
 
 
 def _kind(prop: Mapping[str, Any]) -> str:

@@ -9,9 +9,29 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+import contextlib
+import io
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+
+TINY = """\
+name: tiny
+about: the smallest run of STAR with features as wide as the paper's
+seed: 3
+data: {name: digits, size: 32, train: 24, val: 4, test: 8}
+stream: {kind: class_incremental, base: 6, step: 2, setting: overlap}
+network: {name: deeplab, backbone: tiny_resnet, tiny_channels: [4, 4, 8, 8], output_stride: 4, width: 256, dilations: [1]}
+augment: {crop: 32, area: [0.6, 1.0], flip: 0.0, mean: [0.5, 0.5, 0.5], std: [0.25, 0.25, 0.25]}
+evaluate: {size: null, batch_size: 4}
+method: {name: star}
+training: {epochs: 1, later_epochs: 1, batch_size: 8, lr: 0.01, later_lr: 0.002}
+engine: {device: cpu, threads: 1}
+report: {samples: 2}
+"""
 
 
 @pytest.fixture(scope="session")
@@ -28,3 +48,47 @@ def shared_data() -> Path:
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Give every test its own cache folder and one thread."""
     monkeypatch.setenv("PERDURE_CACHE", str(tmp_path / "cache"))
+
+
+class Ran(NamedTuple):
+    """Exit code and output of a command."""
+
+    code: int
+    out: str
+    err: str
+
+
+def run_cli(*arguments: object) -> Ran:
+    """Run the command line in this process."""
+    from perdure.cli import main
+
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        patch.setattr(sys, "argv", ["perdure", *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            main()
+    return Ran(int(left.value.code or 0), out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(scope="session")
+def cli() -> Callable[..., Ran]:
+    """Call it with the words of a command."""
+    return run_cli
+
+
+@pytest.fixture(scope="session")
+def tiny() -> str:
+    """Text of a recipe that runs in a few seconds: STAR, 3 tasks of digits."""
+    return TINY
+
+
+@pytest.fixture(scope="session")
+def star_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a finished run of the tiny recipe. Copy it before you change it."""
+    folder = tmp_path_factory.mktemp("star")
+    (folder / "tiny.yaml").write_text(TINY)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PERDURE_CACHE", str(folder / "cache"))
+        done = run_cli("run", folder / "tiny.yaml", "--out", folder / "run", "--quiet")
+    assert done.code == 0, done.err
+    return folder / "run"

@@ -25,6 +25,10 @@ class PerdureError(Exception):
         self.what = what
         self.hint = hint
 
+    def __reduce__(self) -> tuple[type[PerdureError], tuple[str, str]]:
+        """Travel between processes with both lines."""
+        return type(self), (self.what, self.hint)
+
 
 class UsageError(PerdureError):
     """The command or the recipe is wrong: nothing was started."""

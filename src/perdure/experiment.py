@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
+
+from rich.markup import escape
 
 from perdure.config.build import Experiment, as_module, build_experiment
 from perdure.config.recipe import Recipe
@@ -10,10 +13,11 @@ from perdure.engine.checkpoint import Checkpoint
 from perdure.engine.engine import Engine
 from perdure.engine.journal import Journal
 from perdure.engine.machine import Machine
+from perdure.errors import DataError, UsageError
 from perdure.report.model_card import write_model_card
 from perdure.report.page import write_report
 from perdure.run_folder import RunFolder
-from perdure.sealing import begin, measure_monitor, restore_sealed, seal
+from perdure.sealing import begin, measure_monitor, record, restore_sealed, seal
 from perdure.streams.summary import describe
 
 SPARE_BYTES = 50_000_000
@@ -25,18 +29,30 @@ def run_experiment(recipe: Recipe, out: Path, resume: bool = False, quiet: bool 
     Raises:
         PerdureError: Whatever keeps the run from starting or going on, in plain words; the folder stays resumable.
     """
-    run = RunFolder(out)
+    machine = Machine(recipe.engine, trackers_at=out / "tracking")
     experiment = build_experiment(recipe)
     described = describe(experiment.stream, recipe.data.name, experiment.source.patients)
-    machine = Machine(recipe.engine, trackers_at=out / "tracking")
-    if not machine.main:
-        machine.barrier()
-        return _learn(experiment, run, machine, quiet=True)
-    with run.locked():
-        run.start(recipe, described, resume)
-        run.space_for(_bytes_needed(experiment))
-        machine.barrier()  # the other processes may look at the folder from here on
-        return _learn(experiment, run, machine, quiet)
+    run = RunFolder(out)
+    with ExitStack() as held:
+        failed = True
+        try:
+            if machine.main:
+                run.check(recipe, described, resume)  # nothing has been written up to here
+                run.space_for(_bytes_needed(experiment, run))
+                held.enter_context(run.locked())
+                run.start(recipe, described, resume)
+            failed = False
+        finally:
+            stopped = machine.any(failed)  # the other processes wait here until they may look at the folder
+        if stopped:
+            raise SystemExit(1)  # the main process says why
+        try:
+            return _learn(experiment, run, machine, quiet)
+        except (UsageError, DataError):
+            machine.stop_trackers()
+            if machine.main:
+                run.withdraw()
+            raise
 
 
 def _learn(experiment: Experiment, run: RunFolder, machine: Machine, quiet: bool) -> RunFolder:
@@ -46,9 +62,12 @@ def _learn(experiment: Experiment, run: RunFolder, machine: Machine, quiet: bool
     engine = Engine(machine, recipe.engine, recipe.seed, checkpoint, journal)
     module = as_module(method)
     sealed = run.sealed()
+    journal.say(f"[bold]{escape(recipe.name)}[/] · {escape(f'{recipe.method.name} -> {run.path}')}")
     restore_sealed(method, stream.tasks, sealed, recipe.seed)
-    machine.start_trackers(recipe.name.replace("/", "-"))
-    for task in stream.tasks[len(sealed) :]:
+    remaining = stream.tasks[len(sealed) :]
+    if remaining:
+        machine.start_trackers(recipe.name.replace("/", "-"))
+    for task in remaining:
         with stream.opened(task):  # training data of every other task is out of reach from here on
             begin(method, task, recipe.seed)
             position = checkpoint.load(module, task.index)
@@ -58,13 +77,16 @@ def _learn(experiment: Experiment, run: RunFolder, machine: Machine, quiet: bool
         seal(experiment, task, run, machine, journal)
         checkpoint.clear()
     machine.stop_trackers()
+    checkpoint.clear()  # what a kill right after the last task was sealed left behind
     if machine.main:
+        record(run, stream.tasks[-1])
         write_model_card(run.path)
         write_report(run.path)
     return run
 
 
-def _bytes_needed(experiment: Experiment) -> int:
-    """Rough size of a run: the network for every task, and a resume state with optimiser and a spare copy."""
-    network = sum(t.nbytes for t in as_module(experiment.method).state_dict().values())
-    return network * (len(experiment.stream) + 8) + SPARE_BYTES
+def _bytes_needed(experiment: Experiment, run: RunFolder) -> int:
+    """Rough size of what is still to come: the network for every task, and a resume state with optimiser and a copy."""
+    network: int = sum(t.nbytes for t in as_module(experiment.method).state_dict().values())
+    done = len(run.sealed()) if run.recipe_file.exists() else 0
+    return network * (len(experiment.stream) - done + 8) + SPARE_BYTES

@@ -7,14 +7,17 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from filelock import FileLock, Timeout
 
 from perdure.config.load import dump_recipe, parse_recipe, read_raw, same_experiment
 from perdure.config.recipe import Recipe
-from perdure.errors import RunError
+from perdure.errors import RunError, UsageError
 from perdure.files import TEMPORARY, read_json, write_json
+
+STARTED: Final = frozenset({".lock", "stream.json", "environment.json"})
+"""Files that may be there before the recipe is."""
 
 
 class RunFolder:
@@ -34,8 +37,11 @@ class RunFolder:
         return self.path / "resume"
 
     def recipe(self) -> Recipe:
-        """Read the recipe back."""
-        return parse_recipe(read_raw(str(self.recipe_file)), self.recipe_file.name)
+        """Read the recipe back. Raises RunError where it is damaged."""
+        try:
+            return parse_recipe(read_raw(str(self.recipe_file)), str(self.recipe_file))
+        except UsageError as error:
+            raise RunError(error.what, "the file was changed or is damaged") from error
 
     def stream(self) -> dict[str, Any]:
         """Description of the stream (``stream.json``)."""
@@ -61,7 +67,9 @@ class RunFolder:
         """Open a folder that a run wrote. Raises RunError otherwise."""
         run = cls(path)
         if not run.recipe_file.is_file() or not (path / "stream.json").is_file():
-            raise RunError(f"{path} is not a run folder", "give the folder that `perdure run` wrote (it holds recipe.yaml)")
+            raise RunError(
+                f"{path} is not a run folder", "give the folder that `perdure run` wrote (it holds recipe.yaml)"
+            )
         return run
 
     @contextmanager
@@ -72,7 +80,9 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
         except Timeout as error:
-            raise RunError(f"another run is writing to {self.path}", "wait for it, or choose another folder with --out") from error
+            raise RunError(
+                f"another run is writing to {self.path}", "wait for it, or choose another folder with --out"
+            ) from error
         except OSError as error:
             raise RunError(f"{self.path} cannot be written: {error.strerror or error}") from error
         try:
@@ -80,26 +90,49 @@ class RunFolder:
         finally:
             lock.release()
 
-    def start(self, recipe: Recipe, described: dict[str, Any], resume: bool) -> None:
-        """Begin a new run here or go on with the one that is here.
+    def check(self, recipe: Recipe, described: dict[str, Any], resume: bool) -> None:
+        """Look whether a run can begin here or go on; writes nothing.
 
         Raises:
-            RunError: A run is here and ``resume`` was not asked for, or it was made by another recipe.
+            RunError: A run is here and ``resume`` was not asked for, or it was made by another recipe; or the
+                folder holds something else.
         """
         if self.recipe_file.exists():
             if not resume:
-                raise RunError(f"there is a run in {self.path} already", "go on with --resume, or choose another folder with --out")
+                raise RunError(
+                    f"there is a run in {self.path} already", "go on with --resume, or choose another folder with --out"
+                )
             if key := same_experiment(self.recipe(), recipe):
-                raise RunError(f"the run in {self.path} was made with another value of '{key}'", "use the same recipe, or another --out")
+                raise RunError(
+                    f"the run in {self.path} was made with another value of '{key}'",
+                    "use the same recipe, or another --out",
+                )
             if self.stream() != described:
-                raise RunError(f"the data of the run in {self.path} has changed: its tasks are not the same any more")
-            self._sweep()
+                raise RunError(
+                    f"the data of the run in {self.path} has changed: its tasks are not the same any more",
+                    "bring the data back as it was, or choose another folder with --out",
+                )
             return
-        if any(p.name != ".lock" for p in self.path.iterdir()):
+        if self.path.exists() and not self.path.is_dir():
+            raise RunError(f"{self.path} is not a folder", "choose another one with --out")
+        # recipe.yaml is written last: where it is missing, the rest is what a start that was killed left behind
+        inside = [p.name for p in self.path.iterdir()] if self.path.exists() else []
+        if any(name not in STARTED and not name.startswith(TEMPORARY) for name in inside):
             raise RunError(f"{self.path} is not empty and not a run folder", "choose another folder with --out")
-        write_json(self.path / "stream.json", described)
-        write_json(self.path / "environment.json", environment())
-        dump_recipe(recipe, self.recipe_file)
+
+    def start(self, recipe: Recipe, described: dict[str, Any], resume: bool) -> None:
+        """Begin a new run here or go on with the one that is here. Raises RunError as :meth:`check` does."""
+        self.check(recipe, described, resume)
+        self._sweep()
+        if not self.recipe_file.exists():
+            write_json(self.path / "stream.json", described)
+            write_json(self.path / "environment.json", environment())
+            dump_recipe(recipe, self.recipe_file)
+
+    def withdraw(self) -> None:
+        """Remove a run of which nothing has been saved yet: its recipe or its data turned out to be wrong."""
+        if not self.resume.exists() and not (self.path / "tasks").exists():
+            shutil.rmtree(self.path, ignore_errors=True)
 
     def _sweep(self) -> None:
         """Remove what a killed process left half-written."""
@@ -108,7 +141,8 @@ class RunFolder:
 
     def space_for(self, needed: int) -> None:
         """Raise RunError unless the disk has ``needed`` free bytes."""
-        free = shutil.disk_usage(self.path).free
+        there = next(place for place in (self.path, *self.path.absolute().parents) if place.exists())
+        free = shutil.disk_usage(there).free
         if free < needed:
             raise RunError(
                 f"the run needs about {needed / 1e9:.1f} GB, the disk of {self.path} has {free / 1e9:.1f} GB free",

@@ -55,7 +55,7 @@ def seal(experiment: Experiment, task: Task, run: RunFolder, machine: Machine, j
         entries += [preview_entry(folder, path, patients) for path in _samples(experiment, machine, folder)]
         write_ledger(folder, task.name, entries, patients)
         write_json(folder / "done", {"task": task.index})
-        figures = _results(run, task)
+        figures = record(run, task)
         journal.log(task=task.index, event="sealed", **figures)
         text = "  ".join(f"{name.partition('[')[0]} [bold]{value:.1f}[/]" for name, value in figures.items())
         journal.say(f"[green]sealed[/] task {task.index + 1} of {len(experiment.stream)} ({task.name})  {text}")
@@ -66,9 +66,8 @@ def measure_monitor(experiment: Experiment, task: Task, machine: Machine) -> Cal
     """Return a function that measures the mean IoU of the new classes on the task's monitor set (information only)."""
 
     def measure() -> Mapping[str, float]:
-        module = as_module(experiment.method).eval()
+        as_module(experiment.method).eval()
         counts = _count(experiment, task.monitor(), task, machine)
-        module.train()
         ious = class_values("iou", counts)
         new = [value for c in task.new if (value := ious[c].value) is not None]
         return {"monitor.miou.new": sum(new) / len(new)} if new else {}
@@ -109,8 +108,8 @@ def _samples(experiment: Experiment, machine: Machine, folder: Path) -> list[Pat
     return files
 
 
-def _results(run: RunFolder, task: Task) -> dict[str, float]:
-    """Write the result files from all counts so far; return the headline figures after ``task``."""
+def record(run: RunFolder, task: Task) -> dict[str, float]:
+    """Write the result files from the counts of all sealed tasks; return the headline figures after ``task``."""
     stream = parse_stream(run.stream())
     counts = {i: read_counts(folder / "counts.json") for i, folder in enumerate(run.sealed())}
     write_results(run.path, stream, counts)

@@ -30,7 +30,9 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def _main(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="show the version")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="show the version")
+    ] = False,
 ) -> None:
     """Hold the options of the program itself."""
     del version
@@ -62,7 +64,9 @@ def list_things(
 def check(
     what: Annotated[str, typer.Argument(help="a recipe (name or file), or the name of a data set")],
     path: Annotated[Path | None, typer.Argument(help="folder of the data set")] = None,
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="key=value; for a recipe or a data set's option")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value; for a recipe or a data set's option")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Check a recipe (schema, data, images of each task) or a data set (layout, files, labels, counts)."""
@@ -74,7 +78,9 @@ def check(
 @app.command()
 def run(
     recipe: Annotated[str, typer.Argument(help="name of a shipped recipe or a YAML file")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="values that replace the recipe's")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="values that replace the recipe's")
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="run folder; default runs/RECIPE-METHOD")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with a run that was stopped")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress bars")] = False,
@@ -88,7 +94,9 @@ def run(
 @app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="run folders")],
-    figure: Annotated[list[str] | None, typer.Option("--figure", help="figure names; default the headline figures")] = None,
+    figure: Annotated[
+        list[str] | None, typer.Option("--figure", help="figure names; default the headline figures")
+    ] = None,
     as_json: Json = False,
     html: Annotated[Path | None, typer.Option("--html", help="write one page that puts the runs side by side")] = None,
 ) -> None:
@@ -109,7 +117,9 @@ def report(run: Run) -> None:
 @app.command()
 def predict(
     run: Run,
-    inputs: Annotated[list[Path], typer.Option("-i", "--input", help="image file or folder; may be given several times")],
+    inputs: Annotated[
+        list[Path], typer.Option("-i", "--input", help="image file or folder; may be given several times")
+    ],
     out: Annotated[Path, typer.Option("-o", "--out", help="folder for the masks")],
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda")] = "auto",
 ) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from perdure.kept.audit import Audit, audit
@@ -25,18 +26,25 @@ def audit_run(run: Path, as_json: bool) -> None:
 
 
 def _show(found: Audit, console: Console) -> None:
-    table = Table("after task", "kept", "kind", "bytes", "bytes a class", "made from", title="Everything kept")
+    table = Table("after task", "kept", "kind", "bytes", "bytes a class", title="Everything kept")
     for item in found.items:
         if item["kind"] != "preview":
             each = item["per_class_bytes"]
-            table.add_row(
-                item["task"], item["name"], item["kind"], f"{item['bytes']:,}", f"{each:,}" if each else "–", item["made_from"]
-            )
+            cells = escape(item["task"]), escape(item["name"]), item["kind"]
+            table.add_row(*cells, f"{item['bytes']:,}", f"{each:,}" if each else "–")
     previews = [item for item in found.items if item["kind"] == "preview"]
     if previews:
         size = sum(item["bytes"] for item in previews)
-        table.add_row("all", f"{len(previews)} pictures", "preview", f"{size:,}", "–", "test images shown in the report")
+        table.add_row("all", f"{len(previews)} pictures", "preview", f"{size:,}", "–")
     console.print(table)
+    for name, origin in dict.fromkeys(
+        (i["name"] if i["kind"] != "preview" else "pictures", i["made_from"]) for i in found.items
+    ):
+        console.print(f"[bold]{escape(name)}[/]: {escape(origin)}", highlight=False)
+    if any(item["kind"] == "exemplars" for item in found.items):
+        console.print("[yellow]note[/] raw training samples (exemplars) are kept", highlight=False)
     for problem in found.problems:
-        console.print(f"[red]problem[/] {problem}", highlight=False)
-    console.print("[green]audit passed[/]" if found.passed else f"[red]audit failed[/]: {len(found.problems)} problem(s)")
+        console.print(f"[red]problem[/] {escape(problem)}", highlight=False, soft_wrap=True)
+    console.print(
+        "[green]audit passed[/]" if found.passed else f"[red]audit failed[/]: {len(found.problems)} problem(s)"
+    )

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import typer
-import yaml
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from perdure.config.load import load_recipe
+from perdure.config.load import load_recipe, split_override
 from perdure.config.recipe import Recipe
 from perdure.data.catalog import DATASETS, open_source
 from perdure.data.check import Inspection, inspect
-from perdure.data.source import SPLITS
-from perdure.errors import UsageError
-from perdure.streams.published import compare_counts
-from perdure.streams.summary import list_sizes, summarize
+from perdure.data.source import SPLITS, Source
+from perdure.streams.published import compare_counts, datasets, published
 
 
 def check(what: str, path: Path | None, overrides: Sequence[str], as_json: bool) -> None:
@@ -33,19 +31,14 @@ def check(what: str, path: Path | None, overrides: Sequence[str], as_json: bool)
 
 
 def _options(overrides: Sequence[str]) -> dict[str, Any]:
-    options: dict[str, Any] = {}
-    for text in overrides:
-        key, equals, value = text.partition("=")
-        if not equals:
-            raise UsageError(f"'{text}' is not an option", "write --set key=value")
-        options[key.removeprefix("data.")] = yaml.safe_load(value)
-    return options
+    pairs = map(split_override, overrides)
+    return {key.removeprefix("data."): value for key, value in pairs}
 
 
 def _check_dataset(name: str, root: Path | None, options: dict[str, Any], as_json: bool) -> None:
     source = open_source(name, root, options)
     console = Console(stderr=True)
-    with Progress(console=console, transient=True) as bar:
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         shown = bar.add_task("reading", total=None)
         found = inspect(source, SPLITS, advance=lambda: bar.advance(shown))
     if as_json:
@@ -65,47 +58,58 @@ def _show_dataset(found: Inspection, console: Console) -> None:
     counts = Table("id", "class", *(f"{s}: images / pixels" for s in found.splits))
     for class_id, name in found.classes.items():
         cells = [f"{r.images[class_id]:,} / {r.pixels[class_id]:,}" for r in found.splits.values()]
-        counts.add_row(str(class_id), name, *cells)
+        counts.add_row(str(class_id), escape(name), *cells)
     console.print(counts)
     for split, why in found.absent.items():
-        console.print(f"[dim]no {split} split: {why}[/]", highlight=False)
+        console.print(f"[dim]no {split} split: {escape(why)}[/]", highlight=False)
     for problem in found.problems:
-        console.print(f"[red]problem[/] {problem.split} {problem.name}: {problem.what}  [dim]{problem.hint}[/]", highlight=False)
+        place = " ".join(filter(None, (problem.split, problem.name)))
+        text = f"[red]problem[/] {escape(f'{place}: {problem.what}')}  [dim]{escape(problem.hint)}[/]"
+        console.print(text, highlight=False, soft_wrap=True)
     if found.hidden:
         console.print(f"[red]and {found.hidden} more[/]")
     console.print("[green]everything can be used[/]" if found.ok else "[red]not usable as it is[/]")
 
 
 def _check_recipe(recipe: Recipe, as_json: bool) -> None:
-    from perdure.config.build import build_stream, check_method
+    from perdure.config.build import build_method, build_stream, build_tasks, check_method
+    from perdure.streams.summary import list_sizes, summarize
 
     check_method(recipe)
     source = open_source(recipe.data.name, recipe.data.root, recipe.data.settings)
-    stream = build_stream(recipe, source)
-    summary = summarize(stream)
-    published = _published(recipe, list_sizes(stream))
+    summary = summarize(build_stream(recipe, source))
+    beside = _published(recipe, source, list_sizes(build_tasks(recipe, source)))
+    build_method(recipe, pretrained=recipe.network.settings.get("weights") != "imagenet")  # a check fetches nothing
     if as_json:
-        Console().print_json(json.dumps({"recipe": recipe.name, **summary, "published": published}))
+        Console().print_json(json.dumps({"recipe": recipe.name, **summary, "published": beside}))
     else:
-        _show_recipe(recipe, summary, published, Console())
-    if any(not row["ok"] for row in published):
+        _show_recipe(recipe, summary, beside, Console())
+    if any(not row["ok"] for row in beside):
         raise typer.Exit(1)
 
 
-def _published(recipe: Recipe, sizes: Any) -> list[dict[str, Any]]:
-    if recipe.stream.order != "natural":
+def _published(recipe: Recipe, source: Source, sizes: Mapping[str, Sequence[int] | None]) -> list[dict[str, Any]]:
+    """Image counts beside the published ones, where the data has the classes of the published data set."""
+    name, plan = recipe.data.name, recipe.stream
+    if plan.order != "natural" or name not in datasets() or len(source.space) != published(name)["classes"]:
         return []
-    split = f"{recipe.stream.base}-{recipe.stream.step}"
-    return [row._asdict() for row in compare_counts(sizes, recipe.data.name, split, recipe.stream.setting)]
+    return [row._asdict() for row in compare_counts(sizes, name, f"{plan.base}-{plan.step}", plan.setting)]
 
 
 def _show_recipe(recipe: Recipe, summary: dict[str, Any], published: list[dict[str, Any]], console: Console) -> None:
-    table = Table("task", "teaches", "train", "monitor", "test", title=f"{recipe.name}: {summary['protocol']}")
+    table = Table("task", "teaches", "train", "monitor", "test", title=escape(f"{recipe.name}: {summary['protocol']}"))
     for task in summary["tasks"]:
-        images = [str(sum(v.values())) if v is not None else "–" for v in (task["images"][s] for s in ("train", "monitor", "test"))]
-        table.add_row(task["name"], ", ".join(task["new"]), *images)
+        images = [
+            str(sum(v.values())) if v is not None else "–"
+            for v in (task["images"][s] for s in ("train", "monitor", "test"))
+        ]
+        table.add_row(escape(task["name"]), escape(", ".join(task["new"])), *images)
     console.print(table)
     for row in published:
         verdict = "[green]as published[/]" if row["ok"] else f"[red]published: {row['published']}[/]"
         console.print(f"task {row['step']} {row['split']}: {row['ours']} images, {verdict}", highlight=False)
-    console.print("[green]the recipe can run[/]" if all(r["ok"] for r in published) else "[red]image counts differ from the published ones[/]")
+    console.print(
+        "[green]the recipe can run[/]"
+        if all(r["ok"] for r in published)
+        else "[red]image counts differ from the published ones[/]"
+    )

@@ -29,12 +29,14 @@ def demo(out: Path, fresh: bool) -> None:
     started = time.monotonic()
     for method, folder in zip(METHODS, folders, strict=True):
         recipe = load_recipe("demo", [f"method={method}"])
-        console.print(f"\n[bold]{method}[/] -> {folder}")
         run_experiment(recipe, folder, resume=True)
     comparison = write_comparison(folders, out / "compare.html")
     (out / "compare.json").write_text(json.dumps(comparison.to_json(), indent=1) + "\n", encoding="utf-8")
     Console().print(comparison_table(comparison))
-    console.print(f"{time.monotonic() - started:.0f} s. Pages to look at: {out / 'compare.html'}, {folders[1] / 'report.html'}", highlight=False)
+    console.print(
+        f"{time.monotonic() - started:.0f} s. Pages to look at: {out / 'compare.html'}, {folders[1] / 'report.html'}",
+        highlight=False,
+    )
 
 
 def _clear(folders: list[Path]) -> None:

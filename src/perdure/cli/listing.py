@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from perdure.errors import UsageError, nearest
@@ -13,7 +14,13 @@ from perdure.errors import UsageError, nearest
 
 def list_things(what: str, as_json: bool) -> None:
     """Print one of the lists."""
-    lists = {"recipes": _recipes, "methods": _methods, "datasets": _datasets, "networks": _networks, "metrics": _metrics}
+    lists = {
+        "recipes": _recipes,
+        "methods": _methods,
+        "datasets": _datasets,
+        "networks": _networks,
+        "metrics": _metrics,
+    }
     if what not in lists:
         raise UsageError(f"there is no list '{what}'", nearest(what, lists))
     rows = lists[what]()
@@ -23,7 +30,7 @@ def list_things(what: str, as_json: bool) -> None:
         return
     table = Table(*rows[0], title=what)
     for row in rows:
-        table.add_row(*(str(v) for v in row.values()))
+        table.add_row(*(escape(str(v)) for v in row.values()))
     console.print(table)
 
 

@@ -20,7 +20,8 @@ def predict(run: Path, inputs: list[Path], out: Path, device: str) -> None:
     total = len(find_images(inputs))
     model = Trained.open(run, device)
     console = Console(stderr=True)
-    with Progress(console=console, transient=True) as bar:
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         shown = bar.add_task("images", total=total)
         predict_images(model, inputs, out, lambda done, _: bar.update(shown, completed=done))
-    console.print(f"{total} image(s) segmented into {len(model.seen)} classes -> {out}", highlight=False)
+    text = f"{total} image(s) segmented into {len(model.seen)} classes -> {out}"
+    console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -25,7 +25,7 @@ def compare(runs: list[Path], figures: list[str] | None, as_json: bool, html: Pa
     else:
         console.print(comparison_table(comparison))
     if html is not None:
-        Console(stderr=True).print(f"page: {html}", highlight=False)
+        Console(stderr=True).print(f"page: {html}", highlight=False, markup=False, soft_wrap=True)
 
 
 def report(path: Path) -> None:
@@ -36,4 +36,4 @@ def report(path: Path) -> None:
     run = RunFolder.existing(path)
     write_model_card(run.path)
     page = write_report(run.path)
-    Console(stderr=True).print(f"report: {page}", highlight=False)
+    Console(stderr=True).print(f"report: {page}", highlight=False, markup=False, soft_wrap=True)

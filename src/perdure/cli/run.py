@@ -13,10 +13,9 @@ def run(name: str, overrides: list[str], out: Path | None, resume: bool, quiet: 
     """Run a recipe and say where the report is."""
     recipe = load_recipe(name, overrides)
     folder = out or Path("runs") / f"{recipe.name.replace('/', '-')}-{recipe.method.name.rpartition(':')[2]}"
-    console = Console(stderr=True, quiet=quiet)
-    console.print(f"[bold]{recipe.name}[/] · {recipe.method.name} -> {folder}", highlight=False)
 
     from perdure.experiment import run_experiment
 
     run_experiment(recipe, folder, resume, quiet)
-    console.print(f"report: {folder / 'report.html'}", highlight=False)
+    console = Console(stderr=True, quiet=quiet)
+    console.print(f"report: {folder / 'report.html'}", highlight=False, markup=False, soft_wrap=True)

@@ -51,9 +51,15 @@ def build_experiment(recipe: Recipe) -> Experiment:
 
 def build_stream(recipe: Recipe, source: Source) -> Stream:
     """The recipe's stream over an open source; upper bounds get it merged into one task."""
+    stream = build_tasks(recipe, source)
+    return merged(stream) if method_class(recipe.method.name).sees_all_tasks else stream
+
+
+def build_tasks(recipe: Recipe, source: Source) -> Stream:
+    """The stream as its protocol makes it, whatever the method."""
     plan, augment = recipe.stream, recipe.augment
     mean, std = augment.mean, augment.std
-    stream = class_incremental(
+    return class_incremental(
         source,
         base=plan.base,
         step=plan.step,
@@ -64,7 +70,6 @@ def build_stream(recipe: Recipe, source: Source) -> Stream:
         train_transform=train_transform(augment.crop, augment.area, augment.flip, mean, std),
         eval_transform=eval_transform(recipe.evaluate.size, mean, std),
     )
-    return merged(stream) if method_class(recipe.method.name).sees_all_tasks else stream
 
 
 def build_method(recipe: Recipe, pretrained: bool = True) -> Method:
@@ -89,7 +94,12 @@ def _network(recipe: Recipe, pretrained: bool) -> Segmenter:
     settings = dict(recipe.network.settings)
     if not pretrained and "weights" in settings:
         settings["weights"] = "random"
-    return build_network(recipe.network.name, dims=2, in_channels=len(recipe.augment.mean), **settings)
+    network = build_network(recipe.network.name, dims=2, in_channels=len(recipe.augment.mean), **settings)
+    try:
+        network.check_size((recipe.augment.crop,) * network.dims)
+    except UsageError as error:
+        raise UsageError(f"augment.crop={recipe.augment.crop}: {error.what}", error.hint) from error
+    return network
 
 
 def check_method(recipe: Recipe) -> BaseModel:
@@ -113,5 +123,8 @@ def method_class(name: str) -> type[Method]:
         raise UsageError(f"the method '{name}' cannot be imported: {error}") from error
     missing = [m for m in ("Options", "sees_all_tasks", "begin", "phases", "predict", "kept") if not hasattr(kind, m)]
     if missing or not issubclass(kind, torch.nn.Module):
-        raise UsageError(f"'{name}' is not a method: it lacks {missing[0] if missing else 'torch.nn.Module'}", "see docs/adding-a-method.md")
+        raise UsageError(
+            f"'{name}' is not a method: it lacks {missing[0] if missing else 'torch.nn.Module'}",
+            "see docs/adding-a-method.md",
+        )
     return cast("type[Method]", kind)

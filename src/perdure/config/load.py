@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from perdure.config.recipe import Recipe
 from perdure.errors import UsageError, nearest
@@ -94,37 +95,62 @@ def same_experiment(old: Recipe, new: Recipe) -> str | None:
 def explain(error: ValidationError, model: type[BaseModel], where: str) -> tuple[str, str]:
     """Turn pydantic's first complaint into one line and a hint."""
     first = error.errors()[0]
-    path = ".".join(str(p) for p in first["loc"])
+    path, field = _place(model, first["loc"])
     if first["type"] == "extra_forbidden":
         known = dict(_fields(_model_at(model, first["loc"][:-1])))
-        return f"{where}: unknown key '{path}'", nearest(str(first["loc"][-1]), known) if known else ""
+        return f"{where}: unknown key '{path}'", nearest(str(first["loc"][-1]), known) if known else "it has no options"
+    about = f"{path}: {field.description}" if field is not None and field.description else ""
     if first["type"] == "missing":
-        return f"{where}: the key '{path}' is missing", ""
+        return f"{where}: the key '{path}' is missing", about
+    if first["type"] in ("model_type", "dict_type"):
+        return f"{where}: {path} is not a mapping of keys (got {first['input']!r:.80})", about
     message = first["msg"].removeprefix("Value error, ")
-    got = "" if isinstance(first["input"], dict) else f" (got {first['input']!r})"
-    return f"{where}: {path or 'recipe'}: {message[0].lower()}{message[1:]}{got}", ""
+    got = "" if isinstance(first["input"], dict) else f" (got {first['input']!r:.80})"
+    at = f"{path}: " if path else ""
+    return f"{where}: {at}{message[0].lower()}{message[1:]}{got}", about
+
+
+def _place(model: type[BaseModel], location: Sequence[int | str]) -> tuple[str, FieldInfo | None]:
+    """Key of a complaint and its field, without the names that pydantic gives to the choices of a union."""
+    keys: list[str] = []
+    field = None
+    for depth, part in enumerate(location):
+        inner = _model_at(model, location[:depth])
+        known = inner.model_fields.get(str(part))
+        if field is not None and known is None and not isinstance(part, int) and not _has_model(field):
+            break
+        keys.append(str(part))
+        field = known or field
+    return ".".join(keys), field
+
+
+def split_override(text: str) -> tuple[str, Any]:
+    """Key and value of ``key=value``, the value read as YAML. Raises UsageError where it is none."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UsageError(f"'{text}' is not an override", "write key=value, for example training.epochs=5")
+    try:
+        return key, yaml.safe_load(value)
+    except (yaml.YAMLError, ValueError) as error:
+        hint = "quote what YAML would misread, for example 'name=\"a: b\"'"
+        raise UsageError(f"the value of '{key}' cannot be read: {value}", hint) from error
 
 
 def _override(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     for text in overrides:
-        key, equals, value = text.partition("=")
-        if not equals or not key:
-            raise UsageError(f"'{text}' is not an override", "write key=value, for example training.epochs=5")
-        try:
-            parsed = yaml.safe_load(value)
-        except (yaml.YAMLError, ValueError) as error:
-            hint = "quote what YAML would misread, for example 'name=\"a: b\"'"
-            raise UsageError(f"the value of '{key}' cannot be read: {value}", hint) from error
+        key, value = split_override(text)
         at = raw
         *parents, leaf = key.split(".")
         for part in parents:
-            inside = at.get(part)
+            inside: Any = at.get(part)
             if isinstance(inside, str):  # `method: star`, then method.option=...
                 inside = at[part] = {"name": inside}
-            at = at.setdefault(part, {}) if inside is None else inside
-            if not isinstance(at, dict):
+            if inside is None:
+                inside = at[part] = {}
+            if not isinstance(inside, dict):
                 raise UsageError(f"'{key}' cannot be set: '{part}' is a single value", f"write {part}=VALUE")
-        at[leaf] = parsed
+            at = inside
+        at[leaf] = value
     return raw
 
 
@@ -150,6 +176,10 @@ def _model_at(model: type[BaseModel], location: Sequence[int | str]) -> type[Bas
 
 def _fields(model: type[BaseModel]) -> Iterator[tuple[str, Any]]:
     yield from model.model_fields.items()
+
+
+def _has_model(field: FieldInfo) -> bool:
+    return any(_is_model(kind) for kind in _types(field.annotation))
 
 
 def _types(annotation: Any) -> Iterator[Any]:

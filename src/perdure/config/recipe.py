@@ -14,7 +14,7 @@ from perdure.methods.options import Options, TrainingOptions
 class OpenOptions(BaseModel):
     """Section with a name whose further keys are the settings of what is named."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -27,6 +27,12 @@ class DataSection(OpenOptions):
 
     name: str = Field(description="a data set of `perdure list datasets`")
     root: Path | None = Field(None, description="folder of the data; not written into the run folder")
+
+    @field_validator("root")
+    @classmethod
+    def _home(cls, root: Path | None) -> Path | None:
+        """`~/data` in a recipe or an override, where no shell expands it."""
+        return None if root is None else root.expanduser()
 
 
 class StreamSection(Options):
@@ -104,4 +110,10 @@ class Recipe(Options):
     def _same_length(self) -> Recipe:
         if len(self.augment.mean) != len(self.augment.std):
             raise ValueError("augment.mean and augment.std must have the same length")
+        if not self.augment.mean:
+            raise ValueError("augment.mean and augment.std need one number a channel")
+        if min(self.augment.std) <= 0:
+            raise ValueError("augment.std must be above 0")
+        if not 0 < self.augment.area[0] <= self.augment.area[1]:
+            raise ValueError("augment.area must be two shares above 0, smaller one first")
         return self

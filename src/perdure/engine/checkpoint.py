@@ -46,11 +46,11 @@ class Checkpoint:
         """The state file."""
         return None if self.folder is None else self.folder / "state.safetensors"
 
-    def items(self, phase: str) -> Path:
-        """Folder for the items of a Generate phase."""
+    def items(self, task: int, phase: str) -> Path:
+        """Folder for the items of a Generate phase of a task."""
         if self.folder is None:
             raise RunError("a phase that generates items needs a run folder")
-        return self.folder / "items" / phase.replace(" ", "-")
+        return self.folder / "items" / f"{task:02d}-{phase.replace(' ', '-')}"
 
     def due(self, step: int, stopping: bool) -> tuple[bool, bool]:
         """Whether to save after this step, and whether to stop. The same answer in every process."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import repeat
 
 import torch
@@ -11,15 +12,15 @@ from torch import Tensor, nn
 from perdure.data.views import Batch
 from perdure.engine.checkpoint import Checkpoint, Position
 from perdure.engine.interrupt import Interrupted, StopSignal
-from perdure.engine.journal import Advance, Journal
-from perdure.engine.loader import Draws, make_loader
+from perdure.engine.journal import Journal
+from perdure.engine.loader import Draws, check_shares, make_loader
 from perdure.engine.machine import Machine
 from perdure.engine.options import EngineOptions
-from perdure.engine.phases import Collect, Generate, Phase, Train
+from perdure.engine.phases import Batches, Collect, Generate, Phase, Train
 from perdure.engine.trainer import Trainer, Window, add_sums
 from perdure.errors import PerdureError, UsageError
 from perdure.files import write_tensors
-from perdure.seeds import fold
+from perdure.seeds import fold, sow
 
 Monitor = Callable[[], Mapping[str, float]]
 
@@ -40,7 +41,7 @@ class Engine:
     ) -> None:
         self.machine, self.options, self.seed = machine, options, seed
         self.checkpoint, self.journal = checkpoint, journal
-        self._track_step = 0
+        self._steps: int | None = None  # optimiser steps of the run's finished phases, once known
 
     def run(
         self,
@@ -61,6 +62,7 @@ class Engine:
             for number, phase in enumerate(phases):
                 if number < position.phase:
                     continue
+                method.eval()  # whatever ran before; a training phase wakes what it trains
                 here = position if number == position.phase else Position(number)
                 work = _Work(self, method, task, number, phase, stop)
                 match phase:
@@ -79,32 +81,48 @@ class Engine:
         batches = phase.data() if phase.data is not None else None
         per_epoch = batches.steps() if batches is not None else 1
         total = _length(phase, per_epoch, trainer.accumulate)
-        reads: Iterator[Batch | None] = repeat(None)
         if batches is not None:
-            micro = trainer.accumulate
-            draws = Draws(
-                batches, work.seed, here.step * micro, total * micro, self.machine.rank, self.machine.world
-            )
-            reads = iter(
-                make_loader(draws, self.options.workers, self.machine.device.type == "cuda", work.seed)
-            )
+            check_shares(batches, self.machine.world)
+        reads = self._reads(batches, here.step * trainer.accumulate, total * trainer.accumulate, work.seed)
+        before = self._steps_before(work)
         window = Window()
         with self.journal.progress(work.title, total, here.step) as bar:
             for step in range(here.step, total):
-                torch.manual_seed(fold(work.seed, "step", step, self.machine.rank))
+                sow(fold(work.seed, "step", step, self.machine.rank))
                 window.add(trainer.step(reads, step, total))
                 if phase.after_step is not None:
                     phase.after_step(step)
-                last = step + 1 == total
-                if last or (step + 1) % self.options.log_every == 0:
-                    self._report(work, step, total, per_epoch, window, trainer.lr, bar)
-                if monitor is not None and self._monitor_due(step + 1, per_epoch):
-                    self._monitor(work, step, monitor, phase.module)
+                done, last = step + 1, step + 1 == total
+                epoch = done * trainer.accumulate / per_epoch
+                if last or done % self.options.log_every == 0:
+                    place = {"step": done, "of": total, "epoch": epoch, "run_step": before + done, "lr": trainer.lr}
+                    bar.to(done, f"loss {self._report(work, place, window):.3f}")
+                else:
+                    bar.to(done)
+                if monitor is not None and self._monitor_due(epoch, trainer.accumulate / per_epoch):
+                    self._monitor(work, done, before + done, monitor, phase.module)
                 if not last:
-                    work.save_if_due(step, lambda: {"trainer": trainer.state()}, window)
+                    work.save_if_due(step, lambda: {"trainer": trainer.state()}, partial(_check, window, trainer))
+        work.refuse_nonfinite(total - 1, trainer.nonfinite())
         trainer.close()
+        self._steps = before + total
         if phase.finish is not None:
             phase.finish()
+
+    def _reads(self, batches: Batches | None, start: int, stop: int, seed: int) -> Iterator[Batch | None]:
+        """This process's batches of the steps ``start .. stop - 1``; ``None`` for ever where a phase has no data."""
+        if batches is None:
+            return repeat(None)
+        draws = Draws(batches, seed, start, stop, self.machine.rank, self.machine.world)
+        return iter(make_loader(draws, self.options.workers, self.machine.device.type == "cuda", seed))
+
+    def _steps_before(self, work: _Work) -> int:
+        """Optimiser steps of the run before this phase; the log knows them where an earlier process did them."""
+        if self._steps is None:
+            line = self.journal.last_step or {"run_step": 0, "step": 0}
+            here = (line.get("task"), line.get("phase")) == (work.task, work.phase.name)
+            self._steps = int(line["run_step"]) - (int(line["step"]) if here else 0)
+        return self._steps
 
     def _collect(self, phase: Collect, here: Position, work: _Work) -> None:
         batches = phase.data()
@@ -112,9 +130,7 @@ class Engine:
         sums: dict[str, Tensor] = {}
         if self.machine.main:  # what was saved is the sum over all processes
             sums = {k: v.to(self.machine.device) for k, v in here.inside.get("sums", {}).items()}
-        draws = Draws(batches, work.seed, here.step, total, self.machine.rank, self.machine.world)
-        reads = make_loader(draws, self.options.workers, self.machine.device.type == "cuda", work.seed)
-        was_training = phase.module.training
+        reads = self._reads(batches, here.step, total, work.seed)
         phase.module.eval()
         with (
             self.journal.progress(work.title, total, here.step) as bar,
@@ -122,7 +138,7 @@ class Engine:
             self.machine.autocast("fp32"),
         ):
             for step, batch in enumerate(reads, here.step):
-                torch.manual_seed(fold(work.seed, "step", step, self.machine.rank))
+                sow(fold(work.seed, "step", step, self.machine.rank))
                 if batch is not None:
                     add_sums(sums, phase.measure(batch.to(self.machine.device)))
                 bar.to(step + 1)
@@ -130,8 +146,7 @@ class Engine:
                     work.save_if_due(step, lambda: {"sums": self._share_sums(sums)})
         totals = self._share_sums(sums)
         if self.machine.world > 1:
-            totals = _broadcast(totals)
-        phase.module.train(was_training)
+            totals = {k: v.to(self.machine.device) for k, v in _broadcast(totals).items()}
         phase.finish(totals)
         self.journal.log(task=work.task, phase=phase.name, event="collected", steps=total)
 
@@ -149,52 +164,43 @@ class Engine:
         return sums
 
     def _generate(self, phase: Generate, here: Position, work: _Work) -> None:
-        folder = self.checkpoint.items(f"{work.number:02d}-{phase.name}")
+        folder = self.checkpoint.items(work.task, f"{work.number:02d}-{phase.name}")
         paths = [folder / f"{i:06d}.safetensors" for i in range(phase.count)]
+        rank, world = self.machine.rank, self.machine.world
+        rounds = -(-phase.count // world)
         phase.module.eval()
-        with self.journal.progress(work.title, phase.count, here.step) as bar:
-            for index in range(self.machine.rank, phase.count, self.machine.world):
-                if not paths[index].exists():  # items are written in one step, so one that exists is whole
-                    torch.manual_seed(fold(work.seed, "item", index))
+        with self.journal.progress(work.title, phase.count, here.step * world) as bar:
+            for turn in range(rounds):
+                index = turn * world + rank
+                if index < phase.count and not paths[index].exists():  # one that exists is whole
+                    sow(fold(work.seed, "item", index))
                     write_tensors(paths[index], phase.make(index))
-                bar.to(index + 1)
-                if self.machine.world == 1:
-                    work.save_if_due(index, dict)
+                bar.to(min(phase.count, (turn + 1) * world))
+                if turn + 1 < rounds:
+                    work.save_if_due(turn, dict)
         self.machine.barrier()
         phase.finish(paths)
 
-    def _report(
-        self, work: _Work, step: int, total: int, per_epoch: int, window: Window, lr: float, bar: Advance
-    ) -> None:
-        work.refuse_nonfinite(window, step)
+    def _report(self, work: _Work, place: Mapping[str, float], window: Window) -> float:
+        """Log and track the mean terms since the last report; returns their sum."""
+        work.refuse_nonfinite(int(place["step"]) - 1, window.nonfinite(self.machine))
         terms = window.means()
         loss = sum(terms.values())
-        bar.to(step + 1, f"loss {loss:.3f}")
-        self.journal.log(
-            task=work.task,
-            phase=work.phase.name,
-            step=step + 1,
-            of=total,
-            epoch=(step + 1) / per_epoch,
-            lr=lr,
-            loss=loss,
-            **terms,
-        )
-        self._track_step += 1
-        self.journal.track(
-            {f"task{work.task}/{k}": v for k, v in {"loss": loss, "lr": lr, **terms}.items()},
-            self._track_step,
-        )
+        self.journal.log(task=work.task, phase=work.phase.name, **place, loss=loss, **terms)
+        figures = {"loss": loss, "lr": place["lr"], **terms}
+        self.journal.track({f"{work.tag}/{k}": v for k, v in figures.items()}, int(place["run_step"]))
+        return loss
 
-    def _monitor_due(self, steps_done: int, per_epoch: int) -> bool:
-        every = self.options.monitor_every * per_epoch
-        return every > 0 and steps_done % every == 0
+    def _monitor_due(self, epoch: float, share: float) -> bool:
+        """Whether the step of ``share`` epochs that ends at ``epoch`` crossed a multiple of ``monitor_every``."""
+        every = self.options.monitor_every
+        return every > 0 and int(epoch / every + 1e-9) > int((epoch - share) / every + 1e-9)
 
-    def _monitor(self, work: _Work, step: int, monitor: Monitor, module: nn.Module) -> None:
+    def _monitor(self, work: _Work, step: int, run_step: int, monitor: Monitor, module: nn.Module) -> None:
         figures = monitor()
         module.train()
-        self.journal.log(task=work.task, phase=work.phase.name, step=step + 1, event="monitor", **figures)
-        self.journal.track({f"task{work.task}/monitor/{k}": v for k, v in figures.items()}, self._track_step)
+        self.journal.log(task=work.task, phase=work.phase.name, step=step, event="monitor", **figures)
+        self.journal.track({f"{work.tag}/{k}": v for k, v in figures.items()}, run_step)
 
 
 class _Work:
@@ -213,26 +219,32 @@ class _Work:
         )
         self.seed = fold(engine.seed, "task", task, "phase", number, phase.name)
         self.title = f"task {task + 1} · {phase.name}"
+        self.tag = f"task{task}/{phase.name}"
 
     def save_if_due(
-        self, step: int, inside: Callable[[], dict[str, object]], window: Window | None = None
+        self, step: int, inside: Callable[[], dict[str, object]], sound: Callable[[Machine], str | None] | None = None
     ) -> None:
-        """Save after ``step`` if it is time or a stop was asked for; then stop if it was."""
+        """Save after ``step`` if it is time or a stop was asked for; then stop if it was.
+
+        Args:
+            step: Number of the step that was done, from 0.
+            inside: What the phase needs to go on after it.
+            sound: Names what must not be saved because it is not finite.
+        """
         save, leave = self.engine.checkpoint.due(step, self.stop.asked)
         if save or leave:
-            if window is not None:
-                self.refuse_nonfinite(window, step)
+            if sound is not None:
+                self.refuse_nonfinite(step, sound(self.engine.machine))
             position = Position(self.number, step + 1, dict(inside()))
             self.engine.checkpoint.save(self.method, self.task, position)
         if leave:
             self._leave()
 
-    def refuse_nonfinite(self, window: Window, step: int) -> None:
-        """Raise a plain error if a loss term is NaN or infinite, before anything of it is saved."""
-        name = window.nonfinite()
+    def refuse_nonfinite(self, step: int, name: str | None) -> None:
+        """Raise a plain error if something is NaN or infinite, before anything of it is saved."""
         if name is not None:
             raise PerdureError(
-                f"the loss term '{name}' is not finite: task {self.task + 1}, phase '{self.phase.name}', step {step + 1}",
+                f"{name} is not finite: task {self.task + 1}, phase '{self.phase.name}', step {step + 1}",
                 "try a lower training.lr, training.clip=1 or engine.precision=fp32; --resume starts from the last save",
             )
 
@@ -249,10 +261,14 @@ class _Work:
         )
 
 
+def _check(window: Window, trainer: Trainer, machine: Machine) -> str | None:
+    return window.nonfinite(machine) or trainer.nonfinite()
+
+
 def _broadcast(totals: dict[str, Tensor]) -> dict[str, Tensor]:
     from accelerate.utils import broadcast_object_list
 
-    box = [totals]
+    box = [{k: v.cpu() for k, v in totals.items()}]
     broadcast_object_list(box)
     return box[0]
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
-from functools import partial
 
 import torch
 from torch.utils.data import DataLoader, Sampler
@@ -21,9 +21,7 @@ class Draws(Sampler[list[Draw]]):
     the same global batch would see, with the same augmentation.
     """
 
-    def __init__(
-        self, batches: Batches, seed: int, start: int, stop: int, rank: int = 0, world: int = 1
-    ) -> None:
+    def __init__(self, batches: Batches, seed: int, start: int, stop: int, rank: int = 0, world: int = 1) -> None:
         self.batches, self.seed, self.start, self.stop = batches, seed, start, stop
         self.rank, self.world = rank, world
 
@@ -79,13 +77,31 @@ def make_loader(draws: Draws, workers: int, pin: bool, context_seed: int = 0) ->
         collate_fn=_collate_or_none,
         pin_memory=pin,
         generator=generator,
-        worker_init_fn=partial(_one_thread) if workers else None,
+        worker_init_fn=_start_worker if workers else None,
         multiprocessing_context="fork" if workers else None,
     )
 
 
-def _one_thread(worker: int) -> None:  # noqa: ARG001
+def check_shares(batches: Batches, world: int) -> None:
+    """Raise UsageError if a process would have to train on an empty share of some batch."""
+    count = batches.draws if batches.weights is not None and batches.draws else len(batches.view)
+    smallest = count % batches.size if count < batches.size or not batches.drop_last else 0
+    share = -(-batches.size // world)
+    if 0 < smallest <= share * (world - 1):
+        raise UsageError(
+            f"a batch of {smallest} samples leaves one of {world} processes without any",
+            "use fewer processes or a smaller training.batch_size",
+        )
+
+
+def _start_worker(worker: int) -> None:  # noqa: ARG001
+    """One thread a worker; a stop that is sent to the whole process group is the main process's business.
+
+    It saves first and then ends its workers by itself, so they must go on reading until then.
+    """
     torch.set_num_threads(1)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _collate_or_none(samples: list[Sample]) -> Batch | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from perdure.engine.board import Board
 from perdure.engine.options import EngineOptions
 from perdure.errors import UsageError
 
@@ -33,23 +35,24 @@ class Machine:
         from accelerate import Accelerator
 
         if options.device == "cuda" and not torch.cuda.is_available():
-            raise UsageError(
-                "engine.device=cuda, but no GPU can be used here", "use engine.device=auto or cpu"
-            )
+            raise UsageError("engine.device=cuda, but no GPU can be used here", "use engine.device=auto or cpu")
         on_cpu = options.device == "cpu" or not torch.cuda.is_available()
         if options.precision == "fp16" and on_cpu:
             raise UsageError("engine.precision=fp16 is unusable on a CPU", "use bf16 or fp32")
         if options.threads is not None:
             torch.set_num_threads(options.threads)
         trackers = _trackers(options) if trackers_at is not None else []
+        # TensorBoard has a writer of its own here, for accelerate's puts the host's name into the file's
+        self._board_at = trackers_at if "tensorboard" in trackers else None
+        self._board: Board | None = None
+        elsewhere = [name for name in trackers if name != "tensorboard"]
         self.options = options
         self.accelerator = Accelerator(
             cpu=on_cpu,
             mixed_precision="fp16" if options.precision == "fp16" else "no",
-            log_with=trackers or None,
-            project_dir=str(trackers_at) if trackers else None,
+            log_with=elsewhere or None,
+            project_dir=str(trackers_at) if elsewhere else None,
         )
-        self.has_trackers = bool(trackers)
         if on_cpu:
             torch.use_deterministic_algorithms(True, warn_only=True)
             # filling fresh memory costs time and changes nothing here
@@ -93,18 +96,40 @@ class Machine:
             return flag
         return bool(self.total(torch.tensor([int(flag)], device=self.device)).item())
 
+    def share_buffers(self, module: nn.Module) -> None:
+        """Give every process the main one's buffers: each has counted running statistics of its own batches."""
+        if self.world > 1:
+            from accelerate.utils import broadcast
+
+            broadcast([b for b in module.buffers() if b.numel()])
+
     def start_trackers(self, name: str) -> None:
         """Open the trackers under a run name."""
-        if self.has_trackers:
+        if self._board_at is not None and self.main:
+            self._board = Board(self._board_at / name)
+        if self.accelerator.log_with:
             self.accelerator.init_trackers(name)
+
+    def track(self, values: Mapping[str, float], step: int) -> None:
+        """Send scalars to the trackers."""
+        if self._board is not None:
+            self._board.log(values, step)
+        if self.accelerator.trackers:
+            self.accelerator.log(dict(values), step=step)
 
     def stop_trackers(self) -> None:
         """Close the trackers."""
-        if self.has_trackers:
-            self.accelerator.end_training()
+        if self._board is not None:
+            self._board.close()
+            self._board = None
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+        self.accelerator.trackers = []
 
     def autocast(self, precision: Precision) -> AbstractContextManager[Any]:
         """Autocast for a precision; fp32 switches an outer autocast off."""
+        if precision == "fp16" and self.device.type == "cpu":
+            raise UsageError("precision fp16 is unusable on a CPU", "use bf16 or fp32")
         enabled = precision != "fp32"
         return torch.autocast(self.device.type, dtype=_DTYPES.get(precision, torch.bfloat16), enabled=enabled)
 
@@ -121,9 +146,7 @@ def _trackers(options: EngineOptions) -> list[str]:
     if options.trackers is not None:
         absent = [t for t in options.trackers if importlib.util.find_spec(t) is None]
         if absent:
-            raise UsageError(
-                f"engine.trackers names {absent[0]}, which is not installed", f"pip install {absent[0]}"
-            )
+            raise UsageError(f"engine.trackers names {absent[0]}, which is not installed", f"pip install {absent[0]}")
         return list(options.trackers)
     silent = os.environ.get("PERDURE_NO_TRACKER")
     return ["tensorboard"] if importlib.util.find_spec("tensorboard") and not silent else []

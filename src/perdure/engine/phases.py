@@ -73,7 +73,6 @@ class Train:
         precision: Overrides the run's precision for this phase.
         after_step: Called with the step's number after each update (projection, pruning, bookkeeping).
         finish: Called once at the end.
-        monitor: Called by the engine every ``engine.monitor_every`` epochs; returns figures to log.
     """
 
     name: str

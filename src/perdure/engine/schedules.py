@@ -36,6 +36,4 @@ def cosine(floor: float = 0.0) -> Schedule:
 
 def by_name(name: str, warmup: float = 0.2) -> Schedule:
     """Schedule of a recipe: ``constant``, ``poly``, ``warmup_poly`` or ``cosine``."""
-    return {"constant": constant, "poly": poly(), "warmup_poly": warmup_poly(warmup), "cosine": cosine()}[
-        name
-    ]
+    return {"constant": constant, "poly": poly(), "warmup_poly": warmup_poly(warmup), "cosine": cosine()}[name]

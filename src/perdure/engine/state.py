@@ -64,9 +64,7 @@ def load_tree(path: Path) -> dict[str, Any]:
             header = opened.metadata() or {}
         tree = unflatten(json.loads(header[HEADER]), tensors)
     except (SafetensorError, KeyError, ValueError) as error:
-        raise RunError(
-            f"{path} is not a saved state of this program", "delete it to start the task again"
-        ) from error
+        raise RunError(f"{path} is not a saved state of this program", "delete it to start the task again") from error
     if not isinstance(tree, dict):
         raise RunError(f"{path} is not a saved state of this program", "delete it to start the task again")
     return tree
@@ -129,8 +127,6 @@ def _set_buffer(module: nn.Module, name: str, value: Tensor) -> None:
         )
     present = owner._buffers[leaf]
     device = (
-        present.device
-        if present is not None
-        else next((p.device for p in module.parameters()), torch.device("cpu"))
+        present.device if present is not None else next((p.device for p in module.parameters()), torch.device("cpu"))
     )
     owner._buffers[leaf] = value.to(device)

@@ -15,6 +15,8 @@ from perdure.data.views import Batch
 from perdure.engine.machine import Machine
 from perdure.engine.options import EngineOptions
 from perdure.engine.phases import Precision, Terms, Train
+from perdure.errors import UsageError
+from perdure.networks.segmenter import Segmenter
 
 
 class _Trainee(nn.Module):
@@ -41,14 +43,18 @@ class Trainer:
         self.phase, self.machine = phase, machine
         self.accumulate = phase.accumulate
         precision: Precision = phase.precision or options.precision
+        if precision == "fp16" and options.precision != "fp16":
+            raise UsageError(
+                f"phase '{phase.name}' computes in fp16, the run in {options.precision}",
+                "set engine.precision=fp16, which scales the loss",
+            )
         phase.module.train()
         self.last = machine.channels_last(phase.module, precision)
         if self.last:
-            phase.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if options.compile:
-            for child in phase.module.children():
-                if not isinstance(child, nn.ModuleList | nn.ModuleDict):
-                    child.compile()
+            phase.module.to(memory_format=torch.channels_last)
+        self.compiled = _compilable(phase.module) if options.compile else []
+        for part in self.compiled:
+            part.compile()
         self.parameters = [p for p in phase.module.parameters() if p.requires_grad]
         trainee = _Trainee(phase.module, phase.loss, partial(machine.autocast, precision))
         self.trainee, self.optimizer = machine.accelerator.prepare(trainee, phase.optimizer())
@@ -92,6 +98,11 @@ class Trainer:
         if self.ema is not None:
             self.ema.update_parameters(self.phase.module)
 
+    def nonfinite(self) -> str | None:
+        """Says so if a trained weight is NaN or infinite, which the loss shows one step too late."""
+        sound = all(torch.stack([p.detach().isfinite().all() for p in self.parameters]).tolist())
+        return None if sound else "a weight"
+
     def state(self) -> dict[str, object]:
         """What :meth:`resume` needs."""
         scaler = self.machine.accelerator.scaler
@@ -115,12 +126,20 @@ class Trainer:
             self.ema.load_state_dict(state["ema"])
 
     def close(self) -> None:
-        """Put the averaged weights in place and let go of the optimiser."""
+        """Put the averaged weights in place, let go of the optimiser, and leave the module as one read from disk.
+
+        What follows then computes the same, bit by bit, in a run that went on and in one that was picked up here.
+        """
         if self.ema is not None:
             averaged = self.ema.module.parameters()
             with torch.no_grad():
                 for parameter, mean in zip(self.phase.module.parameters(), averaged, strict=True):
                     parameter.copy_(mean)
+        self.machine.share_buffers(self.phase.module)
+        for part in self.compiled:
+            part._compiled_call_impl = None
+        if self.last:
+            _lay_out_plainly(self.phase.module)
         self.machine.accelerator.free_memory()
 
 
@@ -136,11 +155,19 @@ class Window:
         add_sums(self._sums, terms)
         self._count += 1
 
-    def nonfinite(self) -> str | None:
-        """Name of a term that is NaN or infinite, if any."""
+    def share(self, machine: Machine) -> None:
+        """Replace the sums by their means over all processes."""
+        if machine.world > 1 and self._sums:
+            names = sorted(self._sums)
+            mean = machine.total(torch.stack([self._sums[name].float() for name in names])) / machine.world
+            self._sums = dict(zip(names, mean, strict=True))
+
+    def nonfinite(self, machine: Machine) -> str | None:
+        """Which term is NaN or infinite in any process, in words, if one is."""
+        self.share(machine)
         for name, value in self._sums.items():
             if not torch.isfinite(value).all():
-                return name
+                return f"the loss term '{name}'"
         return None
 
     def means(self) -> dict[str, float]:
@@ -151,7 +178,20 @@ class Window:
         return means
 
 
+def _compilable(module: nn.Module) -> list[nn.Module]:
+    """Parts of a method that are called as modules: of a segmenter its body, for methods call its halves."""
+    parts = [m.body if isinstance(m, Segmenter) else m for m in module.children()]
+    return [m for m in parts if not isinstance(m, nn.ModuleList | nn.ModuleDict)]
+
+
+@torch.no_grad()
+def _lay_out_plainly(module: nn.Module) -> None:
+    """Undo channels-last, also the strides of axes of length one, which choose the algorithm as well."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
+
+
 def add_sums(sums: dict[str, Tensor], more: Mapping[str, Tensor]) -> None:
-    """Add named tensors to running sums in place."""
+    """Add named tensors to running sums."""
     for name, value in more.items():
         sums[name] = sums[name] + value if name in sums else value

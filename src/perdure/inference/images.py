@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from perdure.data.imagefiles import IMAGE_SUFFIXES, read_image
 from perdure.errors import DataError
 from perdure.files import write_atomic, write_json
 from perdure.inference.trained import Trained
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
 
 def find_images(inputs: Iterable[Path]) -> list[Path]:
@@ -24,30 +22,25 @@ def find_images(inputs: Iterable[Path]) -> list[Path]:
     found: list[Path] = []
     for path in inputs:
         if path.is_dir():
-            found += sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+            inside = (p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
+            found += sorted(p for p in inside if p.suffix.lower() in IMAGE_SUFFIXES)
         elif not path.exists():
-            raise DataError(f"{path} does not exist")
-        elif path.suffix.lower() not in SUFFIXES:
-            raise DataError(f"{path} is not an image that can be read", f"readable: {', '.join(SUFFIXES)}")
+            raise DataError(f"{path} does not exist", "give image files, or folders that hold some")
+        elif path.suffix.lower() not in IMAGE_SUFFIXES:
+            raise DataError(f"{path} is not an image that can be read", f"readable: {', '.join(IMAGE_SUFFIXES)}")
         else:
             found.append(path)
     if not found:
-        raise DataError("no images found", f"looked for {', '.join(SUFFIXES)}")
+        raise DataError("no images found", f"looked for {', '.join(IMAGE_SUFFIXES)}")
     first: dict[str, Path] = {}
     for path in found:
         if path.stem in first:
-            raise DataError(f"{first[path.stem]} and {path} would both be written as {path.stem}.png", "rename one, or use two folders")
+            raise DataError(
+                f"{first[path.stem]} and {path} would both be written as {path.stem}.png",
+                "rename one, or use two folders",
+            )
         first[path.stem] = path
     return found
-
-
-def read_image(path: Path) -> np.ndarray:
-    """RGB pixels ``(H, W, 3)`` uint8. Raises DataError for a file that is no image or is cut off."""
-    try:
-        with Image.open(path) as opened:
-            return np.asarray(opened.convert("RGB"))
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path} cannot be read as an image: {error}", "the file may be damaged or cut off") from error
 
 
 def predict_images(model: Trained, inputs: Iterable[Path], out: Path, done: Callable[[int, int], None]) -> list[Path]:
@@ -58,15 +51,24 @@ def predict_images(model: Trained, inputs: Iterable[Path], out: Path, done: Call
         inputs: Image files and folders.
         out: Folder for the masks.
         done: Called with the number of finished images and of all images.
+
+    Returns:
+        The masks, two an image.
+
+    Raises:
+        DataError: See :func:`find_images`; or a file is damaged, transparent or has more than 8 bits a channel:
+            the masks of the images before it are there, of it and those after it nothing.
+        PerdureError: The disk is full or ``out`` cannot be written.
     """
     paths = find_images(inputs)
-    write_json(out / "classes.json", model.classes())
     palette = model.space.palette().flatten().tolist()
     written: list[Path] = []
     for number, path in enumerate(paths, 1):
-        labels = model.segment(read_image(path))
-        index = Image.fromarray(labels, "L")
-        color = Image.fromarray(labels, "P")
+        labels = model.segment(read_image(path).transpose(1, 2, 0))
+        if number == 1:
+            write_json(out / "classes.json", model.classes())
+        index = Image.fromarray(labels)
+        color = index.copy()
         color.putpalette(palette)
         for folder, picture in (("index", index), ("color", color)):
             target = out / folder / f"{path.stem}.png"

@@ -13,7 +13,7 @@ from torch import Tensor
 from perdure.config.build import as_module, build_method
 from perdure.config.recipe import Recipe
 from perdure.data.transforms import normalise
-from perdure.errors import RunError
+from perdure.errors import RunError, UsageError
 from perdure.inference.tiling import averaged
 from perdure.labels import BACKGROUND, LabelSpace
 from perdure.methods.method import Method
@@ -46,11 +46,22 @@ class Trained:
 
     @classmethod
     def open(cls, path: Path, device: str = "auto") -> Trained:
-        """Load the newest sealed task of a run. Raises RunError if none is sealed yet."""
+        """Load the newest sealed task of a run onto ``device``: auto (a GPU if there is one), cpu or cuda.
+
+        Raises:
+            UsageError: A GPU was asked for and there is none.
+            RunError: The folder is not a run, or none of its tasks is sealed yet.
+            DataError: A file of the run is damaged.
+        """
+        if device == "cuda" and not torch.cuda.is_available():
+            raise UsageError("--device cuda, but no GPU can be used here", "use --device auto or cpu")
         run = RunFolder.existing(path)
         recipe, stream, sealed = run.recipe(), restore(run.stream()), run.sealed()
         if not sealed:
-            raise RunError(f"no task of {path} is sealed yet: there is nothing to predict with", "go on with `perdure run … --resume`")
+            raise RunError(
+                f"no task of {path} is sealed yet: there is nothing to predict with",
+                "go on with `perdure run … --resume`",
+            )
         where = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
         method = build_method(recipe, pretrained=False)
         restore_sealed(method, stream.tasks, sealed, recipe.seed)

@@ -6,11 +6,12 @@ import getpass
 import re
 import socket
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-from perdure.errors import PerdureError, RunError
-from perdure.files import TEMPORARY, sha256
+from perdure.errors import DataError, PerdureError, RunError
+from perdure.files import TEMPORARY, read_json, sha256
 from perdure.kept.ledger import LEDGER, read_ledger
 
 RUN_FILES: Final = frozenset(
@@ -27,10 +28,18 @@ RUN_FILES: Final = frozenset(
     }
 )
 TASK_FILES: Final = frozenset({LEDGER, "counts.json", "done"})
-TEXT_SUFFIXES: Final = frozenset({".yaml", ".json", ".jsonl", ".csv", ".md", ".html"})
+RAW: Final = frozenset({"exemplars", "preview"})
+"""Kinds of kept things that are images as they were read."""
+TEXT_SUFFIXES: Final = frozenset({".yaml", ".yml", ".json", ".jsonl", ".csv", ".md", ".html", ".txt"})
+EVENTS: Final = "events.out.tfevents."
 _PATH: Final = re.compile(
-    r"(?<![\w.:/<-])(/(?:home|Users|root|mnt|data|tmp|var|media|srv|opt)/[^\s\"'<>]+|[A-Za-z]:\\\\?[^\s\"'<>]+)"
+    r"file://[^\s\"'<>]+"
+    r"|(?<![\w.:/<~…-])/(?:[\w.+@-]+/)+[\w.+@-]*"
+    r"|(?<!\w)[A-Za-z]:\\{1,2}\w[^\s\"'<>]*"
+    r"|(?<!\\)\\{2,4}[\w.-]+\\{1,2}[\w.-]+"
 )
+_EMBEDDED: Final = re.compile(r"data:[\w/+.-]+;base64,[A-Za-z0-9+/=]+")
+_ANYBODY: Final = frozenset({"root", "user", "admin", "localhost", "ubuntu", "debian", "runner", "docker", "jovyan"})
 
 
 @dataclass
@@ -64,64 +73,93 @@ def audit(run: Path) -> Audit:
         RunError: ``run`` is not a run folder.
     """
     if not (run / "recipe.yaml").is_file():
-        raise RunError(
-            f"{run} is not a run folder: it has no recipe.yaml", "give the folder that `perdure run` wrote"
-        )
+        raise RunError(f"{run} is not a run folder: it has no recipe.yaml", "give the folder that `perdure run` wrote")
     found = Audit()
+    tasks, patients = _stream(run, found)
     known = {run / name for name in RUN_FILES}
-    for folder in sorted(p for p in (run / "tasks").glob("*") if p.is_dir()):
-        known |= {folder / name for name in TASK_FILES}
-        if (folder / "done").exists():
-            known |= _audit_task(folder, found)
-    for path in sorted(p for p in run.rglob("*") if p.is_file()):
-        relative = path.relative_to(run)
-        under_way = relative.parts[0] == "resume" or (
-            relative.parts[0] == "tasks" and not (run / "/".join(relative.parts[:2]) / "done").exists()
-        )
-        tracked = relative.parts[0] == "tracking"
-        if path not in known and not (under_way or tracked or path.name.startswith(TEMPORARY)):
-            found.problems.append(f"{relative}: no ledger knows this file")
-    _audit_text(run, found)
+    sealed = sorted(p for p in (run / "tasks").glob("*") if (p / "done").is_file())
+    for folder in sealed:
+        known |= _audit_task(folder, patients, found)
+    under_way = (TEMPORARY, "resume/", f"tasks/{len(sealed):02d}-") if len(sealed) < tasks else ()
+    for path in sorted(run.rglob("*")):
+        where = path.relative_to(run).as_posix()
+        if path.is_symlink():
+            found.problems.append(f"{where}: is a link; what it points to cannot be checked")
+        elif path.is_file() and path not in known and not _explained(where, under_way):
+            found.problems.append(f"{where}: no ledger knows this file")
+    _look_for_names(run, found)
     return found
 
 
-def _audit_task(folder: Path, found: Audit) -> set[Path]:
+def _explained(where: str, under_way: tuple[str, ...]) -> bool:
+    """Whether a file belongs to the trackers, or to the work on a task that is not sealed yet."""
+    name = where.rpartition("/")[2]
+    if where.startswith("tracking/") and name.startswith(EVENTS):
+        return True
+    return bool(under_way) and (where.startswith(under_way[1:]) or name.startswith(TEMPORARY))
+
+
+def _stream(run: Path, found: Audit) -> tuple[int, bool]:
+    """Number of tasks of the run, and whether its images come from patients."""
+    try:
+        described = read_json(run / "stream.json")
+        return len(described["tasks"]), bool(described["patients"])
+    except DataError as error:
+        found.problems.append(error.what)
+    except (KeyError, TypeError):
+        found.problems.append("stream.json: does not describe a stream")
+    return 0, True
+
+
+def _audit_task(folder: Path, patients: bool, found: Audit) -> set[Path]:
+    """Files of a sealed task that may be there."""
+    files = {folder / name for name in TASK_FILES}
+    label = f"tasks/{folder.name}"
     try:
         ledger = read_ledger(folder)
     except PerdureError as error:
-        found.problems.append(error.what)
-        return set()
-    label = f"tasks/{folder.name}"
+        found.problems.append(f"{label}/{LEDGER}: cannot be used: {error.what}")
+        return files
     for entry in ledger["items"]:
         found.items.append({"task": folder.name, **entry})
-        path = folder / entry["file"]
+        path, where = folder / entry["file"], f"{label}/{entry['file']}"
         if not path.is_file():
-            found.problems.append(f"{label}/{entry['file']}: the ledger lists it, but it is missing")
+            found.problems.append(f"{where}: the ledger lists it, but it is missing")
         elif sha256(path) != entry["sha256"]:
-            found.problems.append(
-                f"{label}/{entry['file']}: its content is not what the ledger says (hash differs)"
-            )
-        if entry["patient_data"]:
-            found.problems.append(
-                f"{label}/{entry['file']}: raw patient data ({entry['kind']}: {entry['made_from']})"
-            )
+            found.problems.append(f"{where}: its content is not what the ledger says (hash differs)")
+        if entry["patient_data"] or (patients and entry["kind"] in RAW):
+            found.problems.append(f"{where}: raw patient data ({entry['kind']}: {entry['made_from']})")
+        files.add(path)
     found.bytes_by_kind = dict(ledger["total_bytes"])
-    return {folder / entry["file"] for entry in ledger["items"]}
+    return files
 
 
-def _audit_text(run: Path, found: Audit) -> None:
-    secrets = [s for s in (socket.gethostname(), _user()) if len(s) > 3]
-    for path in sorted(p for p in run.rglob("*") if p.suffix in TEXT_SUFFIXES and p.is_file()):
-        text = path.read_text(encoding="utf-8", errors="replace")
-        text = re.sub(r"data:[\w/+.-]+;base64,[A-Za-z0-9+/=]+", "", text)
+def _look_for_names(run: Path, found: Audit) -> None:
+    """Look for absolute paths in text files, and for this machine's and this user's name in texts and file names."""
+    names = [re.compile(rf"(?<![A-Za-z0-9]){re.escape(name)}(?![A-Za-z0-9])") for name in identifying_names()]
+    for path in sorted(p for p in run.rglob("*") if p.is_file()):
         where = path.relative_to(run)
+        text = ""
+        if path.suffix in TEXT_SUFFIXES:
+            text = _EMBEDDED.sub("", path.read_text(encoding="utf-8", errors="replace"))
         if match := _PATH.search(text):
-            found.problems.append(f"{where}: holds a path of a machine ({match.group(1)[:60]})")
-        found.problems += [
-            f"{where}: holds the name of this machine or user"
-            for s in secrets
-            if re.search(rf"\b{re.escape(s)}\b", text)
-        ]
+            found.problems.append(f"{where}: holds a path of a machine ({match.group()[:60]})")
+        if any(name.search(text) or name.search(str(where)) for name in names):
+            found.problems.append(f"{where}: holds the name of this machine or user")
+
+
+def identifying_names() -> list[str]:
+    """Names of this machine and user that say who or where; words that the program uses itself cannot be told apart."""
+    host = socket.gethostname()
+    names = {host, host.partition(".")[0], _user()}
+    return sorted(n for n in names if len(n) > 3 and n.lower() not in _ANYBODY and n.lower() not in _own_words())
+
+
+@cache
+def _own_words() -> frozenset[str]:
+    package = Path(__file__).parents[1]
+    files = (p for p in package.rglob("*") if p.suffix in (".py", ".yaml", ".j2", ".css"))
+    return frozenset(word for p in files for word in re.findall(r"\w+", p.read_text(encoding="utf-8").lower()))
 
 
 def _user() -> str:

@@ -8,17 +8,26 @@ from typing import Any, Final
 
 from torch import Tensor
 
-from perdure.errors import RunError
+from perdure.errors import DataError, RunError
 from perdure.files import read_json, read_tensors, sha256, write_json, write_tensors
 from perdure.kept.items import Kept
 
 LEDGER: Final = "ledger.json"
 WEIGHTS: Final = Kept("weights", "weights", (), "training on the data of this and all earlier tasks")
 
+ENTRY: Final[Mapping[str, type]] = {
+    "name": str,
+    "kind": str,
+    "file": str,
+    "bytes": int,
+    "sha256": str,
+    "made_from": str,
+    "patient_data": bool,
+}
+"""What every entry of a ledger says."""
 
-def write_kept(
-    folder: Path, state: Mapping[str, Tensor], items: Sequence[Kept], classes: int
-) -> list[dict[str, Any]]:
+
+def write_kept(folder: Path, state: Mapping[str, Tensor], items: Sequence[Kept], classes: int) -> list[dict[str, Any]]:
     """Write a method's whole state, split by what it is: network weights, and one file for each kept item.
 
     Args:
@@ -77,9 +86,7 @@ def preview_entry(folder: Path, file: Path, patients: bool) -> dict[str, Any]:
 
 def write_ledger(folder: Path, task: str, entries: Sequence[Mapping[str, Any]], patients: bool) -> None:
     """Write ``ledger.json``; raw samples of patient data sets are marked as patient data."""
-    marked = [
-        {**e, "patient_data": e["patient_data"] or (patients and e["kind"] == "exemplars")} for e in entries
-    ]
+    marked = [{**e, "patient_data": e["patient_data"] or (patients and e["kind"] == "exemplars")} for e in entries]
     totals: dict[str, int] = {}
     for entry in marked:
         totals[entry["kind"]] = totals.get(entry["kind"], 0) + entry["bytes"]
@@ -88,15 +95,21 @@ def write_ledger(folder: Path, task: str, entries: Sequence[Mapping[str, Any]], 
 
 def read_ledger(folder: Path) -> dict[str, Any]:
     """Read a ledger. Raises DataError where it is missing or damaged."""
-    ledger = read_json(folder / LEDGER)
-    if not isinstance(ledger, dict) or "items" not in ledger:
-        raise RunError(f"{folder / LEDGER} is not a ledger")
-    return ledger
+    path = folder / LEDGER
+    ledger = read_json(path)
+    items = ledger.get("items") if isinstance(ledger, dict) else None
+    totals = ledger.get("total_bytes") if isinstance(ledger, dict) else None
+    if not isinstance(items, list) or not isinstance(totals, dict) or not all(map(_whole, items)):
+        raise DataError(f"{path} is not a ledger", "the file was changed or is damaged")
+    whole: dict[str, Any] = ledger
+    return whole
 
 
-def _write(
-    folder: Path, file: str, item: Kept, tensors: Mapping[str, Tensor], classes: int
-) -> dict[str, Any]:
+def _whole(entry: Any) -> bool:
+    return isinstance(entry, dict) and all(isinstance(entry.get(key), kind) for key, kind in ENTRY.items())
+
+
+def _write(folder: Path, file: str, item: Kept, tensors: Mapping[str, Tensor], classes: int) -> dict[str, Any]:
     path = folder / file
     write_tensors(path, tensors)
     by_class = sum(t.nbytes for t in tensors.values() if t.ndim and t.shape[0] == classes)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class Options(BaseModel):
     """Base of all option models: unknown keys are errors, values do not change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class TrainingOptions(Options):

@@ -1,0 +1,498 @@
+"""A run that is killed at any moment ends, after ``--resume``, with the bytes of one that was left alone.
+
+Each run is a forked child, so that nothing is imported twice. A child announces what it does (a step, a save, a
+file about to be put in place); at the chosen announcement it kills itself.
+"""
+
+from __future__ import annotations
+
+import errno
+import gc
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from perdure import experiment
+from perdure.config.build import build_experiment
+from perdure.config.load import parse_recipe
+from perdure.engine.checkpoint import Checkpoint
+from perdure.engine.interrupt import Interrupted
+from perdure.engine.phases import Generate
+from perdure.engine.trainer import Trainer
+from perdure.errors import PerdureError, RunError
+from perdure.experiment import run_experiment
+from perdure.files import TEMPORARY, read_tensors
+from perdure.kept.items import Kept
+from perdure.methods.finetune import Finetune
+from perdure.run_folder import RunFolder
+
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork"),
+    pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning"),
+]
+
+TINY: dict[str, Any] = {
+    "name": "tiny",
+    "seed": 3,
+    "data": {"name": "digits", "size": 32, "train": 14, "val": 2, "test": 4},
+    "stream": {"kind": "class_incremental", "base": 4, "step": 3},
+    "network": {
+        "name": "deeplab",
+        "backbone": "tiny_resnet",
+        "tiny_channels": [4, 4, 8, 8],
+        "output_stride": 4,
+        "width": 8,
+        "dilations": [1, 2],
+    },
+    "augment": {"crop": 32, "area": [0.6, 1.0], "flip": 0.0, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]},
+    "evaluate": {"size": None, "batch_size": 4},
+    "method": {"name": "star"},
+    "training": {"epochs": 2, "later_epochs": 1, "batch_size": 4, "lr": 0.01},
+    "engine": {"threads": 1, "trackers": [], "save_seconds": 0, "device": "cpu", "monitor_every": 1},
+    "report": {"samples": 1},
+}
+LEFT_OUT = ("log.jsonl", ".lock")
+
+Say = Callable[[str], None]
+
+
+def tiny(**changed: dict[str, Any]) -> dict[str, Any]:
+    return {k: {**v, **changed.get(k, {})} if isinstance(v, dict) else v for k, v in TINY.items()}
+
+
+# A child process ------------------------------------------------------------------------------------------------
+
+
+def child(work: Callable[[], None]) -> tuple[int, str]:
+    """Run in a forked process; returns minus the signal or the exit code (0, 1 PerdureError, 9 a bug), and a text."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        code, text = 9, ""
+        try:
+            gc.freeze()  # accelerate collects garbage after each phase: leave the parent's out of it
+            os.fsync = lambda handle: None  # a kill does not lose what the kernel has; speed only
+            work()
+            code = 0
+        except PerdureError as error:
+            code, text = 1, f"{type(error).__name__}: {error}"
+        except BaseException:
+            text = traceback.format_exc()
+        finally:
+            os.write(writer, text.encode()[:60_000])
+            os._exit(code)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as stream:
+        text = stream.read().decode()
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert status != 9, text
+    return status, text
+
+
+def announce(say: Say) -> None:
+    """Make this process say what it does. Only ever called in a child."""
+    step, save, replace, rmtree = Trainer.step, Checkpoint.save, Path.replace, shutil.rmtree
+
+    def told_step(self: Trainer, reads: Any, number: int, total: int) -> Any:
+        terms = step(self, reads, number, total)
+        say(f"step {number + 1}")
+        return terms
+
+    def told_save(self: Checkpoint, method: Any, task: int, position: Any) -> None:
+        say(f"save {task}.{position.phase}.{position.step}")
+        save(self, method, task, position)
+        say(f"saved {task}.{position.phase}.{position.step}")
+
+    def told_replace(self: Path, target: Path) -> Path:
+        name = "/".join(Path(target).parts[-2:])
+        say(f"replace {name} {self}")
+        result = replace(self, target)
+        say(f"replaced {name}")
+        return result
+
+    def told_rmtree(path: Path, **options: Any) -> None:
+        say(f"rmtree {Path(path).name}")
+        rmtree(path, **options)
+
+    Trainer.step, Checkpoint.save, Path.replace, shutil.rmtree = told_step, told_save, told_replace, told_rmtree
+
+
+def at(moment: str, number: int, act: Callable[[str], None]) -> Say:
+    """Do something when ``moment`` is announced for the ``number``-th time."""
+    count = 0
+
+    def say(text: str) -> None:
+        nonlocal count
+        if text == moment or text.startswith(moment + " "):
+            count += 1
+            if count == number:
+                act(text)
+
+    return say
+
+
+def kill(text: str) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def halve_and_kill(text: str) -> None:
+    """As if the kill came while the temporary file was being written."""
+    part = Path(text.split()[-1])
+    os.truncate(part, part.stat().st_size // 2)
+    kill(text)
+
+
+def run(raw: dict[str, Any], out: Path, resume: bool = False, say: Say | None = None) -> tuple[int, str]:
+    """Run a recipe in a child; its text is the error, if there was one."""
+
+    def work() -> None:
+        if say is not None:
+            announce(say)
+        run_experiment(parse_recipe(raw, "tiny"), out, resume, quiet=True)
+
+    return child(work)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """All files of a run but the log and what trackers wrote."""
+    files = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
+    return {k: p.read_bytes() for k, p in files.items() if k not in LEFT_OUT and not k.startswith("tracking/")}
+
+
+def assert_same(folder: Path, reference: dict[str, bytes]) -> None:
+    got = content(folder)
+    assert sorted(got) == sorted(reference)
+    assert [name for name in got if got[name] != reference[name]] == []
+
+
+def resumed(raw: dict[str, Any], out: Path) -> None:
+    status, text = run(raw, out, resume=True)
+    assert status == 0, text
+
+
+# The fixed parts of all tests -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def shared_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is computed from the data once is the same for every run here."""
+    monkeypatch.setenv("PERDURE_CACHE", str(cache))
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> dict[str, bytes]:
+    """Files of a run that nobody disturbed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PERDURE_CACHE", str(cache))
+        build_experiment(parse_recipe(TINY, "tiny"))  # loads the digits before the first fork
+        out = tmp_path_factory.mktemp("whole") / "run"
+        status, text = run(TINY, out)
+        assert status == 0, text
+        experiment.write_report(out)  # loads matplotlib and the templates here, for all children
+    return content(out)
+
+
+# Killed ---------------------------------------------------------------------------------------------------------
+
+STATE = "replace resume/state.safetensors"
+MOMENTS = [
+    # while it starts
+    ("replace run/stream.json", 1, kill),
+    ("replaced run/environment.json", 1, kill),
+    ("replace run/recipe.yaml", 1, halve_and_kill),
+    # in the first task: collect, train (before and after a save), between phases, collect
+    ("saved 0.0.1", 1, kill),
+    ("step 2", 1, kill),
+    ("saved 0.1.2", 1, kill),
+    (STATE, 5, halve_and_kill),
+    ("saved 0.2.0", 1, kill),
+    ("save 0.2.1", 1, kill),
+    ("saved 0.3.1", 1, kill),
+    # while the first task is sealed, file by file
+    ("replace 00-01-04/weights.safetensors", 1, halve_and_kill),
+    ("replace kept/statistics.safetensors", 1, kill),
+    ("replaced 00-01-04/counts.json", 1, kill),
+    ("replace samples/00000.pred.png", 1, halve_and_kill),
+    ("replaced 00-01-04/ledger.json", 1, kill),
+    ("replaced 00-01-04/done", 1, kill),
+    ("rmtree resume", 1, kill),
+    # in later tasks, where replayed numbers and the frozen network matter
+    ("saved 1.0.1", 1, kill),
+    ("save 1.1.1", 1, kill),
+    ("saved 1.1.1", 1, kill),
+    ("saved 2.1.0", 1, kill),
+    ("saved 2.3.1", 1, kill),
+    # at the very end
+    ("replaced 02-08-10/done", 1, kill),
+    ("rmtree resume", 3, kill),
+    ("replace run/report.html", 1, halve_and_kill),
+]
+
+
+@pytest.mark.parametrize(("moment", "number", "how"), MOMENTS, ids=[f"{m[0].split('/')[-1]}-{m[1]}" for m in MOMENTS])
+def test_a_killed_run_ends_as_if_nothing_had_happened(
+    tmp_path: Path, reference: dict[str, bytes], moment: str, number: int, how: Callable[[str], None]
+) -> None:
+    out = tmp_path / "run"
+    status, text = run(TINY, out, say=at(moment, number, how))
+    assert status == -signal.SIGKILL, text
+    resumed(TINY, out)
+    assert_same(out, reference)
+
+
+# Stopped, refused, out of space -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("moment", ["step 1", "saved 0.2.1"])
+def test_a_stop_signal_saves_and_leaves(tmp_path: Path, reference: dict[str, bytes], number: int, moment: str) -> None:
+    out = tmp_path / "run"
+    status, text = run(TINY, out, say=at(moment, 1, lambda said: os.kill(os.getpid(), number)))
+    assert (status, text.split(":")[0]) == (1, Interrupted.__name__)
+    assert "everything so far is saved\nthe same command with --resume goes on" in text
+    assert (out / "resume" / "state.safetensors").exists()
+    resumed(TINY, out)
+    assert_same(out, reference)
+
+
+def test_replayed_numbers_are_the_same_after_a_kill(tmp_path: Path) -> None:
+    """k_c and rho of the second task, as its training sees them."""
+
+    def numbers(out: Path, resume: bool, kill_at: str = "") -> list[Any]:
+        """As JSON through a file, from the run's own state at the first save in training."""
+
+        def say(text: str) -> None:
+            if text == "saved 1.1.1":
+                state = read_tensors(out / "resume" / "state.safetensors")
+                found = [state[f"/method/{name}"].tolist() for name in ("replay_amounts", "repeat_factor")]
+                (tmp_path / "numbers.json").write_text(json.dumps(found))
+            if text in (kill_at, "saved 1.1.1"):
+                kill(text)
+
+        assert run(TINY, out, resume, say)[0] == -signal.SIGKILL
+        return json.loads((tmp_path / "numbers.json").read_text()) if not kill_at else []
+
+    whole = numbers(tmp_path / "whole" / "run", resume=False)
+    numbers(tmp_path / "cut" / "run", resume=False, kill_at="saved 1.0.1")
+    assert numbers(tmp_path / "cut" / "run", resume=True) == whole
+    assert len(whole[0]) == 4
+    assert max(whole[0]) > 0
+    assert whole[1] > 0
+
+
+def test_a_finished_run_stays_as_it_is(tmp_path: Path, reference: dict[str, bytes]) -> None:
+    out = tmp_path / "run"
+    resumed(TINY, out)  # --resume where there is nothing yet starts
+    log = (out / "log.jsonl").read_bytes()
+    resumed(TINY, out)
+    assert_same(out, reference)
+    assert (out / "log.jsonl").read_bytes() == log
+
+
+def test_who_may_not_write_here_is_told_so_and_changes_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert run(TINY, out, say=at("saved 0.1.1", 1, kill))[0] == -signal.SIGKILL
+    before = content(out)
+    with RunFolder(out).locked():
+        assert "another run is writing to" in run(TINY, out, resume=True)[1]
+    assert "there is a run in" in run(TINY, out)[1]
+    other = run(tiny(training={"lr": 0.5}), out, resume=True)
+    assert (other[0], "another value of 'training.lr'" in other[1]) == (1, True)
+    assert content(out) == before
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "thesis.txt").write_text("mine")
+    for resume in (False, True):
+        assert "is not empty and not a run folder" in run(TINY, tmp_path / "foreign", resume)[1]
+    assert content(tmp_path / "foreign") == {"thesis.txt": b"mine"}
+
+
+def no_space(text: str) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def safetensors_without_space(text: str) -> None:
+    """From here on safetensors fails as it does on a full disk: with an error of its own."""
+    import safetensors.torch as library
+    from safetensors import SafetensorError
+
+    def save_file(*args: Any, **options: Any) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    library.save_file = save_file
+
+
+@pytest.mark.parametrize(
+    ("moment", "act"),
+    [
+        (STATE, no_space),
+        ("saved 0.2.1", safetensors_without_space),
+        ("replace 01-05-07/ledger.json", no_space),
+        ("replace run/report.html", no_space),
+    ],
+)
+def test_a_full_disk_is_a_plain_error_and_the_run_goes_on_later(
+    tmp_path: Path, reference: dict[str, bytes], moment: str, act: Callable[[str], None]
+) -> None:
+    out = tmp_path / "run"
+    status, text = run(TINY, out, say=at(moment, 1, act))
+    assert (status, text.startswith("PerdureError: the disk is full: could not write")) == (1, True), text
+    assert "start again with --resume" in text
+    assert not list(out.rglob(f"{TEMPORARY}*"))
+    resumed(TINY, out)
+    assert_same(out, reference)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 64 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(disk)]
+    if os.name != "posix" or os.geteuid() or not shutil.which("mount") or subprocess.run(command).returncode:
+        pytest.skip("needs the right to mount a small disk")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("left", [0, 20_000])
+def test_a_disk_that_is_really_full(small_disk: Path, reference: dict[str, bytes], left: int) -> None:
+    out, ballast = small_disk / "run", small_disk / "ballast"
+
+    def fill(text: str) -> None:
+        ballast.write_bytes(bytes(shutil.disk_usage(small_disk).free - left))
+
+    status, text = run(TINY, out, say=at("step 1", 2, fill))
+    assert (status, text.startswith("PerdureError: the disk is full: could not write")) == (1, True), text
+    refused = run(TINY, out, resume=True)
+    assert (refused[0], "GB free" in refused[1]) == (1, True), refused[1]
+    ballast.unlink()
+    resumed(TINY, out)
+    assert_same(out, reference)
+    assert all(json.loads(line) for line in (out / "log.jsonl").read_text().splitlines())
+
+
+# Other ways to train ----------------------------------------------------------------------------------------------
+
+
+class Dreamer(Finetune):
+    """Trains, makes samples one by one, trains on them without data, keeps them."""
+
+    dreams: torch.Tensor | None
+
+    def __init__(self, setup: Any) -> None:
+        super().__init__(setup)
+        self.register_buffer("dreams", None)
+
+    def phases(self, task: Any) -> list[Any]:
+        def make(index: int) -> dict[str, torch.Tensor]:
+            with torch.no_grad():
+                return {"dream": self.network.features(torch.rand(1, 3, 32, 32))}
+
+        def take(files: Any) -> None:
+            self.dreams = torch.cat([read_tensors(file)["dream"] for file in files])
+
+        def loss(batch: None) -> dict[str, torch.Tensor]:
+            assert self.dreams is not None
+            noisy = self.dreams + 0.1 * torch.randn_like(self.dreams)
+            return {"dream": self.network.classify(noisy).square().mean()}
+
+        (first,) = super().phases(task)
+        generate = Generate("dream", self, 3, make, take)
+        return [first, generate, replace(first, name="sleep", loss=loss, data=None, epochs=None, steps=3)]
+
+    def kept(self) -> list[Kept]:
+        return [Kept("dreams", "synthetic", ("dreams",), "features of noise")]
+
+
+@pytest.fixture
+def dreamer(monkeypatch: pytest.MonkeyPatch) -> str:
+    module = ModuleType("a_method_of_this_test")
+    module.Dreamer = Dreamer  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    return f"{module.__name__}:Dreamer"
+
+
+def chain(raw: dict[str, Any], out: Path, moments: list[str], act: Callable[[str], None] = kill) -> None:
+    """Kill a run, go on, kill it again, ..., and let it end."""
+    for moment in moments:
+        status, text = run(raw, out, resume=True, say=at(moment, 1, act))
+        assert status == -signal.SIGKILL or Interrupted.__name__ in text, (moment, text)
+    resumed(raw, out)
+
+
+def test_generated_items_survive_and_are_made_anew_for_each_task(tmp_path: Path, dreamer: str) -> None:
+    raw = tiny(method={"name": dreamer})
+    status, text = run(raw, tmp_path / "whole" / "run")
+    assert status == 0, text
+    items = [f"replaced 0{task}-01-dream/00000{i}.safetensors" for task in (0, 2) for i in (0, 2)]
+    chain(raw, tmp_path / "cut" / "run", [*items[:2], "saved 0.2.2", "rmtree resume", *items[2:], "step 3"])
+    whole = content(tmp_path / "whole" / "run")
+    assert_same(tmp_path / "cut" / "run", whole)
+    kept = [data for name, data in whole.items() if name.endswith("dreams.safetensors")]
+    assert len(set(kept)) == 3
+
+
+VARIANTS = {
+    "adamw": {
+        "training": {
+            "optimizer": "adamw",
+            "ema": 0.9,
+            "accumulate": 2,
+            "clip": 1.0,
+            "schedule": "cosine",
+            "batch_size": 2,
+            "later_epochs": 2,
+        }
+    },
+    "bf16-channels-last": {"engine": {"precision": "bf16", "channels_last": "on"}},
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_other_ways_to_train_resume_as_well(tmp_path: Path, name: str) -> None:
+    raw = tiny(**VARIANTS[name])
+    status, text = run(raw, tmp_path / "whole" / "run")
+    assert status == 0, text
+    moments = ["step 2", "saved 0.1.3", "saved 0.2.0", "saved 1.0.1", "save 1.1.1", "saved 1.2.1", "saved 2.1.1"]
+    chain(raw, tmp_path / "cut" / "run", moments)
+    assert_same(tmp_path / "cut" / "run", content(tmp_path / "whole" / "run"))
+
+
+def test_reading_processes_change_nothing_and_do_not_hold_the_folder(
+    tmp_path: Path, reference: dict[str, bytes]
+) -> None:
+    """Also a stop that is sent to all processes at once, as a terminal does, saves first."""
+
+    def say(text: str) -> None:
+        if text == "replaced run/recipe.yaml":
+            os.setpgrp()
+        elif text == "step 1":
+            os.killpg(0, signal.SIGTERM)
+
+    raw = tiny(engine={"workers": 1})
+    out = tmp_path / "run"
+    assert run(raw, out, say=at("step 2", 1, kill))[0] == -signal.SIGKILL
+    resumed(raw, out)
+    status, text = run(raw, tmp_path / "stopped" / "run", say=say)
+    assert (status, text.split(":")[0]) == (1, Interrupted.__name__), text
+    shown = ("recipe.yaml", "report.html")  # they show the number of workers
+    expected = {name: data for name, data in reference.items() if name not in shown}
+    assert_same(out, expected | {name: data for name, data in content(out).items() if name in shown})
