@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 from PIL import Image
 
 from perdure.errors import PerdureError, UsageError, nearest
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="one test scene as each run sees it after each task")
     parser.add_argument("out", type=Path, help="PNG to write")
     parser.add_argument("runs", type=Path, nargs="+", help="finished run folders of one stream")
-    parser.add_argument("--scene", help="name of a sample under tasks/*/samples; the first one if not given")
+    parser.add_argument("--scene", help="a sample of tasks/*/samples; if not given, one that shows most tasks")
     parser.add_argument("--figure", default="miou.all", help="figure of the curve")
     given = parser.parse_args(arguments)
     try:
@@ -99,7 +100,16 @@ def _scene(runs: Sequence[RunData], wanted: str | None) -> str:
         raise UsageError("the runs share no sample pictures", "run them with report.samples above 0")
     if wanted is not None and wanted not in shared:
         raise UsageError(f"there is no scene '{wanted}' in all runs", nearest(wanted, shared))
-    return wanted or shared[0]
+    return wanted or max(shared, key=lambda name: _tasks_shown(runs[0], runs[0].samples[0][name].truth))
+
+
+def _tasks_shown(run: RunData, truth: Path) -> int:
+    """Number of tasks whose classes the ground truth of a scene shows: it says nothing about how good a run is."""
+    with Image.open(truth) as opened:
+        colors = {tuple(c) for c in np.unique(np.asarray(opened.convert("RGB")).reshape(-1, 3), axis=0).tolist()}
+    return len(
+        {run.stream.group_of(c.id) for c in run.stream.classes if c.color in colors and c.id in run.stream.order}
+    )
 
 
 def _cells(run: RunData, scene: str, columns: int) -> list[tuple[str, Path | None]]:

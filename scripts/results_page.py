@@ -1,6 +1,6 @@
 """Write a results page (Markdown) from finished runs: the table, and the commands that made it.
 
-    python scripts/results_page.py TITLE PAGE RUN... --command "perdure run …" [--command …] [--note TEXT …]
+python scripts/results_page.py TITLE PAGE RUN... --command "perdure run …" [--command …] [--note TEXT …]
 """
 
 from __future__ import annotations
@@ -13,10 +13,17 @@ from perdure.files import write_text
 from perdure.report.compare import Comparison, Entry, compare
 
 
-def page(title: str, comparison: Comparison, commands: list[str], notes: list[str], environment: dict[str, object]) -> str:
+def page(
+    title: str, comparison: Comparison, commands: list[str], notes: list[str], environment: dict[str, object]
+) -> str:
     """Text of the page."""
     names = [entry.label for entry in comparison.entries]
-    lines = [f"# {title}", "", f"{comparison.dataset}, {comparison.protocol}, after task {comparison.after + 1} of {comparison.tasks}.", ""]
+    lines = [
+        f"# {title}",
+        "",
+        f"{comparison.dataset}, {comparison.protocol}, after task {comparison.after + 1} of {comparison.tasks}.",
+        "",
+    ]
     lines += ["| figure | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
     for figure in comparison.figures:
         cells = [_cell(entry, figure) for entry in comparison.entries]

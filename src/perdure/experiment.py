@@ -14,6 +14,7 @@ from perdure.engine.engine import Engine
 from perdure.engine.journal import Journal
 from perdure.engine.machine import Machine
 from perdure.errors import DataError, UsageError
+from perdure.networks.layers import sync_batch_norm
 from perdure.report.model_card import write_model_card
 from perdure.report.page import write_report
 from perdure.run_folder import RunFolder
@@ -60,7 +61,7 @@ def _learn(experiment: Experiment, run: RunFolder, machine: Machine, quiet: bool
     journal = Journal(machine, run.path / "log.jsonl", quiet)
     checkpoint = Checkpoint(run.resume, machine, recipe.engine.save_seconds)
     engine = Engine(machine, recipe.engine, recipe.seed, checkpoint, journal)
-    module = as_module(method)
+    module = sync_batch_norm(as_module(method), machine.device)
     sealed = run.sealed()
     journal.say(f"[bold]{escape(recipe.name)}[/] · {escape(f'{recipe.method.name} -> {run.path}')}")
     restore_sealed(method, stream.tasks, sealed, recipe.seed)

@@ -81,9 +81,7 @@ def read_json(path: Path) -> Any:
         raise DataError(f"{path} is not valid JSON: {error}") from error
 
 
-def write_tensors(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
-) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write tensors as safetensors, atomically. Equal tensors give equal bytes."""
     from safetensors.torch import save_file
 
@@ -91,9 +89,7 @@ def write_tensors(
     write_atomic(path, lambda part: _save(save_file, plain, part, dict(metadata or {})))
 
 
-def _save(
-    save_file: Callable[..., None], tensors: dict[str, Tensor], part: Path, metadata: dict[str, str]
-) -> None:
+def _save(save_file: Callable[..., None], tensors: dict[str, Tensor], part: Path, metadata: dict[str, str]) -> None:
     try:
         save_file(tensors, str(part), metadata=metadata)
     except Exception as error:  # safetensors wraps the operating system's error in its own type

@@ -140,9 +140,7 @@ def spread_colors(count: int) -> list[Color]:
     return colors
 
 
-def label_space(
-    names: Sequence[str], kind: Kind = "thing", background: str | None = "background"
-) -> LabelSpace:
+def label_space(names: Sequence[str], kind: Kind = "thing", background: str | None = "background") -> LabelSpace:
     """Label space with ids 1.. in the order of ``names`` and generated colours. Empty list is a DataError."""
     if not names:
         raise DataError("the class list is empty")

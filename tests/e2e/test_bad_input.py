@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import pickle
 import shlex
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 USAGE, FAILED = 2, 1
 Prepare = Callable[[Path], object]
@@ -242,10 +239,16 @@ DATA = {
         lambda w: [(w / "photos" / f).unlink() for f in ("train.txt", "test.txt", "images/p3.png")],
     ),
     "no split": Case(
-        RUN, FAILED, ("does not say which images",), lambda w: [(w / f"photos/{f}.txt").unlink() for f in ("train", "test")]
+        RUN,
+        FAILED,
+        ("does not say which images",),
+        lambda w: [(w / f"photos/{f}.txt").unlink() for f in ("train", "test")],
     ),
     "sizes differ": Case(
-        RUN, FAILED, ("'p2' differ in size", "36", "30"), picture("photos/images/p2.png", np.zeros((30, 40, 3), np.uint8))
+        RUN,
+        FAILED,
+        ("'p2' differ in size", "36", "30"),
+        picture("photos/images/p2.png", np.zeros((30, 40, 3), np.uint8)),
     ),
     "label without a class": Case(
         RUN, FAILED, ("p2.png has label 7", "outside the class list"), picture("photos/masks/p2.png", GREY)
@@ -292,7 +295,9 @@ FOLDERS = {
     "resumed with a damaged recipe": Case(
         f"{AGAIN} --resume", FAILED, ("recipe.yaml", "damaged"), copied_run(text("run/recipe.yaml", "a: [1"))
     ),
-    "folder of something else": Case("run tiny.yaml --out photos", FAILED, ("photos is not empty and not a run folder",)),
+    "folder of something else": Case(
+        "run tiny.yaml --out photos", FAILED, ("photos is not empty and not a run folder",)
+    ),
     "file in the way": Case("run tiny.yaml --out photos.yaml", FAILED, ("photos.yaml is not a folder",)),
     "file above in the way": Case("run tiny.yaml --out photos.yaml/x", FAILED, ("photos.yaml/x cannot be written",)),
 }
@@ -300,13 +305,23 @@ PREDICTION = {
     "predict without a run": Case("predict photos -i photos -o out", FAILED, ("photos is not a run folder",)),
     "predict too early": Case(PREDICT, FAILED, ("no task of run is sealed yet",), without_sealed_task),
     "no such input": Case("predict run -i nothing.png -o out", FAILED, ("nothing.png does not exist",), copied_run()),
-    "input of another kind": Case("predict run -i tiny.yaml -o out", FAILED, ("tiny.yaml is not an image",), copied_run()),
-    "no images in a folder": Case("predict run -i empty -o out", FAILED, ("no images",), copied_run(lambda w: (w / "empty").mkdir())),
+    "input of another kind": Case(
+        "predict run -i tiny.yaml -o out", FAILED, ("tiny.yaml is not an image",), copied_run()
+    ),
+    "no images in a folder": Case(
+        "predict run -i empty -o out", FAILED, ("no images",), copied_run(lambda w: (w / "empty").mkdir())
+    ),
     "two images, one name": Case(
-        PREDICT, FAILED, ("p0.jpg", "p0.png", "would both be written"), copied_run(picture("photos/images/p0.jpg", GREY))
+        PREDICT,
+        FAILED,
+        ("p0.jpg", "p0.png", "would both be written"),
+        copied_run(picture("photos/images/p0.jpg", GREY)),
     ),
     "corrupt input": Case(
-        "predict run -i photos/images/p0.png -o out", FAILED, ("p0.png is not a readable",), copied_run(cut("photos/images/p0.png"))
+        "predict run -i photos/images/p0.png -o out",
+        FAILED,
+        ("p0.png is not a readable",),
+        copied_run(cut("photos/images/p0.png")),
     ),
     "16-bit input": Case(
         "predict run -i deep.png -o out",
@@ -320,31 +335,53 @@ PREDICTION = {
         ("clear.png has transparent pixels",),
         copied_run(picture("clear.png", np.zeros((8, 8, 4), np.uint8))),
     ),
-    "weights of the run damaged": Case(PREDICT, FAILED, ("weights.safetensors is not a readable",), copied_run(cut(f"{STATE}/weights.safetensors"))),
-    "weights of the run gone": Case(PREDICT, FAILED, ("weights.safetensors does not exist",), copied_run(gone(f"{STATE}/weights.safetensors"))),
+    "weights of the run damaged": Case(
+        PREDICT, FAILED, ("weights.safetensors is not a readable",), copied_run(cut(f"{STATE}/weights.safetensors"))
+    ),
+    "weights of the run gone": Case(
+        PREDICT, FAILED, ("weights.safetensors does not exist",), copied_run(gone(f"{STATE}/weights.safetensors"))
+    ),
     "weights of another run": Case(
         PREDICT,
         FAILED,
         ("saved weights", "another recipe"),
         copied_run(lambda w: shutil.copy(w / "run/tasks/00-01-06/weights.safetensors", w / STATE)),
     ),
-    "ledger damaged": Case(PREDICT, FAILED, ("ledger.json is not valid JSON",), copied_run(cut(f"{STATE}/ledger.json"))),
-    "ledger of another form": Case(PREDICT, FAILED, ("ledger.json is not a ledger",), copied_run(text(f"{STATE}/ledger.json", '{"items": [1]}'))),
-    "stream damaged": Case(PREDICT, FAILED, ("stream", "damaged"), copied_run(text("run/stream.json", '{"tasks": []}'))),
+    "ledger damaged": Case(
+        PREDICT, FAILED, ("ledger.json is not valid JSON",), copied_run(cut(f"{STATE}/ledger.json"))
+    ),
+    "ledger of another form": Case(
+        PREDICT, FAILED, ("ledger.json is not a ledger",), copied_run(text(f"{STATE}/ledger.json", '{"items": [1]}'))
+    ),
+    "stream damaged": Case(
+        PREDICT, FAILED, ("stream", "damaged"), copied_run(text("run/stream.json", '{"tasks": []}'))
+    ),
     "recipe damaged": Case(PREDICT, FAILED, ("recipe.yaml", "damaged"), copied_run(text("run/recipe.yaml", "name: 1"))),
     "unknown device": Case(f"{PREDICT} --device gpu", USAGE, ("no device 'gpu'",), copied_run()),
-    "masks into a file": Case("predict run -i photos/images -o tiny.yaml", FAILED, ("could not write tiny.yaml",), copied_run()),
+    "masks into a file": Case(
+        "predict run -i photos/images -o tiny.yaml", FAILED, ("could not write tiny.yaml",), copied_run()
+    ),
 }
 RESULTS = {
     "audit without a run": Case("audit photos", FAILED, ("photos is not a run folder",)),
     "report without a run": Case("report photos", FAILED, ("photos is not a run folder",)),
-    "report with a damaged ledger": Case("report run", FAILED, ("ledger.json",), copied_run(cut(f"{STATE}/ledger.json"))),
-    "report with a damaged stream": Case("report run", FAILED, ("stream.json",), copied_run(text("run/stream.json", "[]"))),
-    "report with a damaged recipe": Case("report run", FAILED, ("recipe.yaml",), copied_run(text("run/recipe.yaml", "a: [1"))),
+    "report with a damaged ledger": Case(
+        "report run", FAILED, ("ledger.json",), copied_run(cut(f"{STATE}/ledger.json"))
+    ),
+    "report with a damaged stream": Case(
+        "report run", FAILED, ("stream.json",), copied_run(text("run/stream.json", "[]"))
+    ),
+    "report with a damaged recipe": Case(
+        "report run", FAILED, ("recipe.yaml",), copied_run(text("run/recipe.yaml", "a: [1"))
+    ),
     "compare without a run": Case("compare photos", FAILED, ("photos is not a run folder",)),
-    "compare different streams": Case("compare run other --html out.html", USAGE, ("cannot be compared", "data set"), other_stream),
+    "compare different streams": Case(
+        "compare run other --html out.html", USAGE, ("cannot be compared", "data set"), other_stream
+    ),
     "compare too early": Case("compare run --html out.html", USAGE, ("no finished task",), without_sealed_task),
-    "unknown figure": Case("compare run --figure miou.al --html out.html", USAGE, ("'miou.al'", "did you mean 'miou.all'"), copied_run()),
+    "unknown figure": Case(
+        "compare run --figure miou.al --html out.html", USAGE, ("'miou.al'", "did you mean 'miou.all'"), copied_run()
+    ),
     "figure of one class": Case("compare run --figure iou", USAGE, ("one value for each class",), copied_run()),
     "counts damaged": Case("compare run", FAILED, ("counts.json",), copied_run(cut(f"{STATE}/counts.json"))),
     "page into a folder": Case("compare run --html photos", FAILED, ("photos",), copied_run()),
@@ -359,10 +396,17 @@ VERBS = {
     "check an unknown recipe": Case("check demmo", USAGE, ("no recipe 'demmo'", "did you mean 'demo'")),
     "check a missing folder": Case("check folders nowhere", FAILED, ("nowhere does not exist",)),
     "check without the folder": Case("check camvid", USAGE, ("'camvid' needs a folder",)),
-    "check with an unknown option": Case("check folders photos --set holdot=2", USAGE, ("'holdot'", "did you mean 'holdout'")),
+    "check with an unknown option": Case(
+        "check folders photos --set holdot=2", USAGE, ("'holdot'", "did you mean 'holdout'")
+    ),
     "check with half an option": Case("check folders photos --set holdout", USAGE, ("'holdout' is not an override",)),
     "check a crop off the stride": Case("check tiny.yaml --set augment.crop=33", USAGE, ("augment.crop=33",)),
-    "demo in the way": Case("demo --fresh --out there", FAILED, ("there/finetune is not a run folder",), lambda w: (w / "there/finetune").mkdir(parents=True)),
+    "demo in the way": Case(
+        "demo --fresh --out there",
+        FAILED,
+        ("there/finetune is not a run folder",),
+        lambda w: (w / "there/finetune").mkdir(parents=True),
+    ),
 }
 CASES = RECIPES | PARTS | DATA | STREAMS | FOLDERS | PREDICTION | RESULTS | VERBS
 
@@ -386,7 +430,9 @@ def plain_lines(err: str, says: tuple[str, ...], place: Path) -> list[str]:
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("name", CASES)
-def test_bad_input(name: str, cli, world: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_input(
+    name: str, cli, world: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
     case = CASES[name]
     if "run" in case.command.split() and case.prepare is not None and " run" in f" {case.command}":
         (world.parent / "finished").symlink_to(request.getfixturevalue("star_run"))

@@ -27,11 +27,12 @@ import torch
 from perdure import experiment
 from perdure.config.build import build_experiment
 from perdure.config.load import parse_recipe
+from perdure.engine import loader
 from perdure.engine.checkpoint import Checkpoint
 from perdure.engine.interrupt import Interrupted
 from perdure.engine.phases import Generate
 from perdure.engine.trainer import Trainer
-from perdure.errors import PerdureError, RunError
+from perdure.errors import PerdureError
 from perdure.experiment import run_experiment
 from perdure.files import TEMPORARY, read_tensors
 from perdure.kept.items import Kept
@@ -89,7 +90,7 @@ def child(work: Callable[[], None]) -> tuple[int, str]:
             code = 0
         except PerdureError as error:
             code, text = 1, f"{type(error).__name__}: {error}"
-        except BaseException:
+        except BaseException:  # noqa: BLE001
             text = traceback.format_exc()
         finally:
             os.write(writer, text.encode()[:60_000])
@@ -481,11 +482,16 @@ def test_reading_processes_change_nothing_and_do_not_hold_the_folder(
 ) -> None:
     """Also a stop that is sent to all processes at once, as a terminal does, saves first."""
 
+    collate = loader._collate_or_none
+
+    def stop_all(samples: Any) -> Any:
+        os.killpg(0, signal.SIGTERM)  # from the reading process, while the main one waits for it
+        return collate(samples)
+
     def say(text: str) -> None:
         if text == "replaced run/recipe.yaml":
             os.setpgrp()
-        elif text == "step 1":
-            os.killpg(0, signal.SIGTERM)
+            loader._collate_or_none = stop_all
 
     raw = tiny(engine={"workers": 1})
     out = tmp_path / "run"

@@ -25,7 +25,9 @@ def test_optimizer_state_comes_back_and_training_goes_on_the_same(tmp_path: Path
 
     layer, optimizer = made()
     step(layer, optimizer)
-    save_tree(tmp_path / "s.safetensors", {"o": optimizer.state_dict(), "m": layer.state_dict(), "n": None, "x": [1, 2.5]})
+    save_tree(
+        tmp_path / "s.safetensors", {"o": optimizer.state_dict(), "m": layer.state_dict(), "n": None, "x": [1, 2.5]}
+    )
     step(layer, optimizer)
     other, again = made()
     tree = load_tree(tmp_path / "s.safetensors")

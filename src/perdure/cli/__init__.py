@@ -17,18 +17,7 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads must not spin while data is read
     debug = "--debug" in sys.argv
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
-    try:
-        code: Any = app(arguments or ["--help"], standalone_mode=False)
-    except BrokenPipeError:  # whoever read the output has left, as in `perdure list recipes | head -1`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except (Exception, KeyboardInterrupt) as error:
-        if debug and _unforeseen(error):
-            raise
-        sys.exit(_complain(error))
-    if code == INTERRUPTED:
-        sys.exit(_complain(KeyboardInterrupt()))
-    sys.exit(code if arguments else 2)
+    sys.exit(_run(arguments or ["--help"], debug) if arguments else _run(["--help"], debug) or 2)
 
 
 def _complain(error: BaseException) -> int:

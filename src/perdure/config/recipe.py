@@ -38,20 +38,28 @@ class DataSection(OpenOptions):
 class StreamSection(Options):
     """How the data set becomes tasks."""
 
-    kind: Literal["class_incremental"] = "class_incremental"
+    kind: Literal["class_incremental"] = Field(
+        "class_incremental", description="one data set, its classes learned in steps"
+    )
     base: int = Field(ge=1, description="classes of the first task")
     step: int = Field(ge=1, description="classes of every later task")
-    setting: Literal["overlap", "disjoint", "partition"] = Field("overlap", description="which images a task holds")
+    setting: Literal["overlap", "disjoint", "partition", "partition-rarest"] = Field(
+        "overlap",
+        description="which images a task holds: with a new class (overlap), without later classes (disjoint), "
+        "each in one task by a file (partition) or by its rarest class (partition-rarest)",
+    )
     order: Literal["natural", "shuffled"] | tuple[int | str, ...] = Field(
         "natural", description="class order: natural, shuffled (by the seed), or a list of names or ids"
     )
-    partition_file: Path | None = Field(None, description="setting=partition: JSON lists of image names, one a task")
+    partition_file: Path | None = Field(
+        None, description="setting=partition: .npy matrix (images x tasks) or text lines NAME TASK"
+    )
 
 
 class NetworkSection(OpenOptions):
     """The network; further keys are settings of the builder (`perdure.networks.build`)."""
 
-    name: str = "deeplab"
+    name: str = Field("deeplab", description="a network of `perdure list networks`")
 
 
 class AugmentSection(Options):
@@ -60,8 +68,8 @@ class AugmentSection(Options):
     crop: int = Field(512, ge=8, description="side of the training crop in pixels; a multiple of the network's stride")
     area: tuple[float, float] = Field((0.5, 2.0), description="crop area as a share of the image's")
     flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    mean: tuple[float, ...] = Field((0.485, 0.456, 0.406), description="subtracted from each channel (0 to 1)")
+    std: tuple[float, ...] = Field((0.229, 0.224, 0.225), description="each channel is divided by it")
 
 
 class EvaluateSection(Options):
@@ -74,7 +82,7 @@ class EvaluateSection(Options):
 class MethodSection(OpenOptions):
     """The method; further keys are its own options (`perdure list methods`)."""
 
-    name: str
+    name: str = Field(description="a method of `perdure list methods`, or package.module:Class")
 
 
 class ReportSection(Options):

@@ -6,11 +6,11 @@ import signal
 from collections.abc import Iterator
 
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
-from perdure.data.views import Batch, Draw, Sample, collate
+from perdure.data.views import Batch, Draw, Sample, View, collate
 from perdure.engine.phases import Batches
-from perdure.errors import DataError, UsageError
+from perdure.errors import DataError, PerdureError, UsageError
 from perdure.seeds import fold
 
 
@@ -51,8 +51,10 @@ class Draws(Sampler[list[Draw]]):
         return list(range(len(batches.view)))
 
 
-def make_loader(draws: Draws, workers: int, pin: bool, context_seed: int = 0) -> DataLoader[Sample]:
-    """DataLoader over the draws; its batches are :class:`Batch`, or ``None`` where this process has no share.
+def make_loader(draws: Draws, workers: int, pin: bool, context_seed: int = 0) -> Iterator[Batch | None]:
+    """Read the draws; the batches are :class:`Batch`, or ``None`` where this process has no share.
+
+    What a worker process finds wrong with a sample is raised here as it was raised there.
 
     Raises:
         DataError: The view is empty.
@@ -70,16 +72,42 @@ def make_loader(draws: Draws, workers: int, pin: bool, context_seed: int = 0) ->
             f"choose a batch size that is a multiple of {draws.world}",
         )
     generator = torch.Generator().manual_seed(context_seed)  # workers' base seeds; samples carry their own
-    return DataLoader(
-        batches.view,
+    loader = DataLoader(
+        _Told(batches.view),
         batch_sampler=draws,
         num_workers=workers,
-        collate_fn=_collate_or_none,
+        collate_fn=_collate,
         pin_memory=pin,
         generator=generator,
         worker_init_fn=_start_worker if workers else None,
         multiprocessing_context="fork" if workers else None,
     )
+    return _reads(loader)
+
+
+def _reads(loader: DataLoader[Sample | PerdureError]) -> Iterator[Batch | None]:
+    reads = iter(loader)
+    try:
+        for batch in reads:
+            if isinstance(batch, PerdureError):
+                raise batch
+            yield batch
+    finally:
+        if loader.num_workers:  # workers left alone would keep the process from ending: they do not heed SIGTERM
+            reads._shutdown_workers()  # type: ignore[attr-defined]
+
+
+class _Told(Dataset["Sample | PerdureError"]):
+    """A view that hands errors over instead of raising them: torch would put a traceback into their text."""
+
+    def __init__(self, view: View) -> None:
+        self.view = view
+
+    def __getitem__(self, draw: Draw) -> Sample | PerdureError:
+        try:
+            return self.view[draw]
+        except PerdureError as error:
+            return error.with_traceback(None)
 
 
 def check_shares(batches: Batches, world: int) -> None:
@@ -104,5 +132,8 @@ def _start_worker(worker: int) -> None:  # noqa: ARG001
         signal.signal(number, signal.SIG_IGN)
 
 
-def _collate_or_none(samples: list[Sample]) -> Batch | None:
-    return collate(samples) if samples else None
+def _collate(samples: list[Sample | PerdureError]) -> Batch | PerdureError | None:
+    wrong = next((sample for sample in samples if isinstance(sample, PerdureError)), None)
+    if wrong is not None or not samples:
+        return wrong
+    return collate([sample for sample in samples if not isinstance(sample, PerdureError)])

@@ -27,8 +27,10 @@ class TrainingOptions(Options):
     optimizer: Literal["sgd", "adamw"] = Field("sgd", description="SGD has momentum 0.9 and Nesterov")
     lr: float = Field(1e-3, gt=0, description="base learning rate of the first task")
     later_lr: float | None = Field(None, gt=0, description="base learning rate of later tasks; lr / 10 if not given")
-    weight_decay: float = Field(1e-4, ge=0)
-    schedule: Literal["constant", "poly", "warmup_poly", "cosine"] = "poly"
+    weight_decay: float = Field(1e-4, ge=0, description="of all trained weights")
+    schedule: Literal["constant", "poly", "warmup_poly", "cosine"] = Field(
+        "poly", description="learning rate over the steps of a task; poly has power 0.9"
+    )
     warmup: float = Field(0.2, gt=0, lt=1, description="share of the steps that warm up (warmup_poly)")
     neck_lr: float = Field(10.0, gt=0, description="learning rate of the head below the classifiers, times base")
     classifier_lr: float = Field(10.0, gt=0, description="learning rate of classifiers, times base")

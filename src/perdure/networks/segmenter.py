@@ -127,7 +127,7 @@ class Segmenter(nn.Module):
             # F.pad counts from the last axis; right and bottom only, so that positions stay what they are
             images = F.pad(images, [n for extra in reversed(missing) for n in (0, extra)], mode="replicate")
         logits = upsample(self.classify(self.features(images)).float(), images.shape[2:])
-        return logits[(..., *(slice(side) for side in size))]
+        return logits[(slice(None), slice(None), *(slice(side) for side in size))]
 
     def grow(self, classes: int) -> None:
         """Append a classifier for ``classes`` new classes; the earlier ones are not touched.

@@ -1,0 +1,116 @@
+"""Pictures in memory, a network without normalisation, and an engine in a temporary folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from perdure.data.views import Batch, View
+from perdure.engine.checkpoint import Checkpoint
+from perdure.engine.engine import Engine
+from perdure.engine.journal import Journal
+from perdure.engine.machine import Machine
+from perdure.engine.options import EngineOptions
+from perdure.engine.phases import Phase
+from perdure.labels import label_space
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+class Pictures:
+    """Picture i is noise of its own; a pixel has label 1 where its first channel is bright."""
+
+    name, patients, other_label = "pictures", False, 0
+    space = label_space(["bright"])
+
+    def image(self, split: str, name: str) -> np.ndarray:
+        return np.random.default_rng(int(name)).integers(0, 256, (3, 8, 8), dtype=np.uint8)
+
+    def mask(self, split: str, name: str) -> np.ndarray:
+        return (self.image(split, name)[0] > 128).astype(np.uint8)
+
+
+def _plain(image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    return image.float() / 255, label.long()
+
+
+@pytest.fixture
+def view() -> Callable[[int], View]:
+    """A training set of so many pictures."""
+
+    def make(count: int) -> View:
+        return View(Pictures(), "train", tuple(map(str, range(count))), np.arange(256, dtype=np.uint8), _plain)  # type: ignore[arg-type]
+
+    return make
+
+
+class Toy(nn.Module):
+    """Two convolutions and a loss of one term."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 1))
+        self.dtypes: set[torch.dtype] = set()
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        logits = self.body(batch.images)
+        self.dtypes.add(logits.dtype)
+        return {"fit": F.cross_entropy(logits, batch.labels)}
+
+    def weights(self) -> Tensor:
+        return torch.cat([p.detach().flatten() for p in self.parameters()])
+
+
+@pytest.fixture
+def toy() -> type[Toy]:
+    return Toy
+
+
+@dataclass
+class Bench:
+    """An engine and its folder."""
+
+    engine: Engine
+    checkpoint: Checkpoint
+    folder: Path
+
+    def run(self, method: nn.Module, phases: Sequence[Phase], task: int = 0, monitor: Any = None) -> None:
+        self.engine.run(method, phases, task, self.checkpoint.load(method, task), monitor)
+
+    @property
+    def state(self) -> Path:
+        return self.folder / "resume" / "state.safetensors"
+
+    def lines(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.folder / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Callable[..., Bench]:
+    """A fresh process's engine in the same folder, each time it is called."""
+
+    def make(**options: Any) -> Bench:
+        settings = EngineOptions.model_validate({"device": "cpu", "trackers": [], "log_every": 1, **options})
+        machine = Machine(settings, tmp_path / "tracking")
+        machine.start_trackers("toy")
+        checkpoint = Checkpoint(tmp_path / "resume", machine, settings.save_seconds)
+        journal = Journal(machine, tmp_path / "log.jsonl", quiet=True)
+        return Bench(Engine(machine, settings, 7, checkpoint, journal), checkpoint, tmp_path)
+
+    return make
