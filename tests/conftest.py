@@ -24,7 +24,7 @@ about: the smallest run of STAR with features as wide as the paper's
 seed: 3
 data: {name: digits, size: 32, train: 24, val: 4, test: 8}
 stream: {kind: class_incremental, base: 6, step: 2, setting: overlap}
-network: {name: deeplab, backbone: tiny_resnet, tiny_channels: [4, 4, 8, 8], output_stride: 4, width: 256, dilations: [1]}
+network: {backbone: tiny_resnet, tiny_channels: [4, 4, 8, 8], output_stride: 4, width: 256, dilations: [1]}
 augment: {crop: 32, area: [0.6, 1.0], flip: 0.0, mean: [0.5, 0.5, 0.5], std: [0.25, 0.25, 0.25]}
 evaluate: {size: null, batch_size: 4}
 method: {name: star}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import shlex
 import shutil
@@ -104,18 +105,19 @@ def resnet_weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Prepa
 
 
 class Bomb:
-    """Runs code where it is unpickled carelessly."""
+    """Makes a folder where it is unpickled carelessly."""
 
-    def __reduce__(self) -> tuple[object, tuple[str, str]]:
-        return _write, ("executed", "x")
-
-
-def _write(path: str, content: str) -> None:
-    Path(path).write_text(content)
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, ("executed",)
 
 
 def bomb(world: Path) -> None:
-    """A weights file with code in it."""
+    """A weights file of torch with code in it."""
+    torch.save({"conv1.weight": Bomb()}, world / "w.pth")
+
+
+def bare_bomb(world: Path) -> None:
+    """A weights file that is nothing but a pickle with code in it."""
     (world / "w.pth").write_bytes(pickle.dumps({"conv1.weight": Bomb()}))
 
 
@@ -144,8 +146,8 @@ def only_class_4_absent(world: Path) -> None:
 
 
 GREY = np.full((36, 40), 7, np.uint8)
-RUN = "run photos.yaml --out out"
-TINY = "run tiny.yaml --out out"
+RUN = "run photos.yaml --out out --quiet"
+TINY = "run tiny.yaml --out out --quiet"
 WEIGHTS = f"{RUN} network.weights"
 AGAIN = "run tiny.yaml --out run"
 PREDICT = "predict run -i photos/images -o out"
@@ -211,16 +213,14 @@ PARTS = {
         resnet_weights(lambda t: t.update({"bn1.weight": torch.zeros(9)})),
     ),
     "weights with code": Case(f"{WEIGHTS}=w.pth", FAILED, ("could run code", "safetensors"), bomb),
+    "weights that are a pickle": Case(f"{WEIGHTS}=w.pth", FAILED, ("not a readable torch file",), bare_bomb),
     "weights damaged": Case(f"{WEIGHTS}=w.safetensors", FAILED, ("not a readable",), text("w.safetensors", b"\0" * 99)),
     "weights of another kind": Case(f"{WEIGHTS}=w.txt", FAILED, ("not a weights file",), text("w.txt", "1")),
     "no ImageNet weights": Case(f"{WEIGHTS}=imagenet", USAGE, ("no ImageNet weights", "tiny_resnet")),
     "crop off the stride": Case(f"{TINY} augment.crop=33", USAGE, ("augment.crop=33", "multiples of 4", "32")),
-    "batch of one": Case(f"{TINY} training.batch_size=1", USAGE, ("batch of one image",)),
+    "batch of one": Case(f"{TINY} training.batch_size=1", USAGE, ("training.batch_size=1", "fewer than 2 images")),
     "fp16 on a CPU": Case(f"{TINY} engine.precision=fp16", USAGE, ("fp16", "CPU")),
     "unknown tracker": Case(f"{TINY} engine.trackers=[comet]", USAGE, ("engine.trackers", "'tensorboard'")),
-    "learning rate of madness": Case(
-        f"{TINY} training.lr=1e30 data.train=64", FAILED, ("'current' is not finite", "training.lr")
-    ),
 }
 DATA = {
     "missing folder": Case(f"{RUN} data.root=nowhere", FAILED, ("nowhere does not exist",)),
@@ -302,7 +302,7 @@ FOLDERS = {
     "file above in the way": Case("run tiny.yaml --out photos.yaml/x", FAILED, ("photos.yaml/x cannot be written",)),
 }
 PREDICTION = {
-    "predict without a run": Case("predict photos -i photos -o out", FAILED, ("photos is not a run folder",)),
+    "predict without a run": Case("predict photos -i photos/images -o out", FAILED, ("photos is not a run folder",)),
     "predict too early": Case(PREDICT, FAILED, ("no task of run is sealed yet",), without_sealed_task),
     "no such input": Case("predict run -i nothing.png -o out", FAILED, ("nothing.png does not exist",), copied_run()),
     "input of another kind": Case(
@@ -422,7 +422,7 @@ def plain_lines(err: str, says: tuple[str, ...], place: Path) -> list[str]:
     assert 1 <= len(lines) <= 2, err
     assert lines[0].startswith("error: ") and len(lines[0]) > 20, err
     assert all(line.startswith(" " * 7) and line.strip() for line in lines[1:]), err
-    assert "Traceback" not in err and "unexpected" not in err, err
+    assert "Traceback" not in err and "this is a bug" not in err, err
     assert str(place) not in err, err
     assert all(word in err for word in says), err
     return lines
@@ -434,7 +434,7 @@ def test_bad_input(
     name: str, cli, world: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = CASES[name]
-    if "run" in case.command.split() and case.prepare is not None and " run" in f" {case.command}":
+    if " run" in case.command:
         (world.parent / "finished").symlink_to(request.getfixturevalue("star_run"))
     if case.prepare is not None:
         case.prepare(world)

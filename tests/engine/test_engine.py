@@ -24,6 +24,7 @@ from perdure.engine.phases import Batches, Collect, Generate, Train
 from perdure.engine.schedules import poly
 from perdure.engine.state import load_tree
 from perdure.errors import PerdureError, UsageError
+from perdure.networks.segmenter import Segmenter
 
 
 class Watched(SGD):
@@ -114,14 +115,33 @@ def test_fp16_is_refused_on_a_cpu(bench: Any, toy: Any, view: Any) -> None:
         bench().run(toy(), [train(toy(), Batches(view(4), 2), precision="fp16")])
 
 
+class WithSegmenter(nn.Module):
+    """A method calls the halves of its network, never the network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.network = Segmenter(nn.Conv2d(3, 4, 3, padding=1), 4, 1, 2)
+        self.network.grow(2)
+        self.body = self.network.body
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        return {"fit": self.network.classify(self.network.features(batch.images)).square().mean()}
+
+    def weights(self) -> Tensor:
+        return torch.cat([p.detach().flatten() for p in self.parameters()])
+
+
 @pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="needs a C compiler")
-def test_compiled_training_is_close_to_plain_training(bench: Any, toy: Any, view: Any) -> None:
+@pytest.mark.parametrize("kind", ["toy", "segmenter"])
+def test_compiled_training_is_close_to_plain_training(bench: Any, toy: Any, view: Any, kind: str) -> None:
     ends = []
     torch._dynamo.reset()
     graphs = torch._dynamo.utils.counters["stats"]
+    graphs.clear()
     for compiled in (False, True):
         assert graphs["unique_graphs"] == 0
-        method, run = toy(), bench(compile=compiled)
+        method, run = toy() if kind == "toy" else WithSegmenter(), bench(compile=compiled)
         run.run(method, [train(method, Batches(view(8), 4), epochs=2)])
         run.checkpoint.clear()
         ends.append(method.weights())

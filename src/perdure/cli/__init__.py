@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from typing import Any
 
 from perdure.cli.app import app
@@ -17,13 +18,29 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads must not spin while data is read
     debug = "--debug" in sys.argv
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
-    sys.exit(_run(arguments or ["--help"], debug) if arguments else _run(["--help"], debug) or 2)
+    code = _run(arguments or ["--help"], debug)
+    sys.exit(code if arguments else 2)
+
+
+def _run(arguments: list[str], debug: bool) -> int:
+    """Run a command; return its exit code when its error, and all that the error held on to, is let go."""
+    try:
+        code: Any = app(arguments, standalone_mode=False)
+    except BrokenPipeError:  # whoever read the output has left, as in `perdure list recipes | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  # the last place to make it readable
+        if debug and _unforeseen(error):
+            traceback.print_exc()
+        return _complain(error)
+    return _complain(KeyboardInterrupt()) if code == INTERRUPTED else int(code or 0)
 
 
 def _complain(error: BaseException) -> int:
     """Say in one or two lines what is wrong and what to try; return the exit code."""
     what, hint, code = _explained(error)
-    sys.stderr.write(f"error: {what}\n" + (f"       {hint}\n" if hint else ""))
+    lines = [f"error: {' '.join(what.splitlines())}", f"       {' '.join(hint.splitlines())}"]
+    sys.stderr.write("\n".join(lines[: 2 if hint else 1]) + "\n")
     return code
 
 

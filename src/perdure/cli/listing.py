@@ -28,10 +28,17 @@ def list_things(what: str, as_json: bool) -> None:
     if as_json:
         console.print_json(json.dumps(rows))
         return
-    table = Table(*rows[0], title=what)
-    for row in rows:
+    shown = [_short(row) for row in rows] if what == "metrics" else rows
+    table = Table(title=what)
+    for number, header in enumerate(shown[0]):
+        table.add_column(header, no_wrap=number == 0, overflow="fold")
+    for row in shown:
         table.add_row(*(escape(str(v)) for v in row.values()))
     console.print(table)
+
+
+def _short(metric: dict[str, Any]) -> dict[str, Any]:
+    return {"figure": metric["default"], "unit": metric["unit"], "meaning": metric["meaning"]}
 
 
 def _recipes() -> list[dict[str, Any]]:
@@ -57,7 +64,10 @@ def _methods() -> list[dict[str, Any]]:
 def _datasets() -> list[dict[str, Any]]:
     from perdure.data.catalog import DATASETS
 
-    return [{"data set": name, "what it is": e.summary, "notes": e.notes} for name, e in DATASETS.items()]
+    return [
+        {"data set": name, "what it is": e.summary, "layout": e.layout, "notes": e.notes}
+        for name, e in DATASETS.items()
+    ]
 
 
 def _networks() -> list[dict[str, Any]]:

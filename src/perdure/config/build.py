@@ -99,6 +99,12 @@ def _network(recipe: Recipe, pretrained: bool) -> Segmenter:
         network.check_size((recipe.augment.crop,) * network.dims)
     except UsageError as error:
         raise UsageError(f"augment.crop={recipe.augment.crop}: {error.what}", error.hint) from error
+    if recipe.training.batch_size < network.least_batch:
+        raise UsageError(
+            f"training.batch_size={recipe.training.batch_size}: the network '{recipe.network.name}' cannot train on "
+            f"fewer than {network.least_batch} images at once",
+            f"use {network.least_batch} or more, or another network",
+        )
     return network
 
 

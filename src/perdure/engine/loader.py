@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -87,14 +88,21 @@ def make_loader(draws: Draws, workers: int, pin: bool, context_seed: int = 0) ->
 
 def _reads(loader: DataLoader[Sample | PerdureError]) -> Iterator[Batch | None]:
     reads = iter(loader)
+    # Workers do not heed SIGTERM, so Python's own way of ending them at exit would wait for ever.
+    stop: Callable[[], None] = reads._shutdown_workers if loader.num_workers else _nothing  # type: ignore[attr-defined]
+    atexit.register(stop)
     try:
         for batch in reads:
             if isinstance(batch, PerdureError):
                 raise batch
             yield batch
     finally:
-        if loader.num_workers:  # workers left alone would keep the process from ending: they do not heed SIGTERM
-            reads._shutdown_workers()  # type: ignore[attr-defined]
+        atexit.unregister(stop)
+        stop()
+
+
+def _nothing() -> None:
+    pass
 
 
 class _Told(Dataset["Sample | PerdureError"]):
@@ -107,7 +115,7 @@ class _Told(Dataset["Sample | PerdureError"]):
         try:
             return self.view[draw]
         except PerdureError as error:
-            return error.with_traceback(None)
+            return error
 
 
 def check_shares(batches: Batches, world: int) -> None:

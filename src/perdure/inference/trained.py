@@ -54,7 +54,7 @@ class Trained:
             DataError: A file of the run is damaged.
         """
         if device == "cuda" and not torch.cuda.is_available():
-            raise UsageError("--device cuda, but no GPU can be used here", "use --device auto or cpu")
+            raise UsageError("--device is cuda, but no GPU can be used here", "use --device auto or cpu")
         run = RunFolder.existing(path)
         recipe, stream, sealed = run.recipe(), restore(run.stream()), run.sealed()
         if not sealed:
@@ -78,7 +78,7 @@ class Trained:
             ``(H, W)`` uint8 global ids, same height and width.
         """
         height, width = image.shape[:2]
-        pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].to(self.device)
+        pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].to(self.device)
         scaled = self._scaled(normalise(pixels, self.recipe.augment.mean, self.recipe.augment.std))
         ids: list[int] = []
 
@@ -90,7 +90,8 @@ class Trained:
         with torch.no_grad():
             scores = averaged(score, scaled, TILE)
             winner = winners(scores, (height, width))
-        return np.asarray(ids, np.uint8)[winner.cpu().numpy()]
+        labels: np.ndarray = np.asarray(ids, np.uint8)[winner.cpu().numpy()]
+        return labels
 
     def _scaled(self, images: Tensor) -> Tensor:
         """Bring the shorter side to the size that the model was evaluated at."""

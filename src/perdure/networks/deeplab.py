@@ -72,7 +72,8 @@ def deeplab(
     if dilations is None:
         dilations = scaled_dilations(output_stride, size)
     neck = Aspp(channels, width, dilations, dropout)
-    return Segmenter(DeepLabBody(trunk, neck), width, output_stride, 2, in_channels=in_channels, weights=record)
+    body = DeepLabBody(trunk, neck)
+    return Segmenter(body, width, output_stride, 2, in_channels=in_channels, least_batch=2, weights=record)
 
 
 def scaled_dilations(output_stride: int, input_size: int = PAPER_SIZE) -> tuple[int, ...]:

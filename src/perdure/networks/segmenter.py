@@ -27,6 +27,7 @@ class Segmenter(nn.Module):
         dims: 2 or 3.
         multiple: Each axis of the input must be a multiple of this; the stride if not given.
         in_channels: Channels of the input, checked where given.
+        least_batch: Fewest images that it can train on at once.
         weights: What the body was initialised with.
 
     Attributes:
@@ -44,6 +45,7 @@ class Segmenter(nn.Module):
         *,
         multiple: Sequence[int] | None = None,
         in_channels: int | None = None,
+        least_batch: int = 1,
         weights: Weights | None = None,
     ) -> None:
         super().__init__()
@@ -56,6 +58,7 @@ class Segmenter(nn.Module):
         self.dims = dims
         self.multiple = tuple(multiple) if multiple is not None else (stride,) * dims
         self.in_channels = in_channels
+        self.least_batch = least_batch
         self.weights = weights if weights is not None else Weights("random")
         self.norm_frozen = False
 

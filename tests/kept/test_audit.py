@@ -1,0 +1,230 @@
+"""The audit lists every kept byte and fails on everything that should not be in a run."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from perdure.kept import audit as room
+from perdure.kept.audit import audit
+
+LAST = "tasks/02-09-10"
+
+
+def test_finished_star_run_passes_and_lists_every_byte(cli, star_run: Path) -> None:
+    done = cli("audit", star_run)
+    assert (done.code, done.err) == (0, "")
+    assert "2,060" in done.out and "audit passed" in done.out and "mean feature" in done.out
+    found = json.loads(cli("audit", star_run, "--json").out)
+    assert found["passed"] and found["problems"] == []
+    listed = {f"tasks/{i['task']}/{i['file']}": i for i in found["items"]}
+    stored = [p for p in star_run.rglob("*") if p.suffix in (".safetensors", ".png")]
+    assert sorted(listed) == sorted(p.relative_to(star_run).as_posix() for p in stored)
+    for path in stored:
+        item = listed[path.relative_to(star_run).as_posix()]
+        assert item["file_bytes"] == path.stat().st_size
+        if path.suffix == ".safetensors":
+            assert item["bytes"] == sum(t.nbytes for t in load_file(path).values())
+
+
+def test_star_keeps_2060_bytes_a_class_and_4_more(star_run: Path) -> None:
+    statistics = [i for i in audit(star_run).items if i["kind"] == "statistics"]
+    assert [i["bytes"] for i in statistics] == [6 * 2060 + 4, 8 * 2060 + 4, 10 * 2060 + 4]
+    assert {i["per_class_bytes"] for i in statistics} == {2060}
+    shapes = {t["name"]: t["shape"] for t in statistics[-1]["tensors"]}
+    assert shapes == {
+        "prototypes": [10, 256],
+        "spreads": [10, 256],
+        "norms": [10, 2],
+        "counts": [10],
+        "background_count": [],
+    }
+
+
+def test_bytes_by_kind_are_those_of_the_last_task(star_run: Path) -> None:
+    found = audit(star_run)
+    sums: dict[str, int] = {}
+    for item in found.items:
+        if item["task"] == "02-09-10":
+            sums[item["kind"]] = sums.get(item["kind"], 0) + item["bytes"]
+    assert found.bytes_by_kind == sums
+    assert set(sums) == {"weights", "statistics", "preview"}
+
+
+def fails(run: Path, *words: str) -> None:
+    """Check that the audit has exactly one problem, which holds some words."""
+    problems = audit(run).problems
+    assert len(problems) == 1, problems
+    assert all(word in problems[0] for word in words), problems
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "image.png",
+        "notes.bin",
+        f"{LAST}/kept/more.safetensors",
+        f"{LAST}/samples/77.png",
+        "tasks/03-extra/patient.png",
+        "resume/state.safetensors",
+        "tracking/tiny/patient.png",
+        ".part-1234.png",
+        ".hidden",
+    ],
+)
+def test_unknown_file(place: str, run: Path, cli) -> None:
+    (run / place).parent.mkdir(exist_ok=True)
+    (run / place).write_bytes(b"x")
+    fails(run, place, "no ledger knows this file")
+    done = cli("audit", run)
+    assert (done.code, done.err) == (1, "")
+    assert f"problem {place}: no ledger knows" in done.out
+
+
+def test_link(run: Path, tmp_path: Path) -> None:
+    (run / "elsewhere").symlink_to(tmp_path, target_is_directory=True)
+    fails(run, "elsewhere", "is a link")
+
+
+@pytest.mark.parametrize("file", ["weights.safetensors", "kept/statistics.safetensors", "samples/00000.image.png"])
+def test_changed_bytes(file: str, run: Path) -> None:
+    path = run / LAST / file
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(bytes(content))
+    fails(run, f"{LAST}/{file}", "hash differs")
+
+
+def test_missing_file(run: Path) -> None:
+    (run / LAST / "kept/statistics.safetensors").unlink()
+    fails(run, f"{LAST}/kept/statistics.safetensors", "missing")
+
+
+def test_damaged_ledger(run: Path, cli) -> None:
+    (run / LAST / "ledger.json").write_text("{")
+    problems = audit(run).problems
+    assert problems[0].startswith(f"{LAST}/ledger.json: cannot be used")
+    assert any("weights.safetensors: no ledger knows this file" in p for p in problems)
+    assert cli("audit", run).code == 1
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"tasks": 3, "patients": false}'])
+def test_damaged_stream(content: str, run: Path) -> None:
+    (run / "stream.json").write_text(content)
+    assert any("stream.json" in p for p in audit(run).problems)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "/home/someone/data",
+        "see (/scratch/projects/scans)",
+        "root: /work/x/photos/",
+        "C:\\\\Users\\\\someone",
+        "C:\\Users\\someone",
+        "\\\\server\\share",
+        "file:///nfs/x",
+        '"/mnt/a b"',
+    ],
+)
+def test_path_of_a_machine(text: str, run: Path) -> None:
+    with (run / "MODEL_CARD.md").open("a") as card:
+        card.write(f"\n{text}\n")
+    fails(run, "MODEL_CARD.md", "holds a path of a machine")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["https://example.org/a/b/c", "</b></i>", "images/png/x", "1/2/3", "a / b", "km/h", "…/weights.pth", "14px/1.5"],
+)
+def test_no_path_of_a_machine(text: str, run: Path) -> None:
+    with (run / "MODEL_CARD.md").open("a") as card:
+        card.write(f"\n{text}\n")
+    assert audit(run).passed
+
+
+@pytest.mark.parametrize("name", ["node77", "meduser7"])
+@pytest.mark.parametrize("place", ["report.html", "log.jsonl", f"{LAST}/counts.json"])
+def test_name_of_the_machine_or_the_user(name: str, place: str, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: "node77.cluster.example.org")
+    monkeypatch.setattr(getpass, "getuser", lambda: "meduser7")
+    assert audit(run).passed
+    with (run / place).open("a") as stream:
+        stream.write(f"by {name}.")
+    fails(run, place, "name of this machine or user")
+
+
+def test_name_of_the_machine_in_a_file_name(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: "node77")
+    (run / "tracking/tiny/events.out.tfevents.1.node77.5.0").write_bytes(b"")
+    fails(run, "tracking/tiny/events", "name of this machine or user")
+
+
+@pytest.mark.parametrize("user", ["root", "ubuntu", "me", "star", "recipe"])
+def test_names_that_tell_nothing(user: str, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: "localhost")
+    monkeypatch.setattr(getpass, "getuser", lambda: user)
+    assert room.identifying_names() == []
+    assert audit(run).passed
+
+
+def test_process_without_an_account(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody() -> str:
+        raise KeyError("uid not found")
+
+    monkeypatch.setattr(getpass, "getuser", nobody)
+    assert audit(run).passed
+
+
+def test_run_that_kept_images_of_patients(hoard: Callable[..., Path], cli) -> None:
+    run = hoard("data.patients=true")
+    assert not list(run.rglob("samples/*"))  # nor are they shown in the report
+    problems = audit(run).problems
+    assert len(problems) == 2
+    assert all("kept/images.safetensors: raw patient data (exemplars" in p for p in problems)
+    done = cli("audit", run)
+    assert done.code == 1
+    assert "audit failed: 2 problem(s)" in done.out
+
+
+def test_mark_of_patients_cannot_be_taken_off_in_the_ledger_alone(hoard: Callable[..., Path]) -> None:
+    run = hoard("data.patients=true")
+    for path in run.rglob("ledger.json"):
+        path.write_text(path.read_text().replace('"patient_data": true', '"patient_data": false'))
+    assert len(audit(run).problems) == 2
+
+
+def test_samples_of_patients_in_the_report(hoard: Callable[..., Path]) -> None:
+    run = hoard("data.patients=true", "method=finetune", "report.patient_samples=true")
+    problems = audit(run).problems
+    assert problems and all("raw patient data (preview" in p for p in problems)
+
+
+def test_run_that_kept_other_images(hoard: Callable[..., Path], cli) -> None:
+    run = hoard()
+    done = cli("audit", run)
+    assert done.code == 0, done.out
+    assert "exemplars" in done.out and "raw training samples (exemplars) are kept" in done.out
+    found = json.loads(cli("audit", run, "--json").out)
+    kept = [i for i in found["items"] if i["kind"] == "exemplars"]
+    assert [i["bytes"] for i in kept] == [1 * 3 * 32 * 32 * 4, 2 * 3 * 32 * 32 * 4]
+    assert found["bytes_by_kind"]["exemplars"] == 2 * 3 * 32 * 32 * 4
+
+
+def test_run_under_way(run: Path) -> None:
+    (run / LAST / "done").unlink()
+    (run / "resume").mkdir()
+    (run / "resume/state.safetensors").write_bytes(b"x")
+    (run / ".part-9.json").write_bytes(b"x")
+    found = audit(run)
+    assert found.problems == []
+    assert {i["task"] for i in found.items} == {"00-01-06", "01-07-08"}
+    (run / "tasks/03-later").mkdir()
+    (run / "tasks/03-later/image.png").write_bytes(b"x")  # only the task under way may hold what no ledger knows
+    fails(run, "tasks/03-later/image.png")
