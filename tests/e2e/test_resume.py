@@ -482,7 +482,7 @@ def test_reading_processes_change_nothing_and_do_not_hold_the_folder(
 ) -> None:
     """Also a stop that is sent to all processes at once, as a terminal does, saves first."""
 
-    collate = loader._collate_or_none
+    collate = loader._collate
 
     def stop_all(samples: Any) -> Any:
         os.killpg(0, signal.SIGTERM)  # from the reading process, while the main one waits for it
@@ -491,7 +491,7 @@ def test_reading_processes_change_nothing_and_do_not_hold_the_folder(
     def say(text: str) -> None:
         if text == "replaced run/recipe.yaml":
             os.setpgrp()
-            loader._collate_or_none = stop_all
+            loader._collate = stop_all
 
     raw = tiny(engine={"workers": 1})
     out = tmp_path / "run"

@@ -125,12 +125,15 @@ def method_class(name: str) -> type[Method]:
         raise UsageError(f"there is no method '{name}'", f"{nearest(name, METHODS)}, or write package.module:Class")
     try:
         kind = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UsageError(f"the method '{name}' cannot be imported: {error}") from error
-    missing = [m for m in ("Options", "sees_all_tasks", "begin", "phases", "predict", "kept") if not hasattr(kind, m)]
-    if missing or not issubclass(kind, torch.nn.Module):
+    except Exception as error:  # whatever a user's own module does when it is imported
         raise UsageError(
-            f"'{name}' is not a method: it lacks {missing[0] if missing else 'torch.nn.Module'}",
-            "see docs/adding-a-method.md",
-        )
+            f"the method '{name}' cannot be imported: {type(error).__name__}: {error}",
+            "start `python -m perdure` in the folder that holds the module; --debug shows where it fails",
+        ) from error
+    missing = [m for m in ("Options", "sees_all_tasks", "begin", "phases", "predict", "kept") if not hasattr(kind, m)]
+    if not missing and not (isinstance(kind.Options, type) and issubclass(kind.Options, BaseModel)):
+        missing = ["Options made with pydantic"]
+    if missing or not (isinstance(kind, type) and issubclass(kind, torch.nn.Module)):
+        lacks = missing[0] if missing else "torch.nn.Module as its base"
+        raise UsageError(f"'{name}' is not a method: it lacks {lacks}", "see docs/adding-a-method.md")
     return cast("type[Method]", kind)

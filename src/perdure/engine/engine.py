@@ -245,7 +245,7 @@ class _Work:
         if name is not None:
             raise PerdureError(
                 f"{name} is not finite: task {self.task + 1}, phase '{self.phase.name}', step {step + 1}",
-                "try a lower training.lr, training.clip=1 or engine.precision=fp32; --resume starts from the last save",
+                "start a new run with a lower training.lr, training.clip=1 or engine.precision=fp32",
             )
 
     def leave_if_asked(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -57,7 +57,10 @@ class Trainer:
             part.compile()
         self.parameters = [p for p in phase.module.parameters() if p.requires_grad]
         trainee = _Trainee(phase.module, phase.loss, partial(machine.autocast, precision))
-        self.trainee, self.optimizer = machine.accelerator.prepare(trainee, phase.optimizer())
+        self.trainee = machine.accelerator.prepare(trainee)
+        # accelerate's wrapper of the optimiser looks for a package at every step, which a small network feels
+        self.optimizer = phase.optimizer()
+        self.scaler: torch.amp.GradScaler | None = machine.accelerator.scaler
         self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.ema: AveragedModel | None = None
         if phase.ema is not None:
@@ -83,8 +86,11 @@ class Trainer:
             batch = batch.to(self.machine.device)
             if self.last:
                 batch = batch._replace(images=batch.images.contiguous(memory_format=torch.channels_last))
-        terms: Terms = {k: v / self.accumulate for k, v in self.trainee(batch).items()}
-        self.machine.accelerator.backward(torch.stack(list(terms.values())).sum())
+        terms: Terms = self.trainee(batch)
+        if self.accumulate > 1:
+            terms = {k: v / self.accumulate for k, v in terms.items()}
+        loss = reduce(torch.add, terms.values())
+        (self.scaler.scale(loss) if self.scaler else loss).backward()  # type: ignore[no-untyped-call]
         return {k: v.detach() for k, v in terms.items()}
 
     def _update(self, step: int, total: int) -> None:
@@ -92,9 +98,15 @@ class Trainer:
         for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
             group["lr"] = base * factor
         if self.phase.clip is not None:
-            self.machine.accelerator.clip_grad_norm_(self.parameters, self.phase.clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+            if self.scaler:
+                self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.parameters, self.phase.clip)
+        if self.scaler:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            self.optimizer.step()
+        self.optimizer.zero_grad()
         if self.ema is not None:
             self.ema.update_parameters(self.phase.module)
 
@@ -105,10 +117,9 @@ class Trainer:
 
     def state(self) -> dict[str, object]:
         """What :meth:`resume` needs."""
-        scaler = self.machine.accelerator.scaler
         state: dict[str, object] = {
             "optimizer": self.optimizer.state_dict(),
-            "scaler": scaler.state_dict() if scaler else None,
+            "scaler": self.scaler.state_dict() if self.scaler else None,
         }
         if self.ema is not None:
             state["ema"] = dict(self.ema.state_dict())
@@ -120,8 +131,8 @@ class Trainer:
         if not isinstance(state, Mapping):
             return
         self.optimizer.load_state_dict(state["optimizer"])
-        if state["scaler"] and self.machine.accelerator.scaler:
-            self.machine.accelerator.scaler.load_state_dict(state["scaler"])
+        if state["scaler"] and self.scaler:
+            self.scaler.load_state_dict(state["scaler"])
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
 

@@ -1,0 +1,198 @@
+"""Recipes as text: overrides, plain complaints, and what is written into a run folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from perdure.config.load import (
+    dump_recipe,
+    load_recipe,
+    parse_recipe,
+    read_raw,
+    same_experiment,
+    shipped,
+    split_override,
+)
+from perdure.config.recipe import Recipe
+from perdure.errors import UsageError
+
+PLAIN = {
+    "name": "plain",
+    "data": {"name": "digits"},
+    "stream": {"base": 6, "step": 2},
+    "method": "star",
+}
+
+
+def recipe(**changes: object) -> Recipe:
+    """The plain recipe with some sections replaced."""
+    return parse_recipe({**PLAIN, **changes}, "plain")
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> str:
+    """The plain recipe as a file."""
+    path = tmp_path / "plain.yaml"
+    path.write_text(yaml.safe_dump(PLAIN))
+    return str(path)
+
+
+def test_a_name_is_short_for_a_section() -> None:
+    short, full = recipe(), recipe(method={"name": "star"})
+    assert short == full
+    assert recipe(network="residual_unet").network.name == "residual_unet"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("training.epochs=5", 5),
+        ("training.lr=1e-3", 0.001),
+        ("training.lr=0.5", 0.5),
+        ("training.later_epochs=null", None),
+        ("training.freeze_norm=false", False),
+        ("augment.area=[0.5,1]", (0.5, 1.0)),
+        ("evaluate.size=", None),
+        ("stream.order=[three, 1]", ("three", 1)),
+        ("about=a=b", "a=b"),
+    ],
+)
+def test_override(text: str, expected: object, file: str) -> None:
+    loaded: object = load_recipe(file, [text])
+    for part in text.partition("=")[0].split("."):
+        loaded = getattr(loaded, part)
+    assert loaded == expected
+
+
+def test_overrides_of_open_sections(file: str) -> None:
+    loaded = load_recipe(file, ["method.lambda_sad=0.1", "data.size=48", "network.width=8", "data.per_scene=[1,2]"])
+    assert loaded.method.name == "star"
+    assert loaded.method.settings == {"lambda_sad": 0.1}
+    assert loaded.data.settings == {"size": 48, "per_scene": [1, 2]}
+    assert loaded.network.settings == {"width": 8}
+    other = load_recipe(file, ["method.lambda_sad=0.1", "method=finetune"])  # another method has other settings
+    assert (other.method.name, other.method.settings) == ("finetune", {})
+
+
+def test_later_override_wins_and_the_file_stays(file: str) -> None:
+    before = Path(file).read_text()
+    assert load_recipe(file, ["seed=1", "seed=2"]).seed == 2
+    assert Path(file).read_text() == before
+
+
+def test_override_in_an_empty_section(tmp_path: Path) -> None:
+    path = tmp_path / "empty.yaml"
+    path.write_text(yaml.safe_dump(PLAIN) + "training:\n")
+    assert load_recipe(str(path), ["training.epochs=3"]).training.epochs == 3
+
+
+def test_home_is_expanded(file: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load_recipe(file, ["data.root=~/photos"]).data.root == tmp_path / "photos"
+
+
+@pytest.mark.parametrize("text", ["epochs", "=5", "x=[1", "x=2024-13-45", "x=!!python/object/apply:os.getcwd []"])
+def test_no_override(text: str) -> None:
+    with pytest.raises(UsageError):
+        split_override(text)
+
+
+@pytest.mark.parametrize(
+    ("changes", "what", "hint"),
+    [
+        ({"trainin": {}}, "unknown key 'trainin'", "did you mean 'training'?"),
+        ({"stream": {"base": 1, "step": 1, "ordr": 1}}, "unknown key 'stream.ordr'", "did you mean 'order'?"),
+        ({"stream": {"base": 1}}, "the key 'stream.step' is missing", "classes of every later task"),
+        ({"stream": {"base": 0, "step": 1}}, "stream.base: input should be greater", "classes of the first task"),
+        ({"stream": {"base": 1, "step": 1, "order": 3}}, "stream.order: input should be", "class order"),
+        ({"stream": 3}, "stream is not a mapping of keys (got 3)", ""),
+        ({"augment": {"std": [1]}}, "augment.mean and augment.std must have the same length", ""),
+        ({"augment": {"area": [2, 1]}}, "augment.area must be two shares", ""),
+        ({"training": {"lr": float("nan")}}, "training.lr: input should be a finite number", "learning rate"),
+        ({"engine": {"trackers": ["x"]}}, "engine.trackers.0: input should be 'tensorboard'", "tracking"),
+    ],
+)
+def test_complaints_name_the_key_and_what_it_means(changes: dict[str, object], what: str, hint: str) -> None:
+    with pytest.raises(UsageError) as told:
+        recipe(**changes)
+    assert told.value.what.startswith("recipe 'plain': ")
+    assert what in told.value.what and "\n" not in told.value.what
+    assert hint in told.value.hint
+    assert told.value.exit_code == 2
+
+
+def test_long_values_are_cut() -> None:
+    with pytest.raises(UsageError) as told:
+        recipe(training={"epochs": "many" * 1000})
+    assert len(told.value.what) < 300
+
+
+def test_written_recipe_is_the_same_experiment_without_places(tmp_path: Path) -> None:
+    written = recipe(
+        data={"name": "folders", "root": "/home/me/photos", "classes": "/home/me/classes.txt", "values": {255: 1}},
+        network={"name": "deeplab", "weights": "/srv/weights/r101.safetensors"},
+        stream={"base": 1, "step": 1, "setting": "partition", "partition_file": "/home/me/lists.npy"},
+        method={"name": "package.module:Class", "teacher": "C:\\models\\t.pth", "rate": 0.5, "text": "and/or"},
+    )
+    dump_recipe(written, tmp_path / "recipe.yaml")
+    text = (tmp_path / "recipe.yaml").read_text()
+    assert "/home" not in text and "/srv" not in text and "models" not in text
+    back = parse_recipe(read_raw(str(tmp_path / "recipe.yaml")), "recipe.yaml")
+    assert (back.data.root, back.stream.partition_file) == (None, None)
+    assert back.data.settings == {"classes": "classes.txt", "values": {"255": 1}}
+    assert back.network.settings == {"weights": "r101.safetensors"}
+    assert back.method.settings == {"teacher": "t.pth", "rate": 0.5, "text": "and/or"}
+    assert same_experiment(back, written) is None
+    assert same_experiment(written, written) is None
+
+
+@pytest.mark.parametrize("name", list(shipped()))
+def test_shipped_recipe_survives_being_written(name: str, tmp_path: Path) -> None:
+    loaded = load_recipe(name)
+    dump_recipe(loaded, tmp_path / "recipe.yaml")
+    assert load_recipe(str(tmp_path / "recipe.yaml")) == loaded
+    dump_recipe(load_recipe(str(tmp_path / "recipe.yaml")), tmp_path / "again.yaml")
+    assert (tmp_path / "again.yaml").read_bytes() == (tmp_path / "recipe.yaml").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("seed=2", "seed"),
+        ("training.lr=0.5", "training.lr"),
+        ("method.lambda_sad=0.5", "method.lambda_sad"),
+        ("method=finetune", "method.name"),
+        ("network.width=3", "network.width"),
+        ("data.size=48", "data.size"),
+        ("stream.base=4", "stream.base"),
+        ("evaluate.size=64", "evaluate.size"),
+        ("engine.precision=bf16", "engine.precision"),
+        ("name=other", "name"),
+    ],
+)
+def test_what_makes_another_experiment(override: str, key: str, file: str) -> None:
+    assert same_experiment(load_recipe(file), load_recipe(file, [override])) == key
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "engine.workers=4",
+        "engine.device=cpu",
+        "report.samples=1",
+        "about=x",
+        "data.root=there",
+        "evaluate.batch_size=9",
+    ],
+)
+def test_what_does_not(override: str, file: str) -> None:
+    assert same_experiment(load_recipe(file), load_recipe(file, [override])) is None
+
+
+def test_recipes_do_not_change() -> None:
+    with pytest.raises(ValidationError):
+        recipe().seed = 2  # type: ignore[misc]
