@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from pathlib import Path
@@ -12,6 +11,7 @@ from rich.console import Console
 
 from perdure.config.load import load_recipe
 from perdure.errors import RunError
+from perdure.files import write_json
 
 METHODS: Final = ("finetune", "star", "joint")
 
@@ -31,11 +31,13 @@ def demo(out: Path, fresh: bool) -> None:
         recipe = load_recipe("demo", [f"method={method}"])
         run_experiment(recipe, folder, resume=True)
     comparison = write_comparison(folders, out / "compare.html")
-    (out / "compare.json").write_text(json.dumps(comparison.to_json(), indent=1) + "\n", encoding="utf-8")
+    write_json(out / "compare.json", comparison.to_json())
     Console().print(comparison_table(comparison))
     console.print(
         f"{time.monotonic() - started:.0f} s. Pages to look at: {out / 'compare.html'}, {folders[1] / 'report.html'}",
         highlight=False,
+        markup=False,
+        soft_wrap=True,
     )
 
 
