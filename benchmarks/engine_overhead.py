@@ -1,6 +1,6 @@
 """Time of an engine step against a bare PyTorch loop: same network, same loss, same reading of the same data.
 
-    python benchmarks/engine_overhead.py [--device cuda] [--steps 40] [--pairs 9] [--case NAME] [--json FILE]
+    python benchmarks/engine_overhead.py [--device cuda] [--steps 20] [--pairs 7] [--case NAME] [--json FILE]
 
 Both loops run in turn, so that a busy machine slows both down. On a CPU the process's own time is counted, on a GPU
 the clock. A block starts after some steps of warm-up; starting and ending a phase is not part of a step. The
@@ -187,8 +187,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--pairs", type=int, default=9)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--case", choices=CASES, action="append")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()

@@ -1,6 +1,6 @@
 """How long the command line takes to answer: whole processes, medians.
 
-    python benchmarks/startup.py [--runs 9] [--json FILE]
+python benchmarks/startup.py [--runs 9] [--json FILE]
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from perdure.engine.journal import Journal
 from perdure.engine.machine import Machine
 from perdure.errors import DataError, UsageError
 from perdure.networks.layers import sync_batch_norm
+from perdure.networks.weights import Weights
 from perdure.report.model_card import write_model_card
 from perdure.report.page import write_report
 from perdure.run_folder import RunFolder
@@ -41,7 +42,7 @@ def run_experiment(recipe: Recipe, out: Path, resume: bool = False, quiet: bool 
                 run.check(recipe, described, resume)  # nothing has been written up to here
                 run.space_for(_bytes_needed(experiment, run))
                 held.enter_context(run.locked())
-                run.start(recipe, described, resume)
+                run.start(recipe, described, resume, _first_weights(experiment))
             failed = False
         finally:
             stopped = machine.any(failed)  # the other processes wait here until they may look at the folder
@@ -84,6 +85,15 @@ def _learn(experiment: Experiment, run: RunFolder, machine: Machine, quiet: bool
         write_model_card(run.path)
         write_report(run.path)
     return run
+
+
+def _first_weights(experiment: Experiment) -> dict[str, str | None] | None:
+    """What the method's network was initialised with, where it says so; of a file the name only."""
+    weights = getattr(getattr(experiment.method, "network", None), "weights", None)
+    if not isinstance(weights, Weights):
+        return None
+    source = weights.source if weights.source.startswith("timm/") else Path(weights.source).name
+    return {"source": source, "sha256": weights.sha256, "licence": weights.licence}
 
 
 def _bytes_needed(experiment: Experiment, run: RunFolder) -> int:

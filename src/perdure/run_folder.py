@@ -120,13 +120,18 @@ class RunFolder:
         if any(name not in STARTED and not name.startswith(TEMPORARY) for name in inside):
             raise RunError(f"{self.path} is not empty and not a run folder", "choose another folder with --out")
 
-    def start(self, recipe: Recipe, described: dict[str, Any], resume: bool) -> None:
-        """Begin a new run here or go on with the one that is here. Raises RunError as :meth:`check` does."""
+    def start(
+        self, recipe: Recipe, described: dict[str, Any], resume: bool, first_weights: dict[str, Any] | None = None
+    ) -> None:
+        """Begin a new run here or go on with the one that is here. Raises RunError as :meth:`check` does.
+
+        ``first_weights`` says what the network started from: source, hash, licence.
+        """
         self.check(recipe, described, resume)
         self._sweep()
         if not self.recipe_file.exists():
             write_json(self.path / "stream.json", described)
-            write_json(self.path / "environment.json", environment())
+            write_json(self.path / "environment.json", {**environment(), "first_weights": first_weights})
             dump_recipe(recipe, self.recipe_file)
 
     def withdraw(self) -> None:

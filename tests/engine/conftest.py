@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim import SGD
 
 from perdure.data.views import Batch, View
 from perdure.engine.checkpoint import Checkpoint
@@ -20,7 +21,7 @@ from perdure.engine.engine import Engine
 from perdure.engine.journal import Journal
 from perdure.engine.machine import Machine
 from perdure.engine.options import EngineOptions
-from perdure.engine.phases import Phase
+from perdure.engine.phases import Batches, Phase, Train
 from perdure.labels import label_space
 
 
@@ -80,6 +81,18 @@ class Toy(nn.Module):
 @pytest.fixture
 def toy() -> type[Toy]:
     return Toy
+
+
+@pytest.fixture
+def train() -> Callable[..., Train]:
+    """A phase that trains a whole method on batches, one epoch of SGD unless told otherwise."""
+
+    def make(method: Any, batches: Batches | None, **options: Any) -> Train:
+        given = {"optimizer": lambda: SGD(method.parameters(), lr=0.5), "epochs": 1, **options}
+        data = None if batches is None else lambda: batches
+        return Train("train", method, given.pop("loss", method.loss), data=data, **given)
+
+    return make
 
 
 @dataclass

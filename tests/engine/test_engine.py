@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,13 +16,10 @@ from torch.optim import SGD
 
 from perdure.data.views import Batch
 from perdure.engine.interrupt import Interrupted
-from perdure.engine.machine import Machine
-from perdure.engine.options import EngineOptions
 from perdure.engine.phases import Batches, Collect, Generate, Train
 from perdure.engine.schedules import poly
 from perdure.engine.state import load_tree
 from perdure.errors import PerdureError, UsageError
-from perdure.networks.segmenter import Segmenter
 
 
 class Watched(SGD):
@@ -42,14 +37,7 @@ class Watched(SGD):
         super().step(closure)
 
 
-def train(method: Any, batches: Batches | None, **options: Any) -> Train:
-    given = {"optimizer": lambda: SGD(method.parameters(), lr=0.5), "epochs": 1, **options}
-    return Train(
-        "train", method, given.pop("loss", method.loss), data=None if batches is None else lambda: batches, **given
-    )
-
-
-def test_the_schedule_reaches_every_group_at_every_step(bench: Any, toy: Any, view: Any) -> None:
+def test_the_schedule_reaches_every_group_at_every_step(bench: Any, train: Any, toy: Any, view: Any) -> None:
     method = toy()
     first, last = list(method.body[0].parameters()), list(method.body[2].parameters())
     optimizer = Watched([{"params": first, "lr": 0.1}, {"params": last, "lr": 0.4}], lr=1.0)
@@ -58,7 +46,7 @@ def test_the_schedule_reaches_every_group_at_every_step(bench: Any, toy: Any, vi
     assert optimizer.rates == [[pytest.approx(0.1 * f), pytest.approx(0.4 * f)] for f in factors]
 
 
-def test_gradients_are_clipped_to_the_norm(bench: Any, toy: Any, view: Any) -> None:
+def test_gradients_are_clipped_to_the_norm(bench: Any, train: Any, toy: Any, view: Any) -> None:
     method = toy()
     free, clipped = Watched(method.parameters(), 0.0), Watched(method.parameters(), 0.0)
     batches = Batches(view(8), 4)
@@ -68,7 +56,7 @@ def test_gradients_are_clipped_to_the_norm(bench: Any, toy: Any, view: Any) -> N
     assert clipped.norms == [pytest.approx(0.01, rel=1e-3)] * 2
 
 
-def test_the_average_of_the_weights_replaces_them(bench: Any, toy: Any, view: Any) -> None:
+def test_the_average_of_the_weights_replaces_them(bench: Any, train: Any, toy: Any, view: Any) -> None:
     method = toy()
     seen: list[Tensor] = []
     phase = train(method, Batches(view(8), 2), ema=0.75, after_step=lambda step: seen.append(method.weights()))
@@ -80,7 +68,7 @@ def test_the_average_of_the_weights_replaces_them(bench: Any, toy: Any, view: An
     assert not torch.allclose(method.weights(), seen[-1], atol=1e-4)
 
 
-def test_accumulating_two_batches_is_one_batch_of_twice_the_size(bench: Any, toy: Any, view: Any) -> None:
+def test_accumulating_two_batches_is_one_batch_of_twice_the_size(bench: Any, train: Any, toy: Any, view: Any) -> None:
     ends, losses = [], []
     for size, accumulate in [(8, 1), (4, 2)]:
         method, run = toy(), bench()
@@ -91,63 +79,6 @@ def test_accumulating_two_batches_is_one_batch_of_twice_the_size(bench: Any, toy
         assert [line["epoch"] for line in run.lines()[-6:]] == [0.5, 1.0, 1.5, 2.0, 2.5, 3.0]
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
     assert torch.allclose(ends[0], ends[1], atol=1e-6)
-
-
-def test_bf16_computes_in_bf16_and_keeps_weights_in_fp32(bench: Any, toy: Any, view: Any) -> None:
-    method = toy()
-    before = method.weights()
-    bench(precision="bf16").run(method, [train(method, Batches(view(4), 2))])
-    assert method.dtypes == {torch.bfloat16}
-    assert method.weights().dtype == torch.float32
-    assert not torch.equal(before, method.weights())
-
-
-def test_a_phase_may_ask_for_another_precision_than_the_run(bench: Any, toy: Any, view: Any) -> None:
-    method = toy()
-    bench(precision="bf16").run(method, [train(method, Batches(view(4), 2), precision="fp32")])
-    assert method.dtypes == {torch.float32}
-
-
-def test_fp16_is_refused_on_a_cpu(bench: Any, toy: Any, view: Any) -> None:
-    with pytest.raises(UsageError, match=r"fp16 is unusable on a CPU\nuse bf16 or fp32"):
-        Machine(EngineOptions(precision="fp16", device="cpu"))
-    with pytest.raises(UsageError, match="computes in fp16, the run in fp32"):
-        bench().run(toy(), [train(toy(), Batches(view(4), 2), precision="fp16")])
-
-
-class WithSegmenter(nn.Module):
-    """A method calls the halves of its network, never the network."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.network = Segmenter(nn.Conv2d(3, 4, 3, padding=1), 4, 1, 2)
-        self.network.grow(2)
-        self.body = self.network.body
-
-    def loss(self, batch: Batch) -> dict[str, Tensor]:
-        return {"fit": self.network.classify(self.network.features(batch.images)).square().mean()}
-
-    def weights(self) -> Tensor:
-        return torch.cat([p.detach().flatten() for p in self.parameters()])
-
-
-@pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="needs a C compiler")
-@pytest.mark.parametrize("kind", ["toy", "segmenter"])
-def test_compiled_training_is_close_to_plain_training(bench: Any, toy: Any, view: Any, kind: str) -> None:
-    ends = []
-    torch._dynamo.reset()
-    graphs = torch._dynamo.utils.counters["stats"]
-    graphs.clear()
-    for compiled in (False, True):
-        assert graphs["unique_graphs"] == 0
-        method, run = toy() if kind == "toy" else WithSegmenter(), bench(compile=compiled)
-        run.run(method, [train(method, Batches(view(8), 4), epochs=2)])
-        run.checkpoint.clear()
-        ends.append(method.weights())
-        assert method.body._compiled_call_impl is None  # what follows, with inputs of any size, is not compiled
-    assert graphs["unique_graphs"] > 0
-    assert torch.allclose(ends[0], ends[1], atol=1e-5)
 
 
 def nan_from(method: Any, step: int) -> Callable[[Batch], dict[str, Tensor]]:
@@ -164,7 +95,7 @@ def nan_from(method: Any, step: int) -> Callable[[Batch], dict[str, Tensor]]:
 
 @pytest.mark.parametrize("log_every", [1, 100])
 def test_a_loss_that_is_not_finite_is_named_and_nothing_of_it_is_saved(
-    bench: Any, toy: Any, view: Any, log_every: int
+    bench: Any, train: Any, toy: Any, view: Any, log_every: int
 ) -> None:
     method = toy()
     run = bench(save_seconds=0, log_every=log_every)
@@ -176,7 +107,7 @@ def test_a_loss_that_is_not_finite_is_named_and_nothing_of_it_is_saved(
     assert all(value.isfinite().all() for value in tree["method"].values())
 
 
-def test_a_weight_that_is_not_finite_is_not_saved_either(bench: Any, toy: Any, view: Any) -> None:
+def test_a_weight_that_is_not_finite_is_not_saved_either(bench: Any, train: Any, toy: Any, view: Any) -> None:
     """A step may leave such a weight behind while its own loss is fine."""
     method = toy()
 
@@ -190,7 +121,7 @@ def test_a_weight_that_is_not_finite_is_not_saved_either(bench: Any, toy: Any, v
     assert not run.state.exists()
 
 
-def test_totals_of_a_pass_do_not_depend_on_the_batches(bench: Any, toy: Any, view: Any) -> None:
+def test_totals_of_a_pass_do_not_depend_on_the_batches(bench: Any, train: Any, toy: Any, view: Any) -> None:
     def measure(batch: Batch) -> dict[str, Tensor]:
         assert not method.training
         assert not torch.is_grad_enabled()
@@ -206,7 +137,9 @@ def test_totals_of_a_pass_do_not_depend_on_the_batches(bench: Any, toy: Any, vie
         assert torch.allclose(totals["sum"], found[0]["sum"], rtol=1e-12)
 
 
-def test_a_stop_between_two_phases_saves_and_the_next_run_starts_there(bench: Any, toy: Any, view: Any) -> None:
+def test_a_stop_between_two_phases_saves_and_the_next_run_starts_there(
+    bench: Any, train: Any, toy: Any, view: Any
+) -> None:
     began: list[str] = []
 
     def phases(method: Any, stop: bool) -> list[Train]:
@@ -233,7 +166,7 @@ def test_a_stop_between_two_phases_saves_and_the_next_run_starts_there(bench: An
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
-def test_the_monitor_is_asked_every_so_many_epochs(bench: Any, toy: Any, view: Any) -> None:
+def test_the_monitor_is_asked_every_so_many_epochs(bench: Any, train: Any, toy: Any, view: Any) -> None:
     method = toy()
     modes: list[bool] = []
 
@@ -249,7 +182,7 @@ def test_the_monitor_is_asked_every_so_many_epochs(bench: Any, toy: Any, view: A
     assert modes == [True] * 15
 
 
-def test_what_is_not_trained_stays_asleep(bench: Any, toy: Any, view: Any) -> None:
+def test_what_is_not_trained_stays_asleep(bench: Any, train: Any, toy: Any, view: Any) -> None:
     class Two(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -266,51 +199,7 @@ def test_what_is_not_trained_stays_asleep(bench: Any, toy: Any, view: Any) -> No
     assert modes == [(True, False)] * 2
 
 
-def test_the_log_holds_each_term_and_goes_on_where_it_was(bench: Any, toy: Any, view: Any) -> None:
-    method, run = toy(), bench(log_every=2)
-    run.run(method, [train(method, Batches(view(10), 2))])
-    lines = run.lines()
-    assert [line["step"] for line in lines] == [2, 4, 5]
-    assert {"seconds", "task", "phase", "step", "of", "epoch", "run_step", "lr", "loss", "fit"} == set(lines[0])
-    assert lines[0]["loss"] == lines[0]["fit"]
-    with (run.folder / "log.jsonl").open("a") as log:
-        log.write('{"seconds": 99')  # a kill in the middle of a line
-    again = bench(log_every=2)
-    again.run(method, [train(method, Batches(view(4), 2))], task=1)
-    *earlier, last = again.lines()
-    assert earlier == lines
-    assert (last["task"], last["step"], last["run_step"]) == (1, 2, 7)
-    assert last["seconds"] >= lines[-1]["seconds"]
-
-
-def test_tensorboard_files_hold_the_curves_and_no_name_of_this_machine(bench: Any, toy: Any, view: Any) -> None:
-    pytest.importorskip("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    for task in range(2):
-        run = bench(trackers=["tensorboard"])
-        method = toy()
-        run.run(method, [train(method, Batches(view(6), 2))], task)
-        run.engine.machine.stop_trackers()
-        run.checkpoint.clear()
-    files = sorted(p.name for p in (run.folder / "tracking" / "toy").iterdir())
-    assert files == ["events.out.tfevents.000000.perdure", "events.out.tfevents.000001.perdure"]
-    assert not any(socket.gethostname() in name for name in files)
-    shown = EventAccumulator(str(run.folder / "tracking" / "toy")).Reload()
-    assert "task0/train/fit" in shown.Tags()["scalars"]
-    logged = {line["run_step"]: line["loss"] for line in run.lines() if line["task"] == 1}
-    curve = {event.step: event.value for event in shown.Scalars("task1/train/loss")}
-    assert sorted(curve) == sorted(logged) == [4, 5, 6]
-    assert all(curve[step] == pytest.approx(logged[step]) for step in curve)
-
-
-def test_a_tracker_that_is_not_installed_is_a_plain_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UsageError, match="names wandb, which is not installed"):
-        Machine(EngineOptions(device="cpu", trackers=("wandb",)), tmp_path)
-
-
-def test_reading_in_another_process_gives_the_same_weights(bench: Any, toy: Any, view: Any) -> None:
+def test_reading_in_another_process_gives_the_same_weights(bench: Any, train: Any, toy: Any, view: Any) -> None:
     ends = []
     for workers in (0, 1):
         method, run = toy(), bench(workers=workers)
@@ -320,7 +209,7 @@ def test_reading_in_another_process_gives_the_same_weights(bench: Any, toy: Any,
     assert torch.equal(*ends)
 
 
-def test_items_are_made_once_in_order_and_only_where_they_are_missing(bench: Any, toy: Any) -> None:
+def test_items_are_made_once_in_order_and_only_where_they_are_missing(bench: Any, train: Any, toy: Any) -> None:
     made: list[int] = []
 
     def make(index: int) -> dict[str, Tensor]:
@@ -341,12 +230,12 @@ def test_items_are_made_once_in_order_and_only_where_they_are_missing(bench: Any
 
 
 @pytest.mark.parametrize("length", [{"epochs": None}, {"epochs": 1, "steps": 1}])
-def test_a_phase_needs_one_length(bench: Any, toy: Any, view: Any, length: dict[str, Any]) -> None:
+def test_a_phase_needs_one_length(bench: Any, train: Any, toy: Any, view: Any, length: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="needs either epochs or steps"):
         bench().run(toy(), [train(toy(), Batches(view(4), 2), **length)])
 
 
-def test_a_phase_without_data_trains_for_its_steps(bench: Any, toy: Any) -> None:
+def test_a_phase_without_data_trains_for_its_steps(bench: Any, train: Any, toy: Any) -> None:
     method = toy()
 
     def loss(batch: None) -> dict[str, Tensor]:

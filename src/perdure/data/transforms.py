@@ -74,22 +74,31 @@ class _Eval:
 
     def __call__(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         if self.size is not None:
-            height, width = label.shape
-            short = min(height, width)
-            image, label = _resize(image, label, self.size * height // short, self.size * width // short)
+            image, label = _resize(image, label, *shorter_to(self.size, label.shape[0], label.shape[1]))
             top, left = (round((side - self.size) / 2) for side in label.shape)
             image = image[:, top : top + self.size, left : left + self.size]
             label = label[top : top + self.size, left : left + self.size]
         return normalise(image, self.mean, self.std), label.long()
 
 
+def shorter_to(size: int, height: int, width: int) -> tuple[int, int]:
+    """Height and width after scaling the shorter side to ``size``; the longer one is rounded down."""
+    short = min(height, width)
+    return size * height // short, size * width // short
+
+
+def resize(image: Tensor, height: int, width: int) -> Tensor:
+    """Scale an image ``(..., C, H, W)`` bilinearly with anti-aliasing; uint8 stays uint8."""
+    scaled: Tensor = F.resize(image, [height, width], interpolation=_BILINEAR, antialias=True)
+    return scaled
+
+
 def _resize(image: Tensor, label: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
     """Image bilinear with anti-aliasing (uint8 stays uint8: the fast path), label nearest."""
     if label.shape == (height, width):
         return image, label
-    image = F.resize(image, [height, width], interpolation=_BILINEAR, antialias=True)
     label = F.resize(label[None], [height, width], interpolation=_NEAREST)[0]
-    return image, label
+    return resize(image, height, width), label
 
 
 def train_transform(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from perdure.config.build import as_module, build_method
 from perdure.config.recipe import Recipe
-from perdure.data.transforms import normalise
+from perdure.data.transforms import normalise, resize, shorter_to
 from perdure.errors import RunError, UsageError
 from perdure.inference.tiling import averaged
 from perdure.labels import BACKGROUND, LabelSpace
@@ -79,7 +79,10 @@ class Trained:
         """
         height, width = image.shape[:2]
         pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].to(self.device)
-        scaled = self._scaled(normalise(pixels, self.recipe.augment.mean, self.recipe.augment.std))
+        size = self.recipe.evaluate.size
+        if size is not None:  # as test images are shown in `perdure run`
+            pixels = resize(pixels, *shorter_to(size, height, width))
+        scaled = normalise(pixels, self.recipe.augment.mean, self.recipe.augment.std)
         ids: list[int] = []
 
         def score(window: Tensor) -> Tensor:
@@ -92,16 +95,6 @@ class Trained:
             winner = winners(scores, (height, width))
         labels: np.ndarray = np.asarray(ids, np.uint8)[winner.cpu().numpy()]
         return labels
-
-    def _scaled(self, images: Tensor) -> Tensor:
-        """Bring the shorter side to the size that the model was evaluated at."""
-        size = self.recipe.evaluate.size
-        if size is None:
-            return images
-        height, width = images.shape[2:]
-        factor = size / min(height, width)
-        shape = (max(1, round(height * factor)), max(1, round(width * factor)))
-        return F.interpolate(images, shape, mode="bilinear", align_corners=False, antialias=True)
 
     def classes(self) -> list[dict[str, object]]:
         """Label values of :meth:`segment` with names and colours."""
