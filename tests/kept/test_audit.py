@@ -125,7 +125,7 @@ def test_damaged_stream(content: str, run: Path) -> None:
     [
         "/home/someone/data",
         "see (/scratch/projects/scans)",
-        "root: /work/x/photos/",
+        "root: /scans/x/photos/",
         "C:\\\\Users\\\\someone",
         "C:\\Users\\someone",
         "\\\\server\\share",
