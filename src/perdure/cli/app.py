@@ -43,7 +43,7 @@ def demo(
     out: Annotated[Path, typer.Option("--out", help="folder for the runs")] = Path("demo"),
     fresh: Annotated[bool, typer.Option("--fresh", help="start again even if there is a demo already")] = False,
 ) -> None:
-    """Learn digits task by task with STAR, fine-tuning and jointly, and compare: about three minutes."""
+    """Learn digits task by task with STAR, fine-tuning and jointly, and compare: two to three minutes."""
     from perdure.cli import demo as verb
 
     verb.demo(out, fresh)
