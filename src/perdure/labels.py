@@ -6,7 +6,7 @@ network channel is never a label; :class:`ChannelMap` is the only bridge between
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -87,12 +87,17 @@ class LabelSpace:
         raise UsageError(f"unknown class '{name}'", nearest(name, (c.name for c in self.classes)))
 
     def palette(self) -> Table:
-        """RGB table ``(256, 3)`` uint8 for painting label maps; IGNORE is white-grey."""
-        table = np.zeros((TABLE_SIZE, 3), np.uint8)
-        for c in self.classes:
-            table[c.id] = c.color
-        table[IGNORE] = (224, 224, 224)
-        return table
+        """RGB table ``(256, 3)`` uint8 for painting label maps; ignore is light grey."""
+        return paint_table({c.id: c.color for c in self.classes})
+
+
+def paint_table(colors: Mapping[int, Color]) -> Table:
+    """RGB table ``(256, 3)`` uint8: label -> colour; ignore is light grey, everything else black."""
+    table = np.zeros((TABLE_SIZE, 3), np.uint8)
+    for label, color in colors.items():
+        table[label] = color
+    table[IGNORE] = (224, 224, 224)
+    return table
 
 
 def remap_table(keep: Iterable[int], other: int) -> Table:

@@ -8,9 +8,9 @@ up when it starts, so a later phase may use what an earlier one left behind.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -118,7 +118,6 @@ class Generate:
     count: int
     make: Callable[[int], Mapping[str, Tensor]]
     finish: Callable[[Iterable[Path]], None]
-    note: Mapping[str, Any] = field(default_factory=dict)
 
 
 Phase = Train | Collect | Generate

@@ -60,7 +60,8 @@ class Trainer:
         self.trainee = machine.accelerator.prepare(trainee)
         # accelerate's wrapper of the optimiser looks for a package at every step, which a small network feels
         self.optimizer = phase.optimizer()
-        self.scaler: torch.amp.GradScaler | None = machine.accelerator.scaler
+        # of its own, so that a phase starts the same in a run that went on and in one that was resumed
+        self.scaler = torch.amp.GradScaler(machine.device.type) if precision == "fp16" else None
         self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.ema: AveragedModel | None = None
         if phase.ema is not None:

@@ -10,11 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from perdure.errors import DataError
 from perdure.files import read_json
-from perdure.labels import BACKGROUND, IGNORE, TABLE_SIZE, Color, Table
+from perdure.labels import BACKGROUND, Color, Table, paint_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +84,7 @@ class DescribedStream:
 
     def palette(self) -> Table:
         """RGB table ``(256, 3)`` uint8 for painting label maps."""
-        table = np.zeros((TABLE_SIZE, 3), np.uint8)
-        for c in self.classes:
-            table[c.id] = c.color
-        table[IGNORE] = (224, 224, 224)
-        return table
+        return paint_table({c.id: c.color for c in self.classes})
 
 
 def read_stream(path: Path) -> DescribedStream:
