@@ -33,7 +33,8 @@ def run_experiment(recipe: Recipe, out: Path, resume: bool = False, quiet: bool 
     """
     machine = Machine(recipe.engine, trackers_at=out / "tracking")
     experiment = build_experiment(recipe)
-    described = describe(experiment.stream, recipe.data.name, experiment.source.patients)
+    source = experiment.source
+    described = describe(experiment.stream, recipe.data.name, source.patients, source.kind)
     run = RunFolder(out)
     with ExitStack() as held:
         failed = True

@@ -22,7 +22,7 @@ from perdure.metrics.evaluate import count
 from perdure.metrics.figures import class_values, headline, make_evidence
 from perdure.metrics.figures import evaluate as value_of
 from perdure.metrics.results import write_results
-from perdure.report.samples import write_samples
+from perdure.report.samples import write_class_samples, write_samples
 from perdure.run_folder import RunFolder
 from perdure.seeds import fold, seeded
 from perdure.streams.task import Task
@@ -63,14 +63,18 @@ def seal(experiment: Experiment, task: Task, run: RunFolder, machine: Machine, j
 
 
 def measure_monitor(experiment: Experiment, task: Task, machine: Machine) -> Callable[[], Mapping[str, float]]:
-    """Return a function that measures the mean IoU of the new classes on the task's monitor set (information only)."""
+    """Return a function that measures the new classes on the task's monitor set, for information only.
+
+    Their mean IoU, or their mean recall where an image has one class.
+    """
+    figure, name = ("recall", "accuracy") if experiment.source.kind == "classification" else ("iou", "miou")
 
     def measure() -> Mapping[str, float]:
         as_module(experiment.method).eval()
         counts = _count(experiment, task.monitor(), task, machine)
-        ious = class_values("iou", counts)
-        new = [value for c in task.new if (value := ious[c].value) is not None]
-        return {"monitor.miou.new": sum(new) / len(new)} if new else {}
+        values = class_values(figure, counts)
+        new = [value for c in task.new if (value := values[c].value) is not None]
+        return {f"monitor.{name}.new": sum(new) / len(new)} if new else {}
 
     return measure
 
@@ -95,15 +99,13 @@ def _samples(experiment: Experiment, machine: Machine, folder: Path) -> list[Pat
         sample = view[position]
         with torch.no_grad(), machine.autocast("fp32"):
             predicted = experiment.method.predict(sample.image[None].to(machine.device)).labels()[0].cpu()
+        place, shown = (folder / "samples", f"{position:05d}"), (augment.mean, augment.std)
+        if not sample.label.ndim:
+            files += write_class_samples(*place, sample.image, int(sample.label), int(predicted), *shown)
+            continue
+        palette = experiment.stream.space.palette()
         files += write_samples(
-            folder / "samples",
-            f"{position:05d}",
-            sample.image,
-            sample.label.numpy(),
-            predicted.numpy(),
-            experiment.stream.space.palette(),
-            mean=augment.mean,
-            std=augment.std,
+            *place, sample.image, sample.label.numpy(), predicted.numpy(), palette, mean=shown[0], std=shown[1]
         )
     return files
 

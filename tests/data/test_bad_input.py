@@ -253,7 +253,7 @@ class Broken:
     """A source whose samples all fail, to see that problems are counted and told up to the limit."""
 
     def __init__(self, inner: Source) -> None:
-        self.name, self.space, self.patients, self.other_label = "broken", inner.space, False, 0
+        self.name, self.kind, self.space, self.patients, self.other_label = "broken", inner.kind, inner.space, False, 0
 
     def names(self, split: str) -> tuple[str, ...]:
         return tuple(str(k) for k in range(30))

@@ -257,7 +257,17 @@ def test_presence_and_pickling(tmp_path: Path) -> None:
 
 
 def test_catalog_opens_what_it_lists(tmp_path: Path) -> None:
-    assert set(DATASETS) == {"voc", "ade20k", "cityscapes", "camvid", "folders", "digits"}
+    assert set(DATASETS) == {
+        "voc",
+        "ade20k",
+        "cityscapes",
+        "camvid",
+        "folders",
+        "digits",
+        "single_digits",
+        "medmnist",
+        "class_folders",
+    }
     assert open_source("camvid", camvid(tmp_path / "c", False)).name == "camvid"
     source = open_source(
         "folders", folder(tmp_path / "f"), {"holdout": 2, "classes": str(tmp_path / "f" / "classes.txt")}

@@ -403,7 +403,7 @@ class Dreamer(Finetune):
         self.register_buffer("dreams", None)
 
     def phases(self, task: Any) -> list[Any]:
-        def make(index: int) -> dict[str, torch.Tensor]:
+        def make(index: int, desk: Any) -> dict[str, torch.Tensor]:
             with torch.no_grad():
                 return {"dream": self.network.features(torch.rand(1, 3, 32, 32))}
 

@@ -36,7 +36,7 @@ def _one_thread() -> Iterator[None]:
 class Pictures:
     """Picture i is noise of its own; a pixel has label 1 where its first channel is bright."""
 
-    name, patients, other_label = "pictures", False, 0
+    name, kind, patients, other_label = "pictures", "segmentation", False, 0
     space = label_space(["bright"])
 
     def image(self, split: str, name: str) -> np.ndarray:

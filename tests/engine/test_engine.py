@@ -20,6 +20,7 @@ from perdure.engine.phases import Batches, Collect, Generate, Train
 from perdure.engine.schedules import poly
 from perdure.engine.state import load_tree
 from perdure.errors import PerdureError, UsageError
+from perdure.files import read_tensors
 
 
 class Watched(SGD):
@@ -212,7 +213,7 @@ def test_reading_in_another_process_gives_the_same_weights(bench: Any, train: An
 def test_items_are_made_once_in_order_and_only_where_they_are_missing(bench: Any, train: Any, toy: Any) -> None:
     made: list[int] = []
 
-    def make(index: int) -> dict[str, Tensor]:
+    def make(index: int, desk: Any) -> dict[str, Tensor]:
         made.append(index)
         if len(made) == 3:
             raise KeyboardInterrupt
@@ -227,6 +228,43 @@ def test_items_are_made_once_in_order_and_only_where_they_are_missing(bench: Any
             assert taken == []
     assert made == [0, 1, 2, 2, 3]
     assert [path.stem for path in taken] == ["000000", "000001", "000002", "000003"]
+
+
+def test_an_item_under_way_goes_on_where_it_was_saved(bench: Any, toy: Any) -> None:
+    worked: list[tuple[int, int]] = []
+
+    def make(index: int, desk: Any) -> dict[str, Tensor]:
+        value, begin = (0.0, 0) if desk.saved is None else (desk.saved["value"].item(), desk.saved["step"])
+        for step in range(begin, 4):
+            value += index + step
+            worked.append((index, step))
+            desk.tick(step + 1, 4, "", lambda v=value, s=step: {"value": torch.tensor(v), "step": s + 1})
+        return {"x": torch.tensor(value)}
+
+    taken: list[Path] = []
+    first = bench()
+    first.checkpoint.due = lambda step, stopping: (len(worked) == 6, len(worked) == 6)
+    with pytest.raises(Interrupted):
+        first.run(toy(), [Generate("slow", toy(), 2, make, taken.extend)])
+    method, second = toy(), bench()
+    second.run(method, [Generate("slow", method, 2, make, taken.extend)])
+    assert worked == [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1), (1, 2), (1, 3)]
+    assert [float(read_tensors(path)["x"]) for path in taken] == [6.0, 10.0]
+
+
+def test_a_second_data_set_comes_along_with_epochs_of_its_own(bench: Any, train: Any, toy: Any, view: Any) -> None:
+    method, seen = toy(), []
+
+    def loss(batch: Any) -> dict[str, Tensor]:
+        seen.append((batch.names, batch.beside.names))
+        return method.loss(batch)
+
+    beside = Batches(view(3), 3)
+    bench().run(method, [train(method, Batches(view(8), 2), loss=loss, beside=lambda: beside, epochs=1)])
+    assert sorted(n for names, _ in seen for n in names) == sorted(view(8).names)
+    assert len(seen) == 4
+    assert all(sorted(names) == sorted(view(3).names) for _, names in seen)
+    assert len({names for _, names in seen}) > 1  # shuffled anew each time
 
 
 @pytest.mark.parametrize("length", [{"epochs": None}, {"epochs": 1, "steps": 1}])

@@ -16,7 +16,7 @@ from perdure.labels import label_space
 class Numbers:
     """Sample i is an image of i."""
 
-    name, patients, other_label = "numbers", False, 0
+    name, kind, patients, other_label = "numbers", "segmentation", False, 0
     space = label_space(["a"])
 
     def __init__(self, count: int) -> None:

@@ -206,6 +206,58 @@ def test_samples_of_patients_in_the_report(hoard: Callable[..., Path]) -> None:
     assert problems and all("raw patient data (preview" in p for p in problems)
 
 
+def _turn_into_preview(run: Path, **changes: object) -> None:
+    """Say of the statistics of the last task that they are a preview."""
+    path = run / LAST / "ledger.json"
+    ledger = json.loads(path.read_text())
+    entry = next(i for i in ledger["items"] if i["file"] == "kept/statistics.safetensors")
+    entry.update({"kind": "preview", "shows": "images", "made_from": "dreamed up", **changes})
+    path.write_text(json.dumps(ledger))
+
+
+def _of_patients(run: Path) -> None:
+    """Say that the run's images come from patients, and take the pictures of test images out of it."""
+    described = json.loads((run / "stream.json").read_text())
+    (run / "stream.json").write_text(json.dumps(described | {"patients": True}))
+    for path in run.rglob("ledger.json"):
+        ledger = json.loads(path.read_text())
+        ledger["items"] = [i for i in ledger["items"] if not i["file"].startswith("samples/")]
+        path.write_text(json.dumps(ledger))
+    for path in run.rglob("samples/*"):
+        path.unlink()
+
+
+def test_pictures_that_a_method_made_up_are_not_raw_data(run: Path) -> None:
+    _of_patients(run)
+    _turn_into_preview(run)
+    assert audit(run).problems == []
+
+
+def test_pictures_of_test_images_stay_raw_data_beside_them(run: Path) -> None:
+    described = json.loads((run / "stream.json").read_text())
+    (run / "stream.json").write_text(json.dumps(described | {"patients": True}))
+    _turn_into_preview(run)
+    problems = audit(run).problems
+    assert len(problems) == len(list(run.rglob("samples/*.png")))
+    assert all("samples/" in p and "raw patient data (preview" in p for p in problems)
+
+
+@pytest.mark.parametrize("changes", [{"patient_data": True}, {"kind": "exemplars"}])
+def test_what_says_it_is_raw_is_raw_wherever_it_lies(changes: dict[str, object], run: Path) -> None:
+    _of_patients(run)
+    _turn_into_preview(run, **changes)
+    fails(run, f"{LAST}/kept/statistics.safetensors", "raw patient data")
+
+
+@pytest.mark.parametrize(
+    "file", ["samples/1.png", "samples/1.class.json", "kept/1.png", "1.safetensors", "kept/../1.safetensors"]
+)
+def test_previews_elsewhere_are_raw(file: str) -> None:
+    assert room.is_raw({"kind": "preview", "file": file})
+    assert not room.is_raw({"kind": "statistics", "file": file})
+    assert not room.is_raw({"kind": "preview", "file": "kept/1.safetensors"})
+
+
 def test_run_that_kept_other_images(hoard: Callable[..., Path], cli) -> None:
     run = hoard()
     done = cli("audit", run)

@@ -42,11 +42,25 @@ def test_entries_say_what_is_in_the_files(tmp_path: Path) -> None:
     assert means["bytes"] == 3 * 4 * 4 + 3 * 8 + 4
     assert means["per_class_bytes"] == 4 * 4 + 8  # the lone number belongs to no class
     assert means["tensors"][0] == {"name": "means", "shape": [3, 4], "dtype": "float32"}
+    assert (weights["shows"], means["shows"]) == (None, None)
     for entry in (weights, means):
         path = tmp_path / entry["file"]
         assert entry["sha256"] == sha256(path)
         assert entry["file_bytes"] == path.stat().st_size
         assert entry["bytes"] == sum(t.nbytes for t in load_file(path).values())
+
+
+def test_entries_say_how_the_report_shows_them(tmp_path: Path) -> None:
+    items = [
+        Kept("dreams", "preview", ("means",), "made up", shows="images"),
+        Kept("near", "statistics", ("counts",), "distances", shows="distances"),
+    ]
+    write_ledger(tmp_path, "first", write_kept(tmp_path, STATE, items, classes=3), patients=True)
+    read = {i["name"]: (i["shows"], i["patient_data"]) for i in read_ledger(tmp_path)["items"]}
+    assert read == {"weights": (None, False), "dreams": ("images", False), "near": ("distances", False)}
+    picture = tmp_path / "1.png"
+    picture.write_bytes(b"1")
+    assert preview_entry(tmp_path, picture, patients=False)["shows"] is None
 
 
 def test_equal_states_give_equal_bytes(tmp_path: Path) -> None:

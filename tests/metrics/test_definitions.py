@@ -56,13 +56,34 @@ def test_plain_errors(text: str, what: str, hint: str) -> None:
 
 def test_table_is_plain_and_complete() -> None:
     table = {entry["name"]: entry for entry in describe()}
-    wanted = {"miou.all", "miou.old", "miou.new", "hiou", "dice.all", "accuracy.pixel", "accuracy.mean", "iou", "dice"}
+    wanted = {"miou.all", "miou.old", "miou.new", "hiou", "dice.all", "accuracy.all", "accuracy.mean", "iou", "dice"}
     wanted |= {"accuracy.average", "forgetting", "bwt", "fwt", "intransigence", "recall", "precision"}
     assert set(table) == wanted
     assert table["forgetting"]["better"] == "lower"
     assert table["forgetting"]["unit"] == "points"
     assert table["miou.all"]["default"] == "miou.all[bg=in,absent=skip]"
     assert all(e["unit"] and e["meaning"] and e["source"] for e in table.values())
+    assert table["iou"]["kinds"] == ["segmentation"]
+    assert table["recall"]["kinds"] == ["segmentation", "classification"]
+
+
+def test_variants_that_fit_images_with_one_class() -> None:
+    assert [d.name for d in DEFINITIONS.values() if variants(d, "classification")] == [
+        *("accuracy.all", "accuracy.mean", "accuracy.average", "forgetting", "bwt", "fwt", "intransigence"),
+        *("recall", "precision"),
+    ]
+    assert list(map(str, variants(DEFINITIONS["accuracy.all"], "classification"))) == ["accuracy.all[bg=out]"]
+    assert list(map(str, variants(DEFINITIONS["intransigence"], "classification"))) == [
+        "intransigence[of=accuracy]",
+        "intransigence[of=balanced]",
+    ]
+    assert list(map(str, variants(DEFINITIONS["intransigence"]))) == ["intransigence"]
+
+
+def test_title_of_a_mean_over_tasks_says_of_what() -> None:
+    assert figure("accuracy.average").title == "mIoU, average over tasks"
+    assert figure("accuracy.average[of=balanced]").title == "balanced accuracy, average over tasks"
+    assert figure("accuracy.all").title == "accuracy"
 
 
 def test_definitions_and_figures_load_neither_torch_nor_matplotlib() -> None:

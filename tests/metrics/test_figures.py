@@ -74,21 +74,23 @@ THREE = make_evidence(
         ("hiou[bg=out,absent=zero]", 2 * 25 * (200 / 3) / (25 + 200 / 3), 3),
         ("dice.all[bg=in,absent=skip]", (8000 / 110 + 4000 / 60 + 80) / 3, 3),
         ("dice.all[bg=out,absent=zero]", (4000 / 60 + 80) / 3, 3),
-        ("accuracy.pixel[bg=in]", 70, 100),
-        ("accuracy.pixel[bg=out]", 60, 50),
+        ("accuracy.all[bg=in]", 70, 100),
+        ("accuracy.all[bg=out]", 60, 50),
         ("accuracy.mean[bg=in,absent=skip]", (80 + 50 + 100) / 3, 3),
         ("accuracy.mean[bg=in,absent=zero]", (80 + 50 + 100) / 4, 4),
         ("accuracy.mean[bg=out,absent=skip]", 75, 2),
         ("accuracy.mean[bg=out,absent=zero]", 50, 3),
         ("accuracy.average", ((5000 / 65 + 60 + 0) / 3 + (400 / 7 + 50 + 200 / 3) / 3) / 2, 2),
         ("accuracy.average[bg=out]", (30 + (50 + 200 / 3) / 2) / 2, 2),
-        ("accuracy.average[of=pixel]", (80 + 70) / 2, 2),
-        ("accuracy.average[of=pixel,bg=out]", (100 * 30 / 45 + 60) / 2, 2),
+        ("accuracy.average[of=accuracy]", (80 + 70) / 2, 2),
+        ("accuracy.average[of=accuracy,bg=out]", (100 * 30 / 45 + 60) / 2, 2),
+        ("accuracy.average[of=balanced,bg=out]", (75 / 2 + 75) / 2, 2),
         ("accuracy.average[of=dice,bg=out]", ((75 + 0) / 2 + (4000 / 60 + 80) / 2) / 2, 2),
         ("forgetting[max-last]", 30 - 50, 1),
         ("forgetting[best-last]", 0, 1),
         ("forgetting[max-last,of=dice]", 37.5 - 4000 / 60, 1),
         ("forgetting[max-last,of=accuracy]", 100 * 30 / 45 - 50, 1),
+        ("forgetting[max-last,of=balanced]", 75 / 2 - 50, 1),
     ],
 )
 def test_two_tasks_with_an_absent_class(name: str, value: float, n: int) -> None:
@@ -190,7 +192,7 @@ def test_several_test_sets_are_pooled() -> None:
     halves = {"a": hits({1: 80})["all"], "b": hits({1: 20})["all"]}
     evidence = make_evidence(stream([[1], [2]]), {0: halves})
     assert evaluate("miou.all[bg=out]", evidence, 0) == (pytest.approx(50), 1)
-    assert evaluate("accuracy.pixel[bg=out]", evidence, 0).n == 200
+    assert evaluate("accuracy.all[bg=out]", evidence, 0).n == 200
 
 
 def test_missing_tasks_give_no_value_instead_of_another_one() -> None:

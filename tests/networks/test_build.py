@@ -9,6 +9,8 @@ import torch
 
 from perdure.errors import UsageError
 from perdure.networks.build import NETWORKS, build_network, network_options
+from perdure.networks.classifier import Classifier
+from perdure.networks.segmenter import Segmenter
 
 
 @pytest.mark.parametrize("name", sorted(NETWORKS))
@@ -16,11 +18,18 @@ def test_every_network_builds_in_every_dimension_it_claims(name: str) -> None:
     small = {
         "deeplab": {"backbone": "tiny_resnet", "output_stride": 8, "width": 8},
         "residual_unet": {"widths": [4, 8]},
+        "cosine_resnet": {"side": 16},
     }
+    made = {"segmentation": Segmenter, "classification": Classifier}[NETWORKS[name].kind]
     for dims in NETWORKS[name].dims:
         network = build_network(name, dims, 1, **small[name])
         network.grow(2)
         logits, features = network(torch.randn(2, 1, *[16] * dims))
+        assert isinstance(network, made)
+        if isinstance(network, Classifier):
+            assert features.shape == (2, network.width)
+            assert logits.shape == (2, 2)
+            continue
         assert network.dims == dims
         assert features.shape == (2, network.width, *[16 // network.stride] * dims)
         assert logits.shape == (2, 2, *features.shape[2:])
@@ -33,6 +42,15 @@ def test_options_are_those_of_the_builder() -> None:
     assert options["weights"] == "random"
     assert "in_channels" not in options
     assert set(network_options("residual_unet")) == {"widths", "norm", "strides"}
+    assert network_options("cosine_resnet") == {
+        "size": "small",
+        "norm": "continual",
+        "norm_groups": 4,
+        "norm_momentum": 0.1,
+        "final_relu": None,
+        "side": None,
+        "group_statistics": False,
+    }
 
 
 @pytest.mark.parametrize(
@@ -47,6 +65,13 @@ def test_options_are_those_of_the_builder() -> None:
         ("deeplab", 2, {"dilations": 6}, "option 'dilations'"),
         ("residual_unet", 2, {"norm": "layer"}, "option 'norm'"),
         ("residual_unet", 3, {"strides": [2]}, "do not fit 4 levels"),
+        ("cosine_resnet", 3, {}, "does not work in 3D"),
+        ("cosine_resnet", 2, {"size": "medium"}, "option 'size'"),
+        ("cosine_resnet", 2, {"norm": "group"}, "option 'norm'"),
+        ("cosine_resnet", 2, {"final_relu": "perhaps"}, "option 'final_relu'"),
+        ("cosine_resnet", 2, {"norm_groups": 4.5}, "option 'norm_groups'"),
+        ("cosine_resnet", 2, {"norm_grups": 4}, "no option 'norm_grups'\ndid you mean 'norm_groups'"),
+        ("cosine_resnet", 2, {"side": 12}, "too small\nuse 13"),
     ],
 )
 def test_wrong_names_and_values_are_plain_errors(name: str, dims: int, options: dict[str, object], words: str) -> None:

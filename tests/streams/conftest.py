@@ -21,6 +21,7 @@ class FakeSource:
     def __init__(self, splits: Mapping[str, Mapping[str, Sequence[int]]], space: LabelSpace, **more) -> None:
         self.splits = {split: dict(samples) for split, samples in splits.items()}
         self.name = more.get("name", "fake")
+        self.kind = "segmentation"
         self.space = space
         self.patients = more.get("patients", False)
         self.other_label = more.get("other_label", BACKGROUND)

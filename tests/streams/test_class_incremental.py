@@ -216,7 +216,10 @@ def test_partition_from_a_file(build, tmp_path):
     [
         ({"base": 0}, "base is 0, but there are 6 classes"),
         ({"base": 7}, "base is 7, but there are 6 classes"),
-        ({"base": 2, "step": 3}, "4 classes are left after base 2: step 3 does not fit\ntry 1, 2, 4"),
+        (
+            {"base": 2, "step": 3},
+            "4 classes are left after base 2: step 3 does not fit\ntry 1, 2, 4, or stream.short_last=true",
+        ),
         ({"base": 2, "step": 0}, "step 0 does not fit"),
         ({"setting": "overlapp"}, "unknown setting 'overlapp'\ndid you mean 'overlap'"),
         ({"setting": "partition"}, "setting partition needs partition_file"),

@@ -96,7 +96,7 @@ def test_description_comes_back(stream):
 
 def test_description_holds_what_the_run_folder_needs(parts):
     content = describe(parts, "two hospitals", True)
-    assert list(content) == ["protocol", "dataset", "background", "patients", "classes", "tasks", "groups"]
+    assert list(content) == ["protocol", "dataset", "kind", "background", "patients", "classes", "tasks", "groups"]
     assert content["patients"] is True
     assert content["tasks"][1] == {
         "index": 1, "name": "two", "new": [3], "old": [1, 2], "annotated": [2, 3], "recurs": False,

@@ -120,10 +120,10 @@ def predict(
     inputs: Annotated[
         list[Path], typer.Option("-i", "--input", help="image file or folder; may be given several times")
     ],
-    out: Annotated[Path, typer.Option("-o", "--out", help="folder for the masks")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="folder for the masks or the table")],
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda")] = "auto",
 ) -> None:
-    """Segment new images with a run's newest sealed model: index masks, colour masks and the class list."""
+    """Apply a run's newest sealed model to new images: masks and the class list, or a table of classes."""
     from perdure.cli import predict as verb
 
     verb.predict(run, inputs, out, device)

@@ -50,16 +50,25 @@ def _check_dataset(name: str, root: Path | None, options: dict[str, Any], as_jso
 
 
 def _show_dataset(found: Inspection, console: Console) -> None:
-    table = Table("split", "samples", "readable", "without any class", "smallest", "largest", title=found.dataset)
+    whole = found.kind == "classification"  # one class an image: no pixels to count
+    odd = "exact repeats" if whole else "without any class"
+    table = Table("split", "samples", "readable", odd, "smallest", "largest", title=escape(found.dataset))
     for split, report in found.splits.items():
         sizes = ["×".join(map(str, shape)) or "–" for shape in (report.smallest, report.largest)]
-        table.add_row(split, str(report.samples), str(report.readable), str(len(report.empty)), *sizes)
+        last = report.repeated if whole else len(report.empty)
+        table.add_row(split, str(report.samples), str(report.readable), str(last), *sizes)
     console.print(table)
-    counts = Table("id", "class", *(f"{s}: images / pixels" for s in found.splits))
+    counts = Table("id", "class", *(f"{s}: images" if whole else f"{s}: images / pixels" for s in found.splits))
     for class_id, name in found.classes.items():
-        cells = [f"{r.images[class_id]:,} / {r.pixels[class_id]:,}" for r in found.splits.values()]
+        cells = [
+            f"{r.images[class_id]:,}" if whole else f"{r.images[class_id]:,} / {r.pixels[class_id]:,}"
+            for r in found.splits.values()
+        ]
         counts.add_row(str(class_id), escape(name), *cells)
     console.print(counts)
+    for pair, count in found.shared.items():
+        first, second = pair.split(", ")
+        console.print(f"[yellow]{count} images of {second} are also in {first}, pixel for pixel[/]", highlight=False)
     for split, why in found.absent.items():
         console.print(f"[dim]no {split} split: {escape(why)}[/]", highlight=False)
     for problem in found.problems:

@@ -11,10 +11,10 @@ from perdure.errors import UsageError, nearest
 
 
 def predict(run: Path, inputs: list[Path], out: Path, device: str) -> None:
-    """Segment images with a run's newest sealed model."""
+    """Segment or classify images with a run's newest sealed model."""
     if device not in ("auto", "cpu", "cuda"):
         raise UsageError(f"there is no device '{device}'", nearest(device, ("auto", "cpu", "cuda")))
-    from perdure.inference.images import find_images, predict_images
+    from perdure.inference.images import classify_images, find_images, predict_images
     from perdure.inference.trained import Trained
 
     total = len(find_images(inputs))
@@ -22,6 +22,8 @@ def predict(run: Path, inputs: list[Path], out: Path, device: str) -> None:
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         shown = bar.add_task("images", total=total)
-        predict_images(model, inputs, out, lambda done, _: bar.update(shown, completed=done))
-    text = f"{total} image(s) segmented into {len(model.seen)} classes -> {out}"
+        work = predict_images if model.kind == "segmentation" else classify_images
+        work(model, inputs, out, lambda done, _: bar.update(shown, completed=done))
+    told = "segmented into" if model.kind == "segmentation" else "sorted into"
+    text = f"{total} image(s) {told} {len(model.seen)} classes -> {out}"
     console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -12,14 +12,14 @@ from pydantic import BaseModel, ValidationError
 from perdure.config.load import explain
 from perdure.config.recipe import Recipe
 from perdure.data.catalog import open_source
-from perdure.data.source import Source
-from perdure.data.transforms import eval_transform, train_transform
+from perdure.data.source import Kind, Source
+from perdure.data.transforms import class_transform, eval_transform, train_transform
+from perdure.data.views import Transform
 from perdure.errors import UsageError, nearest
 from perdure.methods import METHODS
 from perdure.methods.method import Method
 from perdure.methods.options import Setup
-from perdure.networks.build import build_network
-from perdure.networks.segmenter import Segmenter
+from perdure.networks.build import NETWORKS, AnyNetwork, build_network
 from perdure.seeds import fold, seeded
 from perdure.streams.class_incremental import class_incremental
 from perdure.streams.merged import merged
@@ -45,8 +45,35 @@ def build_experiment(recipe: Recipe) -> Experiment:
     """
     check_method(recipe)
     source = open_source(recipe.data.name, recipe.data.root, recipe.data.settings)
+    _check_kinds(recipe, source)
     stream = build_stream(recipe, source)
     return Experiment(recipe, source, stream, build_method(recipe))
+
+
+def _check_kinds(recipe: Recipe, source: Source) -> None:
+    """Raise UsageError unless method and network are made for what the data set's labels describe."""
+    labels = {"segmentation": "labels every pixel", "classification": "has one class an image"}[source.kind]
+    able = kinds_of(method_class(recipe.method.name))
+    if source.kind not in able:
+        fitting = ", ".join(name for name in METHODS if source.kind in kinds_of(method_class(name)))
+        raise UsageError(
+            f"the method '{recipe.method.name}' is for {' and '.join(sorted(able))}, but the data set "
+            f"'{recipe.data.name}' {labels}",
+            f"methods for it: {fitting}",
+        )
+    network = NETWORKS.get(recipe.network.name)
+    if network is not None and network.kind != source.kind:
+        fitting = ", ".join(name for name, entry in NETWORKS.items() if entry.kind == source.kind)
+        raise UsageError(
+            f"the network '{recipe.network.name}' is for {network.kind}, but the data set '{recipe.data.name}' {labels}",
+            f"networks for it: {fitting}",
+        )
+
+
+def kinds_of(method: type[Method]) -> frozenset[Kind]:
+    """What a method can learn; one that does not say so is for segmentation."""
+    kinds: frozenset[Kind] = getattr(method, "kinds", frozenset({"segmentation"}))
+    return kinds
 
 
 def build_stream(recipe: Recipe, source: Source) -> Stream:
@@ -57,8 +84,8 @@ def build_stream(recipe: Recipe, source: Source) -> Stream:
 
 def build_tasks(recipe: Recipe, source: Source) -> Stream:
     """The stream as its protocol makes it, whatever the method."""
-    plan, augment = recipe.stream, recipe.augment
-    mean, std = augment.mean, augment.std
+    plan = recipe.stream
+    train, test = _transforms(recipe, source.kind)
     return class_incremental(
         source,
         base=plan.base,
@@ -67,9 +94,21 @@ def build_tasks(recipe: Recipe, source: Source) -> Stream:
         order=plan.order,
         order_seed=recipe.seed,
         partition_file=plan.partition_file,
-        train_transform=train_transform(augment.crop, augment.area, augment.flip, mean, std),
-        eval_transform=eval_transform(recipe.evaluate.size, mean, std),
+        train_transform=train,
+        eval_transform=test,
+        short_last=plan.short_last,
+        pool=plan.pool,
     )
+
+
+def _transforms(recipe: Recipe, kind: Kind) -> tuple[Transform, Transform]:
+    """How training and test images are shown."""
+    augment, mean, std = recipe.augment, recipe.augment.mean, recipe.augment.std
+    if kind == "classification":
+        side = augment.crop
+        return class_transform(side, mean, std, augment.flip), class_transform(side, mean, std)
+    train = train_transform(augment.crop, augment.area, augment.flip, mean, std)
+    return train, eval_transform(recipe.evaluate.size, mean, std)
 
 
 def build_method(recipe: Recipe, pretrained: bool = True) -> Method:
@@ -90,13 +129,13 @@ def as_module(method: Method) -> torch.nn.Module:
     return cast("torch.nn.Module", method)
 
 
-def _network(recipe: Recipe, pretrained: bool) -> Segmenter:
+def _network(recipe: Recipe, pretrained: bool) -> AnyNetwork:
     settings = dict(recipe.network.settings)
     if not pretrained and "weights" in settings:
         settings["weights"] = "random"
     network = build_network(recipe.network.name, dims=2, in_channels=len(recipe.augment.mean), **settings)
     try:
-        network.check_size((recipe.augment.crop,) * network.dims)
+        network.check_size((recipe.augment.crop,) * 2)
     except UsageError as error:
         raise UsageError(f"augment.crop={recipe.augment.crop}: {error.what}", error.hint) from error
     if recipe.training.batch_size < network.least_batch:

@@ -43,16 +43,22 @@ class StreamSection(Options):
     )
     base: int = Field(ge=1, description="classes of the first task")
     step: int = Field(ge=1, description="classes of every later task")
+    short_last: bool = Field(False, description="the last task may teach fewer classes than step")
     setting: Literal["overlap", "disjoint", "partition", "partition-rarest"] = Field(
         "overlap",
         description="which images a task holds: with a new class (overlap), without later classes (disjoint), "
-        "each in one task by a file (partition) or by its rarest class (partition-rarest)",
+        "each in one task by a file (partition) or by its rarest class (partition-rarest); all the same where an "
+        "image has one class",
     )
     order: Literal["natural", "shuffled"] | tuple[int | str, ...] = Field(
         "natural", description="class order: natural, shuffled (by the seed), or a list of names or ids"
     )
     partition_file: Path | None = Field(
         None, description="setting=partition: .npy matrix (images x tasks) or text lines NAME TASK"
+    )
+    pool: Literal["val", "test"] | None = Field(
+        None,
+        description="split whose images of seen classes a method may use unlabelled; test makes figures transductive",
     )
 
 
@@ -63,10 +69,15 @@ class NetworkSection(OpenOptions):
 
 
 class AugmentSection(Options):
-    """Training augmentation and normalisation (spec of STAR, 1.5)."""
+    """Training augmentation and normalisation (spec of STAR, 1.5; of CCSI, 1.2)."""
 
-    crop: int = Field(512, ge=8, description="side of the training crop in pixels; a multiple of the network's stride")
-    area: tuple[float, float] = Field((0.5, 2.0), description="crop area as a share of the image's")
+    crop: int = Field(
+        512,
+        ge=8,
+        description="side of the training crop in pixels, a multiple of the network's stride; in classification the "
+        "side to which every image is padded with black or scaled",
+    )
+    area: tuple[float, float] = Field((0.5, 2.0), description="segmentation: crop area as a share of the image's")
     flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
     mean: tuple[float, ...] = Field((0.485, 0.456, 0.406), description="subtracted from each channel (0 to 1)")
     std: tuple[float, ...] = Field((0.229, 0.224, 0.225), description="each channel is divided by it")
@@ -75,7 +86,9 @@ class AugmentSection(Options):
 class EvaluateSection(Options):
     """How test images are shown to the model."""
 
-    size: int | None = Field(512, ge=8, description="shorter side and centre crop in pixels; null for the full image")
+    size: int | None = Field(
+        512, ge=8, description="segmentation: shorter side and centre crop in pixels; null for the full image"
+    )
     batch_size: int = Field(1, ge=1, description="test images a batch; they must have one size")
 
 

@@ -34,6 +34,24 @@ DATASETS: Final[dict[str, Entry]] = {
         "",
         "UCI handwritten digits (CC BY 4.0), shipped with scikit-learn",
     ),
+    "single_digits": Entry(
+        "perdure.data.single_digits:open_single_digits",
+        "built-in handwritten digits, one an image, for classification, 10 classes",
+        "",
+        "UCI handwritten digits (CC BY 4.0), shipped with scikit-learn",
+    ),
+    "medmnist": Entry(
+        "perdure.data.medmnist:open_medmnist",
+        "MedMNIST's 2D sets for classification, 28 to 224 pixels; any other .npz file in their layout",
+        "FLAG.npz or FLAG_64.npz (or _128, _224)",
+        "CC BY 4.0, dermamnist CC BY-NC 4.0; not for clinical use",
+    ),
+    "class_folders": Entry(
+        "perdure.data.class_folders:open_class_folders",
+        "your own images for classification in one folder a class",
+        "train/CLASS/, test/CLASS/ (and val/CLASS/, classes.txt)",
+        "yours",
+    ),
     "voc": Entry(
         "perdure.data.voc:open_voc",
         "PASCAL VOC 2012, also augmented, 20 classes; other data in its layout that has a classes.txt",

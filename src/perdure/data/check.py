@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from itertools import combinations
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from perdure.data.source import SPLITS, AbsentSplitError, Source, Split
+from perdure.data.source import SPLITS, AbsentSplitError, Image, Kind, Mask, Source, Split
 from perdure.errors import DataError
 from perdure.labels import BACKGROUND, IGNORE, TABLE_SIZE
 
@@ -35,11 +37,12 @@ class SplitReport:
     Args:
         samples: Samples listed.
         readable: Samples without a problem; all figures below are over these.
-        empty: Names of samples whose mask holds no class at all, only background or ignore.
+        empty: Names of samples whose mask holds no class at all, only background or ignore; none in classification.
         smallest: Spatial size of the smallest image (fewest pixels); ``()`` without images.
         largest: Spatial size of the largest image.
-        images: Class id -> samples that hold it. All classes are there, 0 and 255 too.
-        pixels: Class id -> pixels.
+        images: Class id -> samples that hold it. All classes are there, in segmentation 0 and 255 too.
+        pixels: Class id -> pixels; empty in classification.
+        repeated: Samples with exactly the pixels of an earlier sample of the split; counted in classification only.
     """
 
     samples: int
@@ -49,6 +52,7 @@ class SplitReport:
     largest: Shape
     images: dict[int, int]
     pixels: dict[int, int]
+    repeated: int = 0
 
 
 @dataclass(frozen=True)
@@ -57,11 +61,14 @@ class Inspection:
 
     Args:
         dataset: Name of the source.
-        classes: Id -> name, 0 and 255 included.
+        classes: Id -> name; in segmentation 0 and 255 included.
         splits: Report of each split that could be listed.
         absent: Split -> why the data set does not have it (no problem by itself).
         problems: The first problems, in the order of splits and samples.
         hidden: Problems beyond those.
+        kind: What a label describes: every pixel, or the image.
+        shared: ``"train, test"`` -> samples of the second split with exactly the pixels of one of the first, where
+            there are any; counted in classification only. No problem by itself, but figures are too good then.
     """
 
     dataset: str
@@ -70,6 +77,8 @@ class Inspection:
     absent: dict[Split, str]
     problems: tuple[Problem, ...]
     hidden: int
+    kind: Kind = "segmentation"
+    shared: dict[str, int] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
@@ -93,10 +102,10 @@ def inspect(
     threads: int | None = None,
     advance: Callable[[], None] | None = None,
 ) -> Inspection:
-    """Read every image and mask of the splits.
+    """Read every image and label of the splits.
 
     Found are: lists that name missing files, unreadable or damaged files, images and masks of different size,
-    labels outside the class list. Reading goes on after a problem.
+    labels outside the class list, and in classification images that occur again. Reading goes on after a problem.
 
     Args:
         source: The data set.
@@ -106,6 +115,7 @@ def inspect(
         advance: Called after each sample, for a progress bar.
     """
     reports: dict[Split, SplitReport] = {}
+    pictures: dict[Split, list[bytes]] = {}
     absent: dict[Split, str] = {}
     problems: list[Problem] = []
     for split in splits:
@@ -117,28 +127,55 @@ def inspect(
             problems.append(Problem(split, "", error.what, error.hint))
         else:
             looks = _looks(source, split, names, threads, advance)
-            reports[split] = _report(source, split, names, looks, problems)
-    classes = {BACKGROUND: source.space.name(BACKGROUND)} | {k: source.space.name(k) for k in source.space.ids}
-    classes[IGNORE] = "ignore"
-    return Inspection(source.name, classes, reports, absent, tuple(problems[:limit]), max(0, len(problems) - limit))
+            reports[split], pictures[split] = _report(source, split, names, looks, problems)
+    classes = {k: source.space.name(k) for k in source.space.ids}
+    if source.kind == "segmentation":
+        classes = {BACKGROUND: source.space.name(BACKGROUND)} | classes | {IGNORE: "ignore"}
+    told, hidden = tuple(problems[:limit]), max(0, len(problems) - limit)
+    return Inspection(source.name, classes, reports, absent, told, hidden, source.kind, _shared(pictures))
 
 
-Look = tuple[Shape, npt.NDArray[np.int64]] | DataError
-"""Spatial size and pixels a label ``(256,)`` of one sample, or what is wrong with it."""
+def _shared(pictures: Mapping[Split, Sequence[bytes]]) -> dict[str, int]:
+    """Samples of a later split whose pixels occur in an earlier one, by both names, zeros left out."""
+    pairs = {f"{a}, {b}": sum(map(set(pictures[a]).__contains__, pictures[b])) for a, b in combinations(pictures, 2)}
+    return {pair: count for pair, count in pairs.items() if count}
+
+
+class _Seen(NamedTuple):
+    """Spatial size of one sample, its pixels a label ``(256,)``, and in classification a digest of the image."""
+
+    shape: Shape
+    counts: npt.NDArray[np.int64]
+    picture: bytes
+
+
+Look = _Seen | DataError
+"""What was seen of one sample, or what is wrong with it."""
 
 
 def _look(source: Source, split: Split, name: str) -> Look:
     try:
-        shape = source.image(split, name).shape[1:]
+        image = source.image(split, name)
         mask = source.mask(split, name)
     except DataError as error:
         return error
+    shape = image.shape[1:]
+    if source.kind == "classification":
+        return _look_at_class(source, name, image, mask)
     if mask.shape != shape:
         return DataError(
             f"{source.name}: image and mask of '{name}' differ in size: {_size(shape)} and {_size(mask.shape)}",
             "make the mask at the image's size (a photograph with a rotation flag must be saved upright first)",
         )
-    return shape, np.bincount(mask.ravel(), minlength=TABLE_SIZE)
+    return _Seen(shape, np.bincount(mask.ravel(), minlength=TABLE_SIZE), b"")
+
+
+def _look_at_class(source: Source, name: str, image: Image, label: Mask) -> Look:
+    if label.shape != () or int(label) not in source.space.ids:
+        return DataError(f"{source.name}: '{name}' has label {label}, which is no class", "correct the label")
+    digest = hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16)
+    digest.update(repr(image.shape).encode())
+    return _Seen(image.shape[1:], np.bincount([int(label)], minlength=TABLE_SIZE), digest.digest())
 
 
 def _size(shape: Shape) -> str:
@@ -165,30 +202,36 @@ def _looks(
 
 def _report(
     source: Source, split: Split, names: Sequence[str], looks: Iterable[Look], problems: list[Problem]
-) -> SplitReport:
+) -> tuple[SplitReport, list[bytes]]:
+    """Sum up a split; the second value holds the digests of its images, if they have any."""
     images, pixels = np.zeros(TABLE_SIZE, np.int64), np.zeros(TABLE_SIZE, np.int64)
     shapes: set[Shape] = set()
     empty: list[str] = []
+    pictures: list[bytes] = []
     readable = 0
     for name, look in zip(names, looks, strict=True):
         if isinstance(look, DataError):
             problems.append(Problem(split, name, look.what, look.hint))
             continue
-        shape, counts = look
         readable += 1
-        shapes.add(shape)
-        images += counts > 0
-        pixels += counts
-        if not counts[BACKGROUND + 1 : IGNORE].any():
+        shapes.add(look.shape)
+        images += look.counts > 0
+        pixels += look.counts
+        if not look.counts[BACKGROUND + 1 : IGNORE].any():
             empty.append(name)
-    ids = (BACKGROUND, *source.space.ids, IGNORE)
+        if look.picture:
+            pictures.append(look.picture)
+    whole = source.kind == "classification"
+    ids = source.space.ids if whole else (BACKGROUND, *source.space.ids, IGNORE)
     by_area = sorted(shapes, key=lambda s: (int(np.prod(s)), s)) or [()]
-    return SplitReport(
+    report = SplitReport(
         samples=len(names),
         readable=readable,
         empty=tuple(empty),
         smallest=by_area[0],
         largest=by_area[-1],
         images={k: int(images[k]) for k in ids},
-        pixels={k: int(pixels[k]) for k in ids},
+        pixels={} if whole else {k: int(pixels[k]) for k in ids},
+        repeated=len(pictures) - len(set(pictures)),
     )
+    return report, pictures

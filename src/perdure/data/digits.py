@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from perdure.data.digit_scenes import VERSION, Scene, paint
-from perdure.data.source import SPLITS, AbsentSplitError, Image, Mask, Split
+from perdure.data.source import SPLITS, AbsentSplitError, Image, Kind, Mask, Split
 from perdure.errors import DataError, UsageError
 from perdure.labels import LabelSpace, label_space
 from perdure.seeds import fold
 
 CLASSES: Final = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-_WRITERS: Final[dict[Split, tuple[int, int]]] = {"train": (0, 1150), "val": (1150, 1437), "test": (1437, 1797)}
+WRITERS: Final[dict[Split, tuple[int, int]]] = {"train": (0, 1150), "val": (1150, 1437), "test": (1437, 1797)}
 _CACHE_BYTES: Final = 128 << 20  # painted scenes kept in each process
 
 
@@ -40,6 +40,7 @@ class Digits:
     per_scene: tuple[int, int] = (2, 4)
     seed: int = 0
     name: str = field(default="digits", init=False)
+    kind: Kind = field(default="segmentation", init=False)
     space: LabelSpace = field(default_factory=lambda: label_space(CLASSES, background="ground"), init=False)
     patients: bool = field(default=False, init=False)
     other_label: int = field(default=0, init=False)
@@ -72,7 +73,7 @@ class Digits:
             if not (name.isdecimal() and int(name) < self.counts[split]):
                 raise DataError(f"digits has no sample '{name}' in split '{split}'")
             seed = fold("digits", self.seed, split, int(name))
-            scene = paint(seed, self.size, self.per_scene, _WRITERS[split])
+            scene = paint(seed, self.size, self.per_scene, WRITERS[split])
             if len(self._painted) * 4 * self.size**2 >= _CACHE_BYTES:
                 self._painted.clear()
             self._painted[split, name] = scene

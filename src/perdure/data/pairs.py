@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from perdure.data.imagefiles import read_image, read_index_mask
 from perdure.data.listing import Pair
-from perdure.data.source import Image, Mask, Split
+from perdure.data.source import Image, Kind, Mask, Split
 from perdure.errors import DataError
 from perdure.labels import IGNORE, TABLE_SIZE, LabelSpace
 
@@ -58,6 +58,7 @@ class PairSource:
     remedy: str
     other_label: int = 0
     patients: bool = False
+    kind: Kind = field(default="segmentation", init=False)
     _listed: dict[Split, Mapping[str, Pair]] = field(default_factory=dict, init=False, repr=False)
 
     def pairs(self, split: Split) -> Mapping[str, Pair]:

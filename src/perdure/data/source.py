@@ -12,6 +12,7 @@ from perdure.errors import DataError
 from perdure.labels import LabelSpace
 
 Split = Literal["train", "val", "test"]
+Kind = Literal["segmentation", "classification"]
 SPLITS: Final[tuple[Split, ...]] = ("train", "val", "test")
 Image = npt.NDArray[Any]
 Mask = npt.NDArray[np.uint8]
@@ -27,6 +28,7 @@ class Source(Protocol):
 
     Attributes:
         name: Short name, e.g. ``"voc"``.
+        kind: What a label describes: every pixel of an image (segmentation) or the image (classification).
         space: Its classes.
         patients: True where images come from patients: nothing of them may stay in a run folder.
         other_label: What classes outside the wanted ones become in views of ``val`` and ``test`` (STAR, section
@@ -35,6 +37,7 @@ class Source(Protocol):
     """
 
     name: str
+    kind: Kind
     space: LabelSpace
     patients: bool
     other_label: int
@@ -48,7 +51,10 @@ class Source(Protocol):
         ...
 
     def mask(self, split: Split, name: str) -> Mask:
-        """Label map ``(*S)`` uint8 in global ids, 0 background, 255 ignore. Unknown label: DataError."""
+        """Label map ``(*S)`` uint8 in global ids, 0 background, 255 ignore. Unknown label: DataError.
+
+        In classification the label of the whole image: an array of shape ``()``, never 0.
+        """
         ...
 
     def fingerprint(self, split: Split) -> str:

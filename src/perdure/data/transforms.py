@@ -1,4 +1,4 @@
-"""Geometry, augmentation and normalisation of photographs with masks (STAR, section 1.5)."""
+"""Geometry, augmentation and normalisation: photographs with masks (STAR, 1.5), images with one class (CCSI, 1.2)."""
 
 from __future__ import annotations
 
@@ -81,6 +81,47 @@ class _Eval:
         return normalise(image, self.mean, self.std), label.long()
 
 
+@dataclass(frozen=True)
+class _Class:
+    """See :func:`class_transform`."""
+
+    side: int
+    flip: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        image = fit_square(image, self.side)
+        if self.flip > 0 and torch.rand(()).item() < self.flip:
+            image = image.flip(-1)
+        return normalise(image, self.mean, self.std), label.long()
+
+
+def fit_square(image: Tensor, side: int) -> Tensor:
+    """Bring an image to ``side`` × ``side``.
+
+    One that fits into the square is padded with zeros around its centre (28 pixels in 32: two on each side; an odd
+    rest goes to the bottom and the right). Any other is scaled until its shorter side is ``side``, then cut
+    to the centre.
+
+    Args:
+        image: ``(..., C, H, W)``; uint8 stays uint8.
+        side: Height and width of the result.
+    """
+    height, width = image.shape[-2:]
+    if height == width == side:
+        return image
+    if height <= side and width <= side:
+        top, left = (side - height) // 2, (side - width) // 2
+        square = image.new_zeros((*image.shape[:-2], side, side))
+        square[..., top : top + height, left : left + width] = image
+        return square
+    if min(height, width) != side:
+        image = resize(image, *shorter_to(side, height, width))
+    top, left = (round((length - side) / 2) for length in image.shape[-2:])
+    return image[..., top : top + side, left : left + side]
+
+
 def shorter_to(size: int, height: int, width: int) -> tuple[int, int]:
     """Height and width after scaling the shorter side to ``size``; the longer one is rounded down."""
     short = min(height, width)
@@ -129,3 +170,18 @@ def eval_transform(
 ) -> Transform:
     """Scale the shorter side to ``size`` and take the centre ``size`` × ``size``; ``None``: the full image as it is."""
     return _Eval(size, tuple(mean), tuple(std))
+
+
+def class_transform(side: int, mean: Sequence[float], std: Sequence[float], flip: float = 0.0) -> Transform:
+    """Square, flip and normalise an image that has one class; the label ``()`` stays as it is.
+
+    With mean 0 and std 1 values are in [0, 1] and the padded border is 0 (CCSI, 1.2). Draws from torch's generator
+    only, and only if ``flip`` is above 0.
+
+    Args:
+        side: Height and width of the result; see :func:`fit_square`.
+        mean: One number a channel.
+        std: One number a channel.
+        flip: Probability of a horizontal flip.
+    """
+    return _Class(side, flip, tuple(mean), tuple(std))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from perdure.labels import Table
 from perdure.seeds import seeded
 
 Transform = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Image ``(C, *S)`` uint8 or float32 and label ``(*S)`` uint8 -> image float32, label int64."""
+"""Image ``(C, *S)`` uint8 or float32 and label ``(*S)`` or ``()`` uint8 -> image float32, label int64."""
 
 
 class Draw(NamedTuple):
@@ -36,15 +36,29 @@ class Sample(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Images ``(N, C, *S)`` float32, labels ``(N, *S)`` int64 in global ids, names."""
+    """Images ``(N, C, *S)`` float32, labels ``(N, *S)`` or ``(N,)`` int64 in global ids, names.
+
+    ``beside`` is a batch of a second data set that a phase asked for (``Train.beside``), else None.
+    """
 
     images: Tensor
     labels: Tensor
     names: tuple[str, ...]
+    beside: Batch | None = None
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on another device."""
-        return Batch(self.images.to(device, non_blocking=True), self.labels.to(device, non_blocking=True), self.names)
+        beside = None if self.beside is None else self.beside.to(device)
+        images, labels = self.images.to(device, non_blocking=True), self.labels.to(device, non_blocking=True)
+        return Batch(images, labels, self.names, beside)
+
+
+class Samples(Protocol):
+    """What batches are cut from: samples by position and seed."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, draw: Draw | int) -> Sample: ...
 
 
 @dataclass(frozen=True)
@@ -76,9 +90,9 @@ class View(Dataset[Sample]):
         if self.check is not None:
             self.check()
         name = self.names[position]
-        image = torch.from_numpy(np.ascontiguousarray(self.source.image(self.split, name)))
-        mask = torch.from_numpy(np.ascontiguousarray(self.source.mask(self.split, name)))
-        if image.shape[1:] != mask.shape:
+        image = torch.from_numpy(np.asarray(self.source.image(self.split, name), order="C"))
+        mask = torch.from_numpy(np.asarray(self.source.mask(self.split, name), order="C"))
+        if mask.ndim and image.shape[1:] != mask.shape:
             raise DataError(
                 f"{self.source.name}: image and mask of '{name}' differ in size: "
                 f"{tuple(image.shape[1:])} and {tuple(mask.shape)}"
@@ -86,6 +100,25 @@ class View(Dataset[Sample]):
         with seeded(seed):
             image, label = self.transform(image, mask)
         return Sample(image, torch.from_numpy(self.table.astype(np.int64))[label], name)
+
+
+@dataclass(frozen=True)
+class Joined(Dataset[Sample]):
+    """Views one after another as one set: positions run through the first, then the second, and so on."""
+
+    views: tuple[View, ...]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.views))
+
+    def __getitem__(self, draw: Draw | int) -> Sample:
+        """Sample of the view that holds the position."""
+        position, seed = draw if isinstance(draw, tuple) else (draw, 0)
+        for view in self.views:
+            if position < len(view):
+                return view[Draw(position, seed)]
+            position -= len(view)
+        raise IndexError(position)
 
 
 def collate(samples: Sequence[Sample]) -> Batch:

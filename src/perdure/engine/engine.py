@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import repeat
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -83,7 +84,12 @@ class Engine:
         total = _length(phase, per_epoch, trainer.accumulate)
         if batches is not None:
             check_shares(batches, self.machine.world)
-        reads = self._reads(batches, here.step * trainer.accumulate, total * trainer.accumulate, work.seed)
+        beside = phase.beside() if phase.beside is not None else None
+        span = (here.step * trainer.accumulate, total * trainer.accumulate)
+        reads = self._reads(batches, *span, work.seed)
+        if beside is not None:
+            check_shares(beside, self.machine.world)
+            reads = _side_by_side(reads, self._reads(beside, *span, fold(work.seed, "beside")))
         before = self._steps_before(work)
         window = Window()
         with self.journal.progress(work.title, total, here.step) as bar:
@@ -174,12 +180,15 @@ class Engine:
                 index = turn * world + rank
                 if index < phase.count and not paths[index].exists():  # one that exists is whole
                     sow(fold(work.seed, "item", index))
-                    write_tensors(paths[index], phase.make(index))
+                    saved = here.inside if turn == here.step and world == 1 else {}
+                    desk = _Desk(work, turn, saved.get("item"), partial(bar.to, turn))
+                    write_tensors(paths[index], phase.make(index, desk))
                 bar.to(min(phase.count, (turn + 1) * world))
                 if turn + 1 < rounds:
                     work.save_if_due(turn, dict)
         self.machine.barrier()
         phase.finish(paths)
+        self.journal.log(task=work.task, phase=phase.name, event="generated", items=phase.count)
 
     def _report(self, work: _Work, place: Mapping[str, float], window: Window) -> float:
         """Log and track the mean terms since the last report; returns their sum."""
@@ -201,6 +210,21 @@ class Engine:
         module.train()
         self.journal.log(task=work.task, phase=work.phase.name, step=step, event="monitor", **figures)
         self.journal.track({f"{work.tag}/{k}": v for k, v in figures.items()}, run_step)
+
+
+class _Desk:
+    """See :class:`~perdure.engine.phases.Desk`."""
+
+    def __init__(
+        self, work: _Work, turn: int, saved: Mapping[str, Any] | None, note: Callable[[str], None]
+    ) -> None:
+        self.saved = saved
+        self._work, self._turn, self._note = work, turn, note
+
+    def tick(self, done: int, of: int, note: str, state: Callable[[], dict[str, object]]) -> None:
+        self._note(f"{done} of {of} {note}")
+        if self._work.engine.machine.world == 1:  # processes work on different items: there is no common moment
+            self._work.save_inside(self._turn, lambda: {"item": state()})
 
 
 class _Work:
@@ -235,10 +259,20 @@ class _Work:
         if save or leave:
             if sound is not None:
                 self.refuse_nonfinite(step, sound(self.engine.machine))
-            position = Position(self.number, step + 1, dict(inside()))
-            self.engine.checkpoint.save(self.method, self.task, position)
+            self._save(step + 1, inside)
         if leave:
             self._leave()
+
+    def save_inside(self, step: int, inside: Callable[[], dict[str, object]]) -> None:
+        """As :meth:`save_if_due`, in the middle of a step that is then not done yet."""
+        save, leave = self.engine.checkpoint.due(step, self.stop.asked)
+        if save or leave:
+            self._save(step, inside)
+        if leave:
+            self._leave()
+
+    def _save(self, step: int, inside: Callable[[], dict[str, object]]) -> None:
+        self.engine.checkpoint.save(self.method, self.task, Position(self.number, step, dict(inside())))
 
     def refuse_nonfinite(self, step: int, name: str | None) -> None:
         """Raise a plain error if something is NaN or infinite, before anything of it is saved."""
@@ -259,6 +293,12 @@ class _Work:
             f"stopped in task {self.task + 1}, phase '{self.phase.name}'; everything so far is saved",
             "the same command with --resume goes on from here",
         )
+
+
+def _side_by_side(reads: Iterator[Batch | None], beside: Iterator[Batch | None]) -> Iterator[Batch | None]:
+    """Each batch with one of a second data set in it."""
+    for batch, other in zip(reads, beside, strict=True):
+        yield batch if batch is None else batch._replace(beside=other)
 
 
 def _check(window: Window, trainer: Trainer, machine: Machine) -> str | None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from perdure.data.views import Batch, Draw, Sample, View, collate
+from perdure.data.views import Batch, Draw, Sample, Samples, collate
 from perdure.engine.phases import Batches
 from perdure.errors import DataError, PerdureError, UsageError
 from perdure.seeds import fold
@@ -108,7 +108,7 @@ def _nothing() -> None:
 class _Told(Dataset["Sample | PerdureError"]):
     """A view that hands errors over instead of raising them: torch would put a traceback into their text."""
 
-    def __init__(self, view: View) -> None:
+    def __init__(self, view: Samples) -> None:
         self.view = view
 
     def __getitem__(self, draw: Draw) -> Sample | PerdureError:

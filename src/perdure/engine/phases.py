@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from perdure.data.views import Batch, View
+from perdure.data.views import Batch, Samples
 from perdure.engine.schedules import Schedule, constant
 
 Terms = dict[str, Tensor]
@@ -36,7 +36,7 @@ class Batches:
         draws: Samples an epoch when ``weights`` is given.
     """
 
-    view: View
+    view: Samples
     size: int
     shuffle: bool = True
     drop_last: bool = True
@@ -62,6 +62,8 @@ class Train:
             itself frozen says so in its own ``train`` method.
         data: Looks up the batches at the start of the phase; ``None`` for a phase without data, whose loss is
             called with ``None``.
+        beside: Looks up a second data set, of which a batch comes along with every batch as ``batch.beside``; it
+            has epochs of its own.
         loss: ``batch -> named weighted terms``.
         optimizer: Builds the optimiser at the start of the phase.
         schedule: Factor on every group's learning rate by step.
@@ -80,6 +82,7 @@ class Train:
     loss: Callable[[Batch], Terms]
     optimizer: Callable[[], Optimizer]
     data: Callable[[], Batches] | None = None
+    beside: Callable[[], Batches] | None = None
     schedule: Schedule = constant
     epochs: int | None = None
     steps: int | None = None
@@ -106,17 +109,42 @@ class Collect:
     finish: Callable[[dict[str, Tensor]], None]
 
 
+class Desk(Protocol):
+    """Where an item of a :class:`Generate` phase is worked on.
+
+    Attributes:
+        saved: What the last ``tick`` before a stop handed over for saving; ``None`` for an item not begun.
+    """
+
+    saved: Mapping[str, Any] | None
+
+    def tick(self, done: int, of: int, note: str, state: Callable[[], dict[str, object]]) -> None:
+        """Show progress; save ``state()`` when that is due, and leave if a stop was asked for.
+
+        Args:
+            done: Steps of the item that are done; ``state()`` must suffice to go on after them.
+            of: Steps in all, as far as known.
+            note: A few words beside the bar.
+            state: Tensors, numbers and containers of them.
+
+        Raises:
+            Interrupted: A stop was asked for; the state has been saved.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class Generate:
     """Make ``count`` numbered items; each is written to disk as it is done, so a killed run goes on with the next.
 
-    ``make(index)`` returns named tensors; ``finish`` receives the files in order and takes what it needs.
+    ``make(index, desk)`` returns named tensors; ``finish`` receives the files in order and takes what it needs.
+    An item that takes longer than some seconds tells the :class:`Desk` how far it is.
     """
 
     name: str
     module: nn.Module
     count: int
-    make: Callable[[int], Mapping[str, Tensor]]
+    make: Callable[[int, Desk], Mapping[str, Tensor]]
     finish: Callable[[Iterable[Path]], None]
 
 

@@ -16,6 +16,7 @@ from perdure.engine.machine import Machine
 from perdure.engine.options import EngineOptions
 from perdure.engine.phases import Precision, Terms, Train
 from perdure.errors import UsageError
+from perdure.networks.classifier import Classifier
 from perdure.networks.segmenter import Segmenter
 
 
@@ -65,7 +66,9 @@ class Trainer:
         self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.ema: AveragedModel | None = None
         if phase.ema is not None:
-            self.ema = AveragedModel(phase.module, multi_avg_fn=get_ema_multi_avg_fn(phase.ema))  # type: ignore[no-untyped-call]
+            # of the parameters alone: buffers may come and go, which the average cannot follow
+            self.averaged = nn.ParameterList(phase.module.parameters())
+            self.ema = AveragedModel(self.averaged, multi_avg_fn=get_ema_multi_avg_fn(phase.ema))  # type: ignore[no-untyped-call]
 
     @property
     def lr(self) -> float:
@@ -109,7 +112,7 @@ class Trainer:
             self.optimizer.step()
         self.optimizer.zero_grad()
         if self.ema is not None:
-            self.ema.update_parameters(self.phase.module)
+            self.ema.update_parameters(self.averaged)
 
     def nonfinite(self) -> str | None:
         """Says so if a trained weight is NaN or infinite, which the loss shows one step too late."""
@@ -191,9 +194,10 @@ class Window:
 
 
 def _compilable(module: nn.Module) -> list[nn.Module]:
-    """Parts of a method that are called as modules: of a segmenter its body, for methods call its halves."""
-    parts = [m.body if isinstance(m, Segmenter) else m for m in module.children()]
-    return [m for m in parts if not isinstance(m, nn.ModuleList | nn.ModuleDict)]
+    """Parts of a method that are called as modules: of a network its body, for methods call its halves."""
+    parts = [m.body if isinstance(m, Segmenter | Classifier) else m for m in module.children()]
+    trained = [m for m in parts if any(True for _ in m.parameters())]
+    return [m for m in trained if not isinstance(m, nn.ModuleList | nn.ModuleDict)]
 
 
 @torch.no_grad()

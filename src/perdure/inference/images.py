@@ -1,7 +1,9 @@
-"""Image files in, masks out."""
+"""Image files in, masks or classes out."""
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -9,7 +11,7 @@ from PIL import Image
 
 from perdure.data.imagefiles import IMAGE_SUFFIXES, read_image
 from perdure.errors import DataError
-from perdure.files import write_atomic, write_json
+from perdure.files import write_atomic, write_json, write_text
 from perdure.inference.trained import Trained
 
 
@@ -76,3 +78,36 @@ def predict_images(model: Trained, inputs: Iterable[Path], out: Path, done: Call
             written.append(target)
         done(number, len(paths))
     return written
+
+
+def classify_images(model: Trained, inputs: Iterable[Path], out: Path, done: Callable[[int, int], None]) -> Path:
+    """Classify images: ``out/predictions.csv`` (class and probabilities of each file) and ``out/classes.json``.
+
+    Args:
+        model: The model.
+        inputs: Image files and folders.
+        out: Folder for the table.
+        done: Called with the number of finished images and of all images.
+
+    Returns:
+        The table.
+
+    Raises:
+        DataError: See :func:`find_images`; or a file is damaged, transparent or has more than 8 bits a channel:
+            nothing is written then.
+        PerdureError: The disk is full or ``out`` cannot be written.
+    """
+    paths = find_images(inputs)
+    ids = sorted(model.seen)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["file", "class_id", "class", "probability", *(f"p({model.space.name(c)})" for c in ids)])
+    for number, path in enumerate(paths, 1):
+        scores = model.classify(read_image(path).transpose(1, 2, 0))
+        best = max(scores, key=scores.__getitem__)
+        row = [path.name, best, model.space.name(best), scores[best], *(scores[c] for c in ids)]
+        writer.writerow([f"{v:.6f}" if isinstance(v, float) else v for v in row])
+        done(number, len(paths))
+    write_json(out / "classes.json", model.classes())
+    write_text(out / "predictions.csv", text.getvalue())
+    return out / "predictions.csv"

@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from perdure.config.build import as_module, build_method
 from perdure.config.recipe import Recipe
-from perdure.data.transforms import normalise, resize, shorter_to
+from perdure.data.source import Kind
+from perdure.data.transforms import fit_square, normalise, resize, shorter_to
 from perdure.errors import RunError, UsageError
 from perdure.inference.tiling import averaged
 from perdure.labels import BACKGROUND, LabelSpace
@@ -36,6 +38,7 @@ class Trained:
         space: All classes of the stream.
         seen: Ids of the classes learned so far, in learning order.
         device: Where it computes.
+        kind: Whether it labels pixels or images.
     """
 
     method: Method
@@ -43,6 +46,7 @@ class Trained:
     space: LabelSpace
     seen: tuple[int, ...]
     device: torch.device
+    kind: Kind = "segmentation"
 
     @classmethod
     def open(cls, path: Path, device: str = "auto") -> Trained:
@@ -56,7 +60,8 @@ class Trained:
         if device == "cuda" and not torch.cuda.is_available():
             raise UsageError("--device is cuda, but no GPU can be used here", "use --device auto or cpu")
         run = RunFolder.existing(path)
-        recipe, stream, sealed = run.recipe(), restore(run.stream()), run.sealed()
+        described = run.stream()
+        recipe, stream, sealed = run.recipe(), restore(described), run.sealed()
         if not sealed:
             raise RunError(
                 f"no task of {path} is sealed yet: there is nothing to predict with",
@@ -66,7 +71,22 @@ class Trained:
         method = build_method(recipe, pretrained=False)
         restore_sealed(method, stream.tasks, sealed, recipe.seed)
         as_module(method).to(where).eval()
-        return cls(method, recipe, stream.space, stream.tasks[len(sealed) - 1].seen, where)
+        kind: Kind = described.get("kind", "segmentation")
+        return cls(method, recipe, stream.space, stream.tasks[len(sealed) - 1].seen, where, kind)
+
+    def classify(self, image: np.ndarray) -> dict[int, float]:
+        """Probability of each class seen so far, by class id.
+
+        Args:
+            image: ``(H, W, 3)`` uint8; made grey for a model that learned grey images.
+        """
+        augment = self.recipe.augment
+        pixels = np.asarray(Image.fromarray(image).convert("L"))[..., None] if len(augment.mean) == 1 else image
+        square = fit_square(torch.from_numpy(pixels.copy()).permute(2, 0, 1), augment.crop)
+        with torch.no_grad():
+            scaled = normalise(square[None].to(self.device), augment.mean, augment.std)
+            prediction = self.method.predict(scaled)
+        return dict(zip(prediction.class_ids, prediction.scores[0].tolist(), strict=True))
 
     def segment(self, image: np.ndarray) -> np.ndarray:
         """Label map of a photograph.

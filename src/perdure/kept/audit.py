@@ -5,9 +5,10 @@ from __future__ import annotations
 import getpass
 import re
 import socket
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from perdure.errors import DataError, PerdureError, RunError
@@ -28,8 +29,6 @@ RUN_FILES: Final = frozenset(
     }
 )
 TASK_FILES: Final = frozenset({LEDGER, "counts.json", "done"})
-RAW: Final = frozenset({"exemplars", "preview"})
-"""Kinds of kept things that are images as they were read."""
 TEXT_SUFFIXES: Final = frozenset({".yaml", ".yml", ".json", ".jsonl", ".csv", ".md", ".html", ".txt"})
 EVENTS: Final = "events.out.tfevents."
 _PATH: Final = re.compile(
@@ -127,11 +126,22 @@ def _audit_task(folder: Path, patients: bool, found: Audit) -> set[Path]:
             found.problems.append(f"{where}: the ledger lists it, but it is missing")
         elif sha256(path) != entry["sha256"]:
             found.problems.append(f"{where}: its content is not what the ledger says (hash differs)")
-        if entry["patient_data"] or (patients and entry["kind"] in RAW):
+        if entry["patient_data"] or (patients and is_raw(entry)):
             found.problems.append(f"{where}: raw patient data ({entry['kind']}: {entry['made_from']})")
         files.add(path)
     found.bytes_by_kind = dict(ledger["total_bytes"])
     return files
+
+
+def is_raw(entry: Mapping[str, Any]) -> bool:
+    """Whether a ledger entry holds images as they were read, whatever its mark ``patient_data`` says.
+
+    Exemplars are, and previews, which are pictures of test images; except that a preview among the method's own
+    tensors (``kept/NAME.safetensors``, which only the method's state gets into) shows what the method made up.
+    """
+    place = PurePosixPath(entry["file"])
+    made_up = place.parts[:-1] == ("kept",) and place.suffix == ".safetensors"
+    return entry["kind"] == "exemplars" or (entry["kind"] == "preview" and not made_up)
 
 
 def _look_for_names(run: Path, found: Audit) -> None:

@@ -18,6 +18,8 @@ class Kept:
         keys: Names of the method's buffers that hold it (entries of ``state_dict()``).
         made_from: One plain sentence: from which data, by which computation.
         per_class: True if its bytes grow with the number of classes (the ledger then shows bytes a class).
+        shows: How the report shows it. ``images``: each tensor is uint8 ``(K, C, H, W)`` or ``(K, n, C, H, W)``, row k
+            of the k-th class learned. ``distances``: see :mod:`perdure.methods.ccsi.memorisation`.
     """
 
     name: str
@@ -25,3 +27,4 @@ class Kept:
     keys: tuple[str, ...]
     made_from: str
     per_class: bool = False
+    shows: Literal["images", "distances"] | None = None

@@ -80,6 +80,7 @@ def preview_entry(folder: Path, file: Path, patients: bool) -> dict[str, Any]:
         "made_from": "one test image, shown in the report",
         "patient_data": patients,
         "per_class_bytes": None,
+        "shows": None,
         "tensors": [],
     }
 
@@ -123,6 +124,7 @@ def _write(folder: Path, file: str, item: Kept, tensors: Mapping[str, Tensor], c
         "made_from": item.made_from,
         "patient_data": False,
         "per_class_bytes": by_class // classes if item.per_class and classes else None,
+        "shows": item.shows,
         "tensors": [
             {"name": k, "shape": list(v.shape), "dtype": str(v.dtype).removeprefix("torch.")}
             for k, v in tensors.items()

@@ -8,11 +8,11 @@ from typing import ClassVar, Literal
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
+from perdure.data.source import Kind
 from perdure.data.views import Batch
 from perdure.engine.phases import Phase, Terms
 from perdure.kept.items import Kept
 from perdure.methods import training
-from perdure.methods.losses import class_bce
 from perdure.methods.method import Prediction
 from perdure.methods.options import Options, Setup
 from perdure.streams.task import Task
@@ -23,15 +23,16 @@ class FinetuneOptions(Options):
 
     channels: Literal["seen", "new"] = Field(
         "seen",
-        description="which classifiers learn: of all classes seen so far, with old ones as background, or the newest",
+        description="which classifiers learn: of all classes seen so far, with old ones as negatives, or the newest",
     )
     ignore_as_negative: bool = Field(True, description="count ignored pixels as negatives, as STAR does")
 
 
 class Finetune(nn.Module):
-    """One sigmoid a class, binary cross-entropy on the current task's images, nothing else."""
+    """The plain loss on the current task's images, nothing else."""
 
     Options: ClassVar[type[BaseModel]] = FinetuneOptions
+    kinds: ClassVar[frozenset[Kind]] = frozenset({"segmentation", "classification"})
     sees_all_tasks: ClassVar[bool] = False
 
     def __init__(self, setup: Setup) -> None:
@@ -57,15 +58,14 @@ class Finetune(nn.Module):
         return [training.train_phase(self, self.network, task, self.training_options, self.loss)]
 
     def loss(self, batch: Batch) -> Terms:
-        """Sum over the learning classes of binary cross-entropy, mean over pixels."""
-        first = -1 if self.options.channels == "new" else 0
-        logits = self.network.classify(self.network.features(batch.images), first=first)
-        weight, keep = self.training_options.pos_weight, self.options.ignore_as_negative
-        return {"current": class_bce(logits, batch.labels, self.learning, weight, keep).sum()}
+        """The loss of the learning classes on the current task's images."""
+        first, keep = -1 if self.options.channels == "new" else 0, self.options.ignore_as_negative
+        loss = training.current_loss(self.network, batch, self.learning, self.training_options, keep, first)
+        return {"current": loss}
 
     def predict(self, images: Tensor) -> Prediction:
-        """Sigmoid scores of all classes seen so far; background where none exceeds 0.5."""
-        return training.sigmoid_scores(self.network, images, self.class_ids)
+        """Scores of all classes seen so far."""
+        return training.scores(self.network, images, self.class_ids)
 
     def kept(self) -> Sequence[Kept]:
         """Nothing besides the weights."""

@@ -8,11 +8,11 @@ from typing import ClassVar
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
+from perdure.data.source import Kind
 from perdure.data.views import Batch
 from perdure.engine.phases import Phase, Terms
 from perdure.kept.items import Kept
 from perdure.methods import training
-from perdure.methods.losses import class_bce
 from perdure.methods.method import Prediction
 from perdure.methods.options import Options, Setup
 from perdure.streams.task import Task
@@ -28,6 +28,7 @@ class Joint(nn.Module):
     """The loss and the network of fine-tuning on the merged stream of all tasks."""
 
     Options: ClassVar[type[BaseModel]] = JointOptions
+    kinds: ClassVar[frozenset[Kind]] = frozenset({"segmentation", "classification"})
     sees_all_tasks: ClassVar[bool] = True
 
     def __init__(self, setup: Setup) -> None:
@@ -48,14 +49,13 @@ class Joint(nn.Module):
         return [training.train_phase(self, self.network, task, self.training_options, self.loss)]
 
     def loss(self, batch: Batch) -> Terms:
-        """Sum over classes of binary cross-entropy, mean over pixels."""
-        logits = self.network.classify(self.network.features(batch.images))
-        weight, keep = self.training_options.pos_weight, self.options.ignore_as_negative
-        return {"current": class_bce(logits, batch.labels, self.class_ids, weight, keep).sum()}
+        """The loss of all classes."""
+        keep = self.options.ignore_as_negative
+        return {"current": training.current_loss(self.network, batch, self.class_ids, self.training_options, keep)}
 
     def predict(self, images: Tensor) -> Prediction:
-        """Sigmoid scores of all classes; background where none exceeds 0.5."""
-        return training.sigmoid_scores(self.network, images, self.class_ids)
+        """Scores of all classes."""
+        return training.scores(self.network, images, self.class_ids)
 
     def kept(self) -> Sequence[Kept]:
         """Nothing besides the weights."""

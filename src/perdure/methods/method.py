@@ -14,6 +14,7 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
+from perdure.data.source import Kind
 from perdure.engine.phases import Phase
 from perdure.kept.items import Kept
 from perdure.streams.task import Task
@@ -24,8 +25,8 @@ class Prediction:
     """Scores a model gives its classes at every position.
 
     Args:
-        scores: ``(N, K, *S)``, comparable over channels; the highest wins. Averaging scores of overlapping
-            tiles or of several models must make sense (probabilities, not logits).
+        scores: ``(N, K, *S)``, or ``(N, K)`` in classification, comparable over channels; the highest wins.
+            Averaging scores of overlapping tiles or of several models must make sense (probabilities, not logits).
         class_ids: Global id of each channel; 0 where a channel stands for background.
     """
 
@@ -33,7 +34,7 @@ class Prediction:
     class_ids: tuple[int, ...]
 
     def labels(self) -> Tensor:
-        """Global ids ``(N, *S)`` int64 of the winning channel; the first channel wins a tie."""
+        """Global ids ``(N, *S)`` or ``(N,)`` int64 of the winning channel; the first channel wins a tie."""
         ids = torch.as_tensor(self.class_ids, device=self.scores.device)
         return ids[self.scores.argmax(1)]
 
@@ -44,10 +45,12 @@ class Method(Protocol):
     Attributes:
         Options: Typed settings that a recipe may give under ``method``.
         sees_all_tasks: True for upper bounds that train on all tasks at once; the stream is then merged.
+        kinds: What it can learn: segmentation, classification or both.
     """
 
     Options: ClassVar[type[BaseModel]]
     sees_all_tasks: ClassVar[bool]
+    kinds: ClassVar[frozenset[Kind]]
 
     def begin(self, task: Task) -> None:
         """Get ready for a task: snapshot the old network, grow the new one. Reads no data."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 if TYPE_CHECKING:
-    from perdure.networks.segmenter import Segmenter
+    from perdure.networks.build import AnyNetwork
 
 
 class Options(BaseModel):
@@ -24,12 +24,17 @@ class TrainingOptions(Options):
     epochs: int = Field(60, ge=1, description="epochs of the first task")
     later_epochs: int | None = Field(None, ge=1, description="epochs of later tasks; the same as `epochs` if not given")
     batch_size: int = Field(24, ge=1, description="samples a step over all processes together")
-    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="SGD has momentum 0.9 and Nesterov")
+    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="which optimiser")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD, after Nesterov; 0 for plain SGD")
     lr: float = Field(1e-3, gt=0, description="base learning rate of the first task")
     later_lr: float | None = Field(None, gt=0, description="base learning rate of later tasks; lr / 10 if not given")
     weight_decay: float = Field(1e-4, ge=0, description="of all trained weights")
-    schedule: Literal["constant", "poly", "warmup_poly", "cosine"] = Field(
+    schedule: Literal["constant", "poly", "warmup_poly", "cosine", "stairs"] = Field(
         "poly", description="learning rate over the steps of a task; poly has power 0.9"
+    )
+    stairs: tuple[float, float, float] = Field(
+        (0.07, 0.06, 0.3),
+        description="schedule stairs: share of the steps before the first stair, between two, and the factor of each",
     )
     warmup: float = Field(0.2, gt=0, lt=1, description="share of the steps that warm up (warmup_poly)")
     neck_lr: float = Field(10.0, gt=0, description="learning rate of the head below the classifiers, times base")
@@ -51,9 +56,9 @@ class Setup:
     Args:
         options: The method's own ``Options``.
         training: Settings shared by all methods.
-        network: Builds the segmentation network, without classifiers; ``begin`` grows them.
+        network: Builds the network, without classifiers; ``begin`` grows them.
     """
 
     options: BaseModel
     training: TrainingOptions
-    network: Callable[[], Segmenter]
+    network: Callable[[], AnyNetwork]

@@ -1,10 +1,11 @@
-"""What methods with one sigmoid a class share: how the network grows, data, optimiser, phase and scores."""
+"""What simple methods share: how the network grows, data, optimiser, phase, loss and scores."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
@@ -12,13 +13,16 @@ from perdure.data.views import Batch
 from perdure.engine.phases import Batches, Terms, Train
 from perdure.engine.schedules import by_name
 from perdure.labels import BACKGROUND
+from perdure.methods.losses import channels_of, class_bce
 from perdure.methods.method import Prediction
 from perdure.methods.options import TrainingOptions
+from perdure.networks.build import AnyNetwork
+from perdure.networks.classifier import Classifier
 from perdure.networks.segmenter import Segmenter
 from perdure.streams.task import Task
 
 
-def grow(network: Segmenter, task: Task, training: TrainingOptions) -> None:
+def grow(network: AnyNetwork, task: Task, training: TrainingOptions) -> None:
     """Append the task's classifier and, after the first task, freeze normalisation if the training says so."""
     network.grow(len(task.new))
     if task.index > 0 and training.freeze_norm:
@@ -37,11 +41,12 @@ def base_lr(training: TrainingOptions, later: bool) -> float:
     return training.lr / 10 if training.later_lr is None else training.later_lr
 
 
-def make_optimizer(network: Segmenter, training: TrainingOptions, later: bool) -> Optimizer:
+def make_optimizer(network: AnyNetwork, training: TrainingOptions, later: bool) -> Optimizer:
     """Optimiser with one learning rate a part of the network (STAR, spec 5.1).
 
     The neck learns ``neck_lr`` times faster than the backbone, classifiers ``classifier_lr`` times, and at later
-    tasks the newest classifier ``new_classifier_lr`` times. Frozen parameters are in no group.
+    tasks the newest classifier ``new_classifier_lr`` times; the scale of cosine logits as fast as the backbone.
+    Frozen parameters are in no group.
     """
     lr = base_lr(training, later)
     factors = {
@@ -49,35 +54,79 @@ def make_optimizer(network: Segmenter, training: TrainingOptions, later: bool) -
         "neck": training.neck_lr,
         "old_classifiers": training.classifier_lr,
         "new_classifier": training.new_classifier_lr if later else training.classifier_lr,
+        "scale": 1.0,
     }
     parts = {part: [p for p in params if p.requires_grad] for part, params in network.groups().items()}
     groups = [{"params": params, "lr": lr * factors[part]} for part, params in parts.items() if params]
     if training.optimizer == "adamw":
         return AdamW(groups, lr=lr, weight_decay=training.weight_decay)
-    return SGD(groups, lr=lr, momentum=0.9, nesterov=True, weight_decay=training.weight_decay)
+    momentum = training.momentum
+    return SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0, weight_decay=training.weight_decay)
 
 
 def train_phase(
     module: nn.Module,
-    network: Segmenter,
+    network: AnyNetwork,
     task: Task,
     training: TrainingOptions,
     loss: Callable[[Batch], Terms],
+    data: Callable[[], Batches] | None = None,
 ) -> Train:
-    """Phase ``train`` of a task with the recipe's length, schedule, groups and clipping."""
+    """Phase ``train`` of a task with the recipe's length, schedule, groups and clipping; on ``data`` if given."""
     later = task.index > 0
     return Train(
         name="train",
         module=module,
         loss=loss,
         optimizer=lambda: make_optimizer(network, training, later),
-        data=lambda: batches(task, training),
-        schedule=by_name(training.schedule, training.warmup),
+        data=data or (lambda: batches(task, training)),
+        schedule=by_name(training.schedule, training.warmup, training.stairs),
         epochs=(training.later_epochs or training.epochs) if later else training.epochs,
         clip=training.clip,
         ema=training.ema,
         accumulate=training.accumulate,
     )
+
+
+def current_loss(
+    network: AnyNetwork,
+    batch: Batch,
+    class_ids: Sequence[int],
+    training: TrainingOptions,
+    ignore_as_negative: bool = True,
+    first: int = 0,
+) -> Tensor:
+    """What a method without protection minimises: how badly the network tells ``class_ids`` apart in a batch.
+
+    Segmentation: sum over classes of binary cross-entropy, mean over pixels (STAR, spec 4.1). Classification:
+    cross-entropy of the softmax over the classes, mean over images.
+
+    Args:
+        network: Segmenter or Classifier.
+        batch: Images and labels.
+        class_ids: Ids of the channels of ``classify(first=first)``.
+        training: Gives the weight of positive pixels.
+        ignore_as_negative: Segmentation: ignored pixels count as negatives.
+        first: First classifier that takes part.
+    """
+    logits = network.classify(network.features(batch.images), first=first)
+    if isinstance(network, Classifier):
+        return F.cross_entropy(logits.float(), channels_of(batch.labels, class_ids))
+    return class_bce(logits, batch.labels, class_ids, training.pos_weight, ignore_as_negative).sum()
+
+
+def scores(network: AnyNetwork, images: Tensor, class_ids: Sequence[int]) -> Prediction:
+    """Sigmoid scores beside background for a Segmenter, the softmax for a Classifier."""
+    if isinstance(network, Classifier):
+        return softmax_scores(network, images, class_ids)
+    return sigmoid_scores(network, images, class_ids)
+
+
+@torch.no_grad()
+def softmax_scores(network: Classifier, images: Tensor, class_ids: Sequence[int]) -> Prediction:
+    """Probability ``(N, K)`` of each class for whole images."""
+    logits = network.classify(network.features(images))
+    return Prediction(logits.float().softmax(1), tuple(class_ids))
 
 
 @torch.no_grad()

@@ -6,10 +6,14 @@ A figure's full name carries its definition, e.g. ``miou.all[bg=in,absent=skip]`
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Any, Final, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from perdure.errors import UsageError, nearest
+
+if TYPE_CHECKING:
+    from perdure.data.source import Kind
 
 Scope = Literal["class", "task", "stream"]
 _NAME: Final = re.compile(r"\s*([A-Za-z0-9_.-]+)\s*(?:\[(.*)\])?\s*")
@@ -51,6 +55,7 @@ class Definition:
         better: Which direction is good.
         source: Where the definition comes from.
         options: Its variants.
+        kinds: What has to be labelled for it to make sense: pixels (segmentation), images (classification) or either.
     """
 
     name: str
@@ -62,6 +67,7 @@ class Definition:
     better: Literal["higher", "lower"]
     source: str
     options: tuple[Option, ...] = ()
+    kinds: tuple[Kind, ...] = ("segmentation", "classification")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +87,13 @@ class Figure:
         return f"{self.definition.name}[{','.join(parts)}]" if parts else self.definition.name
 
     @property
+    def title(self) -> str:
+        """Short words for headings; a mean over tasks says of what."""
+        if self.definition.name != "accuracy.average":
+            return self.definition.title
+        return f"{MEASURES[self['of']]}, {self.definition.title}"
+
+    @property
     def meaning(self) -> str:
         """The definition's sentence followed by what the chosen options mean."""
         chosen = dict(self.choices)
@@ -90,16 +103,19 @@ class Figure:
 # fmt: off
 _BG: Final = Option("bg", {
     "in": "Label 0 counts as one more class.",
-    "out": "Label 0 is left out; its pixels still count against classes predicted there.",
+    "out": "Label 0 is left out; its pixels still count against classes predicted there (in classification there are "
+           "none).",
 })
 _ABSENT: Final = Option("absent", {
-    "skip": "A class without a pixel in the ground truth is left out (MiB, PLOP).",
-    "zero": "A class without a pixel in the ground truth counts 0 (DKD, STAR).",
+    "skip": "A class that the ground truth does not hold is left out (MiB, PLOP).",
+    "zero": "A class that the ground truth does not hold counts 0 (DKD, STAR).",
 })
 _OF: Final = Option("of", {
     "miou": "R[t][j] is the mean IoU of the classes that task j teaches, measured after task t.",
     "dice": "R[t][j] is the mean pooled Dice of the classes that task j teaches, measured after task t.",
-    "accuracy": "R[t][j] is the share of pixels (or samples) of task j's classes that are right after task t.",
+    "accuracy": "R[t][j] is the share of what shows task j's classes (pixels; images in classification) that is right "
+                "after task t.",
+    "balanced": "R[t][j] is the mean recall of the classes that task j teaches, measured after task t.",
 }, quiet=True)
 _FORGETTING: Final = Option("rule", {
     "max-last": "Lost is the best R[l][j] of earlier tasks l < t minus R[t][j]; below 0 if it got better (Chaudhry).",
@@ -118,16 +134,26 @@ _FWT: Final = Option("rule", {
 _AVERAGE_OF: Final = Option("of", {
     "miou": "The figure is miou.all.",
     "dice": "The figure is dice.all.",
-    "pixel": "The figure is accuracy.pixel (the absent rule does not matter).",
+    "accuracy": "The figure is accuracy.all (the absent rule does not matter).",
+    "balanced": "The figure is accuracy.mean.",
 }, quiet=True)
+MEASURES: Final = {"miou": "mIoU", "dice": "Dice", "accuracy": "accuracy", "balanced": "balanced accuracy"}
+"""Short words for what the option ``of`` chooses."""
+_OF_KINDS: Final[dict[Kind, tuple[str, ...]]] = {"segmentation": ("miou",), "classification": ("accuracy", "balanced")}
+"""Which values of ``of`` stand in a result file."""
 _STAR: Final = "DKD (NeurIPS 2022), STAR (NeurIPS 2023)"
 _GEM: Final = "GEM, Lopez-Paz and Ranzato (NeurIPS 2017)"
 _CHAUDHRY: Final = "Chaudhry et al. (ECCV 2018)"
-_NO_TRUTH: Final = "of one class; undefined where the class has no pixel in the ground truth."
+_NO_TRUTH: Final = "of one class; undefined where the ground truth does not hold the class."
 
 
 def _percent(name: str, title: str, scope: Scope, meaning: str, source: str, *options: Option) -> Definition:
     return Definition(name, title, scope, meaning, "%", (0.0, 100.0), "higher", source, options)
+
+
+def _overlap(name: str, title: str, scope: Scope, meaning: str, source: str, *options: Option) -> Definition:
+    """A figure of how regions overlap, which images with one class do not have."""
+    return replace(_percent(name, title, scope, meaning, source, *options), kinds=("segmentation",))
 
 
 def _points(name: str, better: Literal["higher", "lower"], meaning: str, source: str, *options: Option) -> Definition:
@@ -136,29 +162,31 @@ def _points(name: str, better: Literal["higher", "lower"], meaning: str, source:
 
 
 _TABLE: Final = (
-    _percent("miou.all", "mIoU, all classes", "task",
+    _overlap("miou.all", "mIoU, all classes", "task",
              "Mean over all classes seen so far of IoU = TP / (TP + FP + FN), counts pooled over the test samples.",
              _STAR, _BG, _ABSENT),
-    _percent("miou.old", "mIoU, first task's classes", "task",
+    _overlap("miou.old", "mIoU, first task's classes", "task",
              "Mean IoU of the classes of the first task; exists once a later task was learned.",
              _STAR, _BG, _ABSENT),
-    _percent("miou.new", "mIoU, later classes", "task",
+    _overlap("miou.new", "mIoU, later classes", "task",
              "Mean IoU of all classes learned after the first task, so far.",
              _STAR, _ABSENT),
-    _percent("hiou", "harmonic mIoU", "task",
+    _overlap("hiou", "harmonic mIoU", "task",
              "Harmonic mean of miou.old and miou.new: 2 old new / (old + new).",
              _STAR, _BG, _ABSENT),
-    _percent("dice.all", "Dice, all classes", "task",
+    _overlap("dice.all", "Dice, all classes", "task",
              "Mean over all classes seen so far of Dice = 2 TP / (2 TP + FP + FN), counts pooled over the test samples "
              "(not a mean of one Dice a sample).",
              "Dice 1945", _BG, _ABSENT),
-    _percent("accuracy.pixel", "pixel accuracy", "task",
-             "Share of labelled pixels (of samples, in classification) that are predicted right.",
+    _percent("accuracy.all", "accuracy", "task",
+             "Share of what is labelled (pixels; images in classification), over all classes seen so far, that is "
+             "predicted right.",
              "FCN (CVPR 2015)", _BG),
-    _percent("accuracy.mean", "mean class accuracy", "task",
-             "Mean over all classes seen so far of recall = TP / (TP + FN).",
+    _percent("accuracy.mean", "balanced accuracy", "task",
+             "Mean over all classes seen so far of recall = TP / (TP + FN): each class counts the same, however often "
+             "it occurs. Also called mean class accuracy.",
              "FCN (CVPR 2015)", _BG, _ABSENT),
-    _percent("accuracy.average", "mIoU, average over tasks", "stream",
+    _percent("accuracy.average", "average over tasks", "stream",
              "Mean of one figure over all tasks so far, each taken right after its task.",
              "iCaRL (CVPR 2017)", _AVERAGE_OF, _BG, _ABSENT),
     _points("forgetting", "lower", "Mean over earlier tasks j < t of what was lost on task j's classes.",
@@ -172,8 +200,8 @@ _TABLE: Final = (
             "Mean over tasks j <= t of a joint run's figure on task j's classes minus R[j][j]: what the run failed to "
             "learn. The joint run is one model trained on all tasks at once.",
             _CHAUDHRY, _OF),
-    _percent("iou", "IoU", "class", f"TP / (TP + FP + FN) {_NO_TRUTH}", "Jaccard 1912"),
-    _percent("dice", "Dice", "class", f"2 TP / (2 TP + FP + FN) {_NO_TRUTH}", "Dice 1945"),
+    _overlap("iou", "IoU", "class", f"TP / (TP + FP + FN) {_NO_TRUTH}", "Jaccard 1912"),
+    _overlap("dice", "Dice", "class", f"2 TP / (2 TP + FP + FN) {_NO_TRUTH}", "Dice 1945"),
     _percent("recall", "recall", "class", f"TP / (TP + FN) {_NO_TRUTH}", "-"),
     _percent("precision", "precision", "class",
              "TP / (TP + FP) of one class; undefined where the class is never predicted.", "-"),
@@ -226,11 +254,20 @@ def _choice(definition: Definition, part: str) -> tuple[str, str]:
     raise UsageError(f"figure '{definition.name}' has no option '{part}'", nearest(part, known))
 
 
-def variants(definition: Definition) -> list[Figure]:
-    """All variants of a definition that stand in a result file; quiet options keep their default."""
+def variants(definition: Definition, kind: Kind = "segmentation") -> list[Figure]:
+    """Variants of a definition that stand in the result file of a run; none where it makes no sense for the kind.
+
+    The option ``of`` takes what fits the kind. Images with one class have no background, so ``bg`` is ``out`` there.
+    """
+    if kind not in definition.kinds:
+        return []
     combined: list[tuple[tuple[str, str], ...]] = [()]
     for option in definition.options:
-        values = [option.default] if option.quiet else list(option.meaning)
+        values: Sequence[str] = list(option.meaning)
+        if option.key == "of":
+            values = _OF_KINDS[kind]
+        elif option.key == "bg" and kind == "classification":
+            values = ["out"]
         combined = [(*chosen, (option.key, value)) for chosen in combined for value in values]
     return [Figure(definition, chosen) for chosen in combined]
 
@@ -247,6 +284,7 @@ def describe() -> list[dict[str, Any]]:
             "range": list(d.range),
             "better": d.better,
             "source": d.source,
+            "kinds": list(d.kinds),
             "default": str(figure(d.name)),
             "options": [{"name": o.key, "default": o.default, "values": dict(o.meaning)} for o in d.options],
         }

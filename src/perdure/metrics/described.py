@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from perdure.data.source import Kind
 from perdure.errors import DataError
 from perdure.files import read_json
 from perdure.labels import BACKGROUND, Color, Table, paint_table
@@ -53,6 +54,7 @@ class DescribedStream:
         classes: All classes, in label order.
         tasks: The tasks in order.
         groups: Classes by the task that teaches them; several groups and one task mean joint training.
+        kind: What a label describes: every pixel (segmentation) or the whole image (classification).
     """
 
     protocol: str
@@ -62,6 +64,7 @@ class DescribedStream:
     classes: tuple[DescribedClass, ...]
     tasks: tuple[DescribedTask, ...]
     groups: tuple[tuple[int, ...], ...]
+    kind: Kind = "segmentation"
 
     @property
     def merged(self) -> bool:
@@ -103,6 +106,7 @@ def parse_stream(value: Any, where: str = "stream.json") -> DescribedStream:
             classes=tuple(_class(c) for c in value["classes"]),
             tasks=tuple(_task(t) for t in value["tasks"]),
             groups=tuple(_ids(g) for g in value["groups"]),
+            kind=value.get("kind", "segmentation"),  # runs made before classification came do not say it
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(
@@ -130,6 +134,8 @@ def _ids(values: Any) -> tuple[int, ...]:
 def _check(stream: DescribedStream, where: str) -> None:
     """Raise DataError unless ids, tasks and groups agree with each other."""
     hint = "the file was changed or is damaged"
+    if stream.kind not in get_args(Kind):
+        raise DataError(f"{where}: unknown kind of labels '{stream.kind}'", f"known: {', '.join(get_args(Kind))}")
     known = {c.id for c in stream.classes}
     if [t.index for t in stream.tasks] != list(range(len(stream.tasks))):
         raise DataError(f"{where}: tasks are not numbered 0, 1, 2, …", hint)

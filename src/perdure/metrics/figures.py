@@ -25,8 +25,8 @@ Row = list[float | None]
 class Value(NamedTuple):
     """A figure's value, ``None`` where it does not exist, and over how many things it was taken.
 
-    ``n`` counts ground-truth pixels (or samples) for a class and for pixel accuracy, predicted ones for precision,
-    classes for means over classes, tasks or pairs of tasks for figures of a stream.
+    ``n`` counts ground-truth pixels (images in classification) for a class and for accuracy, predicted ones for
+    precision, classes for means over classes, tasks or pairs of tasks for figures of a stream.
     """
 
     value: float | None
@@ -34,6 +34,7 @@ class Value(NamedTuple):
 
 
 UNDEFINED: Final = Value(None, 0)
+_AVERAGED: Final = {"miou": "miou.all", "dice": "dice.all", "accuracy": "accuracy.all", "balanced": "accuracy.mean"}
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,9 @@ def make_evidence(
 
 def headline(stream: DescribedStream) -> list[str]:
     """Full names of the figures that stand first in a report of this stream."""
-    names = ("miou.all", "miou.old", "miou.new", "hiou", "forgetting[max-last]", "accuracy.average")
+    names = ["miou.all", "miou.old", "miou.new", "hiou", "forgetting[max-last]", "accuracy.average"]
+    if stream.kind == "classification":
+        names = ["accuracy.all", "accuracy.mean", "forgetting[max-last,of=accuracy]", "accuracy.average[of=accuracy]"]
     return [str(figure(name, background=stream.background is not None)) for name in names]
 
 
@@ -114,7 +117,7 @@ def group_matrix(evidence: Evidence, of: str = "miou") -> dict[int, Row]:
 
     Args:
         evidence: The run.
-        of: ``miou``, ``dice`` or ``accuracy``, in percent, without label 0; absent classes are left out.
+        of: ``miou``, ``dice``, ``accuracy`` or ``balanced``, in percent, without label 0; absent classes are left out.
     """
     return {t: [_group(counts, group, of) for group in evidence.stream.groups] for t, counts in evidence.counts.items()}
 
@@ -159,7 +162,7 @@ def _class_mean(name: str, counts: Counts, ids: Iterable[int], absent: str) -> V
 
 
 def _share_right(counts: Counts, ids: Iterable[int]) -> Value:
-    """Percentage of the pixels of some classes that are labelled right."""
+    """Percentage of what shows some classes that is labelled right."""
     at = [counts.labels.index(c) for c in ids]
     total = int(counts.matrix[at].sum())
     return Value(100.0 * int(np.diagonal(counts.matrix)[at].sum()) / total, total) if total else UNDEFINED
@@ -174,7 +177,7 @@ def _task_figure(fig: Figure, evidence: Evidence, after: int) -> Value:
     label_0 = (BACKGROUND,) if dict(fig.choices).get("bg") == "in" else ()
     base = tuple(c for c in stream.groups[0] if c in seen)
     later = tuple(c for group in stream.groups[1:] for c in group if c in seen)
-    if name == "accuracy.pixel":
+    if name == "accuracy.all":
         return _share_right(counts, label_0 + seen)
     if name in ("miou.old", "miou.new") and not later:
         return UNDEFINED
@@ -198,7 +201,7 @@ def _group(counts: Counts, group: Sequence[int], of: str) -> float | None:
         return None
     if of == "accuracy":
         return _share_right(counts, group).value
-    return _class_mean({"miou": "iou", "dice": "dice"}[of], counts, group, "skip").value
+    return _class_mean({"miou": "iou", "dice": "dice", "balanced": "recall"}[of], counts, group, "skip").value
 
 
 def _stream_figure(fig: Figure, evidence: Evidence, after: int) -> Value:
@@ -216,8 +219,8 @@ def _stream_figure(fig: Figure, evidence: Evidence, after: int) -> Value:
 
 
 def _average(fig: Figure, evidence: Evidence, after: int) -> Value:
-    base = {"miou": "miou.all", "dice": "dice.all", "pixel": "accuracy.pixel"}[fig["of"]]
-    absent = "" if fig["of"] == "pixel" else f",absent={fig['absent']}"
+    base = _AVERAGED[fig["of"]]
+    absent = "" if fig["of"] == "accuracy" else f",absent={fig['absent']}"
     values = [evaluate(f"{base}[bg={fig['bg']}{absent}]", evidence, t).value for t in range(after + 1)]
     return UNDEFINED if None in values else _mean(values)
 

@@ -44,14 +44,16 @@ def results_rows(stream: DescribedStream, counts_by_task: Mapping[int, Mapping[s
 
 def _figure_rows(evidence: Evidence, t: int) -> list[ResultRow]:
     name = evidence.stream.tasks[t].name
-    figures = [f for d in DEFINITIONS.values() if d.scope != "class" for f in variants(d)]
+    kind = evidence.stream.kind
+    figures = [f for d in DEFINITIONS.values() if d.scope != "class" for f in variants(d, kind)]
     values = [(str(f), evaluate(f, evidence, t)) for f in figures]
     return [ResultRow(t, name, None, "", f, v.value, v.n) for f, v in values if v.value is not None]
 
 
 def _class_rows(evidence: Evidence, t: int) -> list[ResultRow]:
     counts, names = evidence.counts[t], evidence.stream.names
-    figures = [d.name for d in DEFINITIONS.values() if d.scope == "class"]
+    kind = evidence.stream.kind
+    figures = [d.name for d in DEFINITIONS.values() if d.scope == "class" and kind in d.kinds]
     values = {f: class_values(f, counts) for f in figures}
     task = evidence.stream.tasks[t].name
     return [
@@ -66,10 +68,14 @@ def _class_rows(evidence: Evidence, t: int) -> list[ResultRow]:
 def results_document(
     stream: DescribedStream, counts_by_task: Mapping[int, Mapping[str, Counts]], rows: Sequence[ResultRow]
 ) -> dict[str, Any]:
-    """Content of ``results.json``: the rows, R[t][j], the headline figures' names and every definition used."""
+    """Content of ``results.json``: the rows, R[t][j], the headline figures' names and every definition used.
+
+    R[t][j] stands under ``group_miou``, in classification under ``group_accuracy``.
+    """
     evidence = make_evidence(stream, counts_by_task)
     used = dict.fromkeys(row.figure for row in rows)
-    matrix = group_matrix(evidence)
+    of = "accuracy" if stream.kind == "classification" else "miou"
+    matrix = group_matrix(evidence, of)
     return {
         "version": VERSION,
         "dataset": stream.dataset,
@@ -77,7 +83,7 @@ def results_document(
         "tasks": [t.name for t in stream.tasks],
         "measured": list(evidence.counts),
         "headline": headline(stream),
-        "group_miou": {str(t): matrix[t] for t in matrix},
+        f"group_{of}": {str(t): matrix[t] for t in matrix},
         "figures": {name: _definition(name) for name in used},
         "rows": [row._asdict() for row in rows],
     }

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from perdure.errors import UsageError, nearest
 
 if TYPE_CHECKING:
+    from perdure.data.source import Kind
+    from perdure.networks.classifier import Classifier
     from perdure.networks.segmenter import Segmenter
+
+AnyNetwork: TypeAlias = "Segmenter | Classifier"
+"""What a method may be given: a Segmenter where labels are maps, a Classifier where an image has one class."""
 
 
 class Network(NamedTuple):
@@ -17,12 +22,14 @@ class Network(NamedTuple):
 
     Args:
         target: ``module:function``; keyword arguments are its options.
+        kind: What it is for; it builds a Segmenter or a Classifier accordingly.
         dims: Spatial dimensions it can be built for.
         summary: One line.
         source: Paper or other origin.
     """
 
     target: str
+    kind: Kind
     dims: tuple[int, ...]
     summary: str
     source: str
@@ -31,21 +38,30 @@ class Network(NamedTuple):
 NETWORKS: Final[dict[str, Network]] = {
     "deeplab": Network(
         "perdure.networks.deeplab:deeplab",
+        "segmentation",
         (2,),
         "DeepLabV3 on any convolutional timm backbone, or on a tiny one for small images",
         "Chen et al. 2017, as used by STAR",
     ),
     "residual_unet": Network(
         "perdure.networks.residual_unet:residual_unet",
+        "segmentation",
         (2, 3),
         "small residual U-Net for images and volumes, features at full resolution",
         "-",
+    ),
+    "cosine_resnet": Network(
+        "perdure.networks.cosine_resnet:cosine_resnet",
+        "classification",
+        (2,),
+        "small or large residual net for whole images, Continual or batch normalisation, cosine head",
+        "CCSI, MedIA 2024",
     ),
 }
 GIVEN = ("dims", "in_channels")  # what the data decides, not the recipe
 
 
-def build_network(name: str, dims: int, in_channels: int, **options: Any) -> Segmenter:
+def build_network(name: str, dims: int, in_channels: int, **options: Any) -> AnyNetwork:
     """Build a network without classifiers.
 
     Args:
@@ -70,7 +86,7 @@ def build_network(name: str, dims: int, in_channels: int, **options: Any) -> Seg
     given = {"dims": dims, "in_channels": in_channels}
     taken = {key: value for key, value in given.items() if key in inspect.signature(builder).parameters}
     try:
-        network: Segmenter = validate_call(builder)(**taken, **options)
+        network: AnyNetwork = validate_call(builder)(**taken, **options)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 CONVOLUTIONS = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 # Also finds timm's normalisations (with a built-in activation), which inherit from these.
 NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
-def init_kaiming(module: nn.Module) -> None:
-    """Draw all convolutions from the Kaiming normal distribution (fan-in, gain √2); normalisation 1/0, biases 0.
+def init_kaiming(module: nn.Module, fan: Literal["fan_in", "fan_out"] = "fan_in") -> None:
+    """Draw all convolutions from the Kaiming normal distribution (gain √2); normalisation 1/0, biases 0.
 
     A transposed convolution counts its input channels only: where kernel and stride agree, one tap a
     channel reaches each output cell.
+
+    Args:
+        module: Initialised in place.
+        fan: What the variance of other convolutions is divided by: taps that reach an output cell, or that an input
+            cell reaches.
     """
     for part in module.modules():
         if isinstance(part, nn.ConvTranspose2d | nn.ConvTranspose3d):
             nn.init.normal_(part.weight, std=(2.0 / part.in_channels) ** 0.5)
         elif isinstance(part, CONVOLUTIONS):
-            nn.init.kaiming_normal_(part.weight, mode="fan_in", nonlinearity="relu")
+            nn.init.kaiming_normal_(part.weight, mode=fan, nonlinearity="relu")
         elif isinstance(part, NORMS) and part.weight is not None:
             nn.init.ones_(part.weight)
         bias = getattr(part, "bias", None)
@@ -55,8 +62,34 @@ def hold_still(module: nn.Module) -> None:
 def set_momentum(module: nn.Module, momentum: float) -> None:
     """Set how much a batch moves the running statistics of every BatchNorm."""
     for part in module.modules():
-        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+        if isinstance(part, _BatchNorm):
             part.momentum = momentum
+
+
+def batch_norms(module: nn.Module) -> list[_BatchNorm]:
+    """All BatchNorm layers of a module in module order, also synchronised ones and those inside a ContinualNorm.
+
+    What a layer's running statistics describe is its input.
+    """
+    return [part for part in module.modules() if isinstance(part, _BatchNorm)]
+
+
+@contextmanager
+def without_updates(module: nn.Module) -> Iterator[None]:
+    """Forward passes inside leave every BatchNorm and ContinualNorm as it is, to the last bit.
+
+    In train mode they still normalise by the moments of their batch; running statistics, counters and group
+    statistics do not move. For a second pass over other data in one step (spec CCSI 7.2, J4).
+    """
+    layers = batch_norms(module)
+    before = [layer.track_running_stats for layer in layers]
+    try:
+        for layer in layers:
+            layer.track_running_stats = False
+        yield
+    finally:
+        for layer, tracked in zip(layers, before, strict=True):
+            layer.track_running_stats = tracked
 
 
 def sync_batch_norm(module: nn.Module, device: torch.device | str | None = None) -> nn.Module:

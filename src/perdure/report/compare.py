@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 from perdure.errors import UsageError
 from perdure.metrics.definitions import Figure, figure
 from perdure.metrics.figures import Evidence, evaluate, headline
+from perdure.report.comparable import about_protocols, check_same
 from perdure.report.render import NONE, number
 from perdure.report.run_data import RunData, load_run
+from perdure.report.words import words
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -113,7 +115,7 @@ def gather(runs: Sequence[RunData]) -> tuple[list[Group], list[str]]:
     if not runs:
         raise UsageError("there is nothing to compare", "give two or more run folders")
     for run in runs[1:]:
-        _check_same(runs[0], run)
+        check_same(runs[0], run)
     for run in runs:
         if run.evidence.last is None:
             raise UsageError(f"run '{run.name}' has no finished task yet", "leave it out, or go on with it: --resume")
@@ -137,7 +139,7 @@ def gather(runs: Sequence[RunData]) -> tuple[list[Group], list[str]]:
             notes.append("joint runs know all classes at once and cannot be compared before the last task")
     if len(stepwise) < len(runs):
         notes.append("joint runs train on all data at once: they are a reference and do not compete")
-    return groups, notes
+    return groups, [*notes, *about_protocols(runs)]
 
 
 def compare_groups(groups: Sequence[Group], notes: Sequence[str], figures: Sequence[str] | None) -> Comparison:
@@ -146,7 +148,7 @@ def compare_groups(groups: Sequence[Group], notes: Sequence[str], figures: Seque
     stream, after = first.runs[0].stream, first.after or 0
     wanted = [figure(name, stream.background is not None) for name in figures or headline(stream)]
     if figures is None and any(g.runs[0].stream.merged for g in groups):
-        wanted.append(figure("intransigence"))
+        wanted.append(figure(words(stream).intransigence))
     for fig in wanted:
         if fig.definition.scope == "class":
             raise UsageError(f"'{fig}' has one value for each class", "compare miou.all, dice.all or accuracy.mean")
@@ -200,30 +202,6 @@ def score_text(score: Score) -> str:
 def _rich(score: Score, best: bool) -> str:
     text = score_text(score)
     return f"[bold green]{text}[/]" if best else text
-
-
-def _check_same(a: RunData, b: RunData) -> None:
-    """Raise UsageError unless two runs have the same data, classes and groups."""
-    one, other = a.stream, b.stream
-    differs = next(
-        (
-            what
-            for what, same in (
-                ("data set", one.dataset == other.dataset),
-                ("classes", [(c.id, c.name) for c in one.classes] == [(c.id, c.name) for c in other.classes]),
-                ("background", one.background == other.background),
-                ("split of the classes into tasks", one.groups == other.groups),
-                ("protocol", one.merged or other.merged or one.protocol == other.protocol),
-            )
-            if not same
-        ),
-        None,
-    )
-    if differs:
-        raise UsageError(
-            f"runs '{a.name}' and '{b.name}' cannot be compared: their {differs} is not the same",
-            "compare runs of one stream (joint runs of the same classes may join)",
-        )
 
 
 def _labels(groups: Sequence[Sequence[RunData]]) -> list[str]:

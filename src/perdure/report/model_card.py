@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from perdure.files import write_text
-from perdure.metrics.figures import headline
 from perdure.report import sections
 from perdure.report.render import definitions, environment
 from perdure.report.run_data import RunData, load_run
+from perdure.report.words import explained, warning, words
 
 CARD: Final = "MODEL_CARD.md"
 
@@ -41,7 +41,9 @@ def card_values(data: RunData) -> dict[str, Any]:
         "figures": sections.figure_table(data),
         "heat": [] if last is None else sections.heat_rows(data),
         "ledger": sections.ledger_table(data),
-        "definitions": definitions([*headline(data.stream), "iou"]),
+        "definitions": definitions(explained(data.stream)),
+        "words": words(data.stream),
+        "warning": warning(data.stream),
         "licence": about.get("licence") or about.get("license"),
         "notes": about.get("notes"),
         "about": data.recipe.get("about") or "",

@@ -8,10 +8,13 @@ from typing import Any, Final
 import yaml
 
 from perdure.files import write_text
-from perdure.metrics.figures import headline
-from perdure.report import sections
+from perdure.report import kept_items, sections
+from perdure.report.confusion_tables import confusion_tables
+from perdure.report.memorisation import TERMS, memorisation
 from perdure.report.render import definitions, environment
 from perdure.report.run_data import RunData, load_run
+from perdure.report.sample_rows import sample_table
+from perdure.report.words import explained, warning, words
 
 REPORT: Final = "report.html"
 
@@ -32,6 +35,9 @@ def write_report(run: Path) -> Path:
 def report_values(data: RunData) -> dict[str, Any]:
     """All that the template lays out."""
     last = data.evidence.last
+    shown = data.shown.get(max(data.ledgers, default=-1), ())
+    columns, pictures = kept_items.picture_rows(data.stream, shown)
+    distances = memorisation(data.stream, shown)
     return {
         "run": data,
         "stream": data.stream,
@@ -42,9 +48,17 @@ def report_values(data: RunData) -> dict[str, Any]:
         "measured": [data.stream.tasks[t] for t in data.evidence.counts],
         "figures": sections.figure_table(data),
         "heat": [] if last is None else sections.heat_rows(data),
-        "samples": sections.sample_table(data),
+        "words": words(data.stream),
+        "warning": warning(data.stream),
+        "confusion": confusion_tables(data),
+        "samples": sample_table(data),
+        "columns": columns,
+        "pictures": pictures,
+        "what_they_are": kept_items.what_they_are(data.stream, shown),
+        "distances": distances,
         "ledger": sections.ledger_table(data),
         "names": data.stream.names,
         "recipe": yaml.safe_dump(dict(data.recipe), sort_keys=False, allow_unicode=True),
-        "definitions": definitions([*headline(data.stream), "iou"]),
+        "definitions": definitions(explained(data.stream)),
+        "terms": TERMS if distances else (),
     }

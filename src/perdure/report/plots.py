@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,6 +21,12 @@ def _sentinel(k: int) -> str:
     return f"#0a0b{1 + (k - 1) % (SERIES - 1) if k else 0:02x}"
 
 
+_BAR: Final[dict[str, Any]] = {"color": _INK, "alpha": 0.3, "linewidth": 10, "solid_capstyle": "butt"}
+_DOT: Final[dict[str, Any]] = {"color": _sentinel(1), "marker": "o", "markersize": 4, "linestyle": "", "alpha": 0.8,
+                               "zorder": 3, "clip_on": False}  # fmt: skip
+_MARK: Final[dict[str, Any]] = _DOT | {"color": _sentinel(2), "marker": "^", "markersize": 7, "alpha": 1.0}
+
+
 @dataclass(frozen=True)
 class Line:
     """One curve: a label and a value for each task, ``None`` where there is none.
@@ -33,6 +39,16 @@ class Line:
     values: Sequence[float | None]
     color: int
     dashed: bool = False
+
+
+@dataclass(frozen=True)
+class Strip:
+    """One row of a strip plot: a label, dots with the mark of those that stand out, and the reference's values."""
+
+    label: str
+    dots: Sequence[float]
+    marked: Sequence[bool]
+    reference: Sequence[float]
 
 
 def curves(name: str, lines: Sequence[Line], ticks: Sequence[str], y_label: str, low: float | None = 0.0) -> str:
@@ -50,23 +66,83 @@ def curves(name: str, lines: Sequence[Line], ticks: Sequence[str], y_label: str,
     """
     if not any(v is not None for line in lines for v in line.values):
         return ""
+
+    def fill(axes: Axes) -> None:
+        for line in lines:
+            _draw(axes, line)
+        _dress(axes, ticks, y_label, low)
+
+    return _drawing(name, fill, 3.3, f"{y_label}: {', '.join(line.label for line in lines)}", min(4, len(lines)))
+
+
+def strips(name: str, rows: Sequence[Strip], x_label: str) -> str:
+    """Draw values of two sorts side by side for each class: a bar for the reference, dots for what is held against it.
+
+    Args:
+        name: Unique name on the page.
+        rows: What to draw, from top to bottom.
+        x_label: Words and unit of the horizontal axis.
+
+    Returns:
+        An ``<svg>`` element without fixed size, or ``""`` if no row has dots.
+    """
+    if not any(row.dots for row in rows):
+        return ""
+
+    def fill(axes: Axes) -> None:
+        for y, row in enumerate(rows):
+            _strip(axes, y, row)
+        axes.plot([], [], **_BAR, label="between training images: range, middle half")
+        axes.plot([], [], **_DOT, label="synthetic image")
+        if any(any(row.marked) for row in rows):
+            axes.plot([], [], **_MARK, label="possible copy")
+        axes.set_yticks(range(len(rows)), [r.label if len(r.label) < 25 else f"{r.label[:23]}…" for r in rows])
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_xlim(left=0.0)
+        axes.set_xlabel(x_label, color=_INK)
+        _plain(axes, "x")
+
+    return _drawing(name, fill, 1.1 + 0.3 * len(rows), f"{x_label}: {', '.join(r.label for r in rows)}", 3)
+
+
+def _drawing(name: str, fill: Callable[[Axes], None], height: float, description: str, columns: int) -> str:
+    """One set of axes with a legend above, as an inline element."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     settings = {"svg.fonttype": "none", "svg.hashsalt": f"perdure-{name}", "font.size": 9.5, "axes.unicode_minus": True}
     with rc_context(settings):
-        drawing = Figure(figsize=(6.0, 3.3), layout="constrained")
+        drawing = Figure(figsize=(6.0, height), layout="constrained")
         FigureCanvasSVG(drawing)
-        axes = drawing.add_subplot()
-        for line in lines:
-            _draw(axes, line)
-        _dress(axes, ticks, y_label, low)
-        drawing.legend(loc="outside upper left", ncols=min(4, len(lines)), frameon=False, labelcolor=_INK, fontsize=9)
+        fill(drawing.add_subplot())
+        drawing.legend(loc="outside upper left", ncols=columns, frameon=False, labelcolor=_INK, fontsize=9)
         data = io.StringIO()
         no_metadata: dict[str, Any] = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         drawing.savefig(data, format="svg", transparent=True, metadata=no_metadata)
-    return _inline(data.getvalue(), f"{y_label}: {', '.join(line.label for line in lines)}")
+    return _inline(data.getvalue(), description)
+
+
+def _strip(axes: Axes, y: int, row: Strip) -> None:
+    """The reference's range, middle half and two marks as a bar; the dots, and other marks for those that stand out."""
+    if row.reference:
+        import numpy as np
+
+        low, first, middle, third, high = np.quantile(row.reference, (0.0, 0.25, 0.5, 0.75, 1.0))
+        axes.plot([low, high], [y, y], **_BAR | {"linewidth": 3})
+        axes.plot([first, third], [y, y], **_BAR)
+        axes.plot([low, middle], [y, y], color=_INK, marker="|", markersize=11, linestyle="")
+    for mark, look in ((False, _DOT), (True, _MARK)):
+        shown = _spread([d for d, m in zip(row.dots, row.marked, strict=True) if m == mark])
+        axes.plot(shown, [y] * len(shown), **look)
+
+
+def _spread(values: Sequence[float], most: int = 40) -> list[float]:
+    """Values in order, or evenly many of them from the least to the greatest."""
+    ordered = sorted(values)
+    if len(ordered) <= most:
+        return ordered
+    return [ordered[round(k * (len(ordered) - 1) / (most - 1))] for k in range(most)]
 
 
 def _draw(axes: Axes, line: Line) -> None:
@@ -97,8 +173,13 @@ def _dress(axes: Axes, ticks: Sequence[str], y_label: str, low: float | None) ->
     bottom, top = axes.get_ylim()
     if low is not None:
         axes.set_ylim(min(low, bottom) if bottom < low else low, max(top, low + 10.0))
+    _plain(axes, "y")
+
+
+def _plain(axes: Axes, grid: Literal["x", "y"]) -> None:
+    """No frame, no ticks, a grid in one direction."""
     axes.tick_params(colors=_INK, length=0)
-    axes.grid(axis="y", color=_GRID, linewidth=0.8)
+    axes.grid(axis=grid, color=_GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     for side in axes.spines.values():
         side.set_visible(False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,9 +14,20 @@ from perdure.metrics.definitions import figure
 if TYPE_CHECKING:
     from jinja2 import Environment
     from markupsafe import Markup
+    from PIL.Image import Image as Picture
 
 NONE: Final = "–"
 PICTURE: Final = 176
+_TINY, _LARGE = 64, 96
+
+
+@dataclass(frozen=True, slots=True)
+class Thumb:
+    """A small picture: its ``data:`` address and the size in which a page shows it, in pixels."""
+
+    address: str
+    width: int
+    height: int
 
 
 def environment() -> Environment:
@@ -97,6 +109,28 @@ def picture(path: Path, sharp: bool, side: int = PICTURE) -> str:
         width, height = (max(1, round(s * scale)) for s in image.size)
         way = Image.Resampling.NEAREST if sharp else Image.Resampling.LANCZOS
         image = image.resize((width, height), way)
+    return _address(image)
+
+
+def thumbnail(image: Picture) -> Thumb:
+    """A picture in about the size of a thumbnail.
+
+    Large ones are made smaller; tiny ones are stored as they are and shown larger by a whole factor, so that a page can
+    draw each of their pixels as a sharp square.
+    """
+    from PIL import Image
+
+    image = image.convert("RGB")
+    longest = max(image.size)
+    if longest > _LARGE:
+        size = (max(1, image.width * _LARGE // longest), max(1, image.height * _LARGE // longest))
+        image = image.resize(size, Image.Resampling.LANCZOS)
+    factor = max(1, round(_TINY / longest))
+    return Thumb(_address(image), image.width * factor, image.height * factor)
+
+
+def _address(image: Picture) -> str:
+    """PNG as a ``data:`` address."""
     data = io.BytesIO()
     image.save(data, format="PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode("ascii")

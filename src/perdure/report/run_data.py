@@ -16,7 +16,8 @@ from perdure.files import read_json
 from perdure.metrics.counts import read_counts
 from perdure.metrics.described import DescribedStream, DescribedTask, read_stream
 from perdure.metrics.figures import Evidence, make_evidence
-from perdure.report.samples import SampleFiles, read_samples
+from perdure.report.kept_items import ShownItem, shown_items
+from perdure.report.samples import Sample, read_samples
 
 _ABSOLUTE: Final = re.compile(r"(?<![\w:./~])(?:~|[A-Za-z]:)?[/\\](?:[^\s/\\'\",;:]+[/\\])*([^\s/\\'\",;:]*)")
 _PRIVATE: Final = frozenset({"host", "hostname", "user", "username", "cwd", "home"})
@@ -32,7 +33,8 @@ class RunData:
         evidence: Counts after each measured task.
         sealed: Number of tasks that are done.
         ledgers: Content of ``ledger.json`` by task.
-        samples: Pictures by task and sample name; empty where none may be shown.
+        samples: Test samples by task and name; empty where none may be shown.
+        shown: Kept items that the report shows, by task; without raw images of patients, unless they may be shown.
         recipe: The resolved recipe.
         environment: Versions and machine.
     """
@@ -42,7 +44,8 @@ class RunData:
     evidence: Evidence
     sealed: int
     ledgers: Mapping[int, dict[str, Any]]
-    samples: Mapping[int, dict[str, SampleFiles]]
+    samples: Mapping[int, dict[str, Sample]]
+    shown: Mapping[int, tuple[ShownItem, ...]]
     recipe: Mapping[str, Any]
     environment: Mapping[str, Any]
 
@@ -85,13 +88,17 @@ def load_run(path: Path) -> RunData:
     counts = {t: read_counts(f / "counts.json") for t, f in folders.items() if (f / "counts.json").is_file()}
     environment = read_json(path / "environment.json") if (path / "environment.json").is_file() else {}
     shown = not stream.patients or bool((recipe.get("report") or {}).get("patient_samples"))
+    ledgers = {t: _read_ledger(f / "ledger.json") for t, f in folders.items() if (f / "ledger.json").is_file()}
     return RunData(
         name=path.resolve().name,
         stream=stream,
         evidence=make_evidence(stream, counts),
         sealed=len(folders),
-        ledgers={t: _read_ledger(f / "ledger.json") for t, f in folders.items() if (f / "ledger.json").is_file()},
+        ledgers=ledgers,
         samples={t: read_samples(f / "samples") for t, f in folders.items()} if shown else {},
+        shown={
+            t: tuple(i for i in shown_items(folders[t], ledger) if shown or not i.raw) for t, ledger in ledgers.items()
+        },
         recipe=without_places(recipe),
         environment=without_places(environment),
     )

@@ -1,4 +1,4 @@
-"""Pictures of a few test samples after each task: image, ground truth and prediction as PNG."""
+"""A few test samples after each task: pictures of image, ground truth and prediction, or an image and two classes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from perdure.errors import DataError
-from perdure.files import write_atomic
+from perdure.files import read_json, write_atomic, write_json
 from perdure.labels import Table
 
 if TYPE_CHECKING:
@@ -33,6 +33,19 @@ class SampleFiles:
     image: Path
     truth: Path
     pred: Path
+
+
+@dataclass(frozen=True, slots=True)
+class ClassSample:
+    """One sample whose image has one class: the picture, the id of its class and the id that was predicted."""
+
+    name: str
+    image: Path
+    truth: int
+    predicted: int
+
+
+Sample = SampleFiles | ClassSample
 
 
 def write_samples(
@@ -77,15 +90,57 @@ def write_samples(
     return paths
 
 
-def read_samples(folder: Path) -> dict[str, SampleFiles]:
-    """Complete samples in a folder by name, sorted; empty where the folder does not exist."""
-    found: dict[str, SampleFiles] = {}
+def write_class_samples(
+    folder: Path, name: str, image: Tensor, truth: int, prediction: int, mean: Sequence[float], std: Sequence[float]
+) -> list[Path]:
+    """Write ``NAME.image.png`` and ``NAME.class.json`` (``{"truth": id, "predicted": id}``).
+
+    Args:
+        folder: Where to write.
+        name: The sample's name; characters that do not belong in a file name are replaced.
+        image: Normalised image ``(C, H, W)`` float.
+        truth: Global id of the image's class.
+        prediction: Global id that was predicted.
+        mean: Subtracted mean, one a channel (or one for all).
+        std: Divisor, one a channel (or one for all).
+
+    Raises:
+        DataError: The image is not ``(C, H, W)``.
+    """
+    if image.ndim != 3:
+        raise DataError(f"sample '{name}': an image {tuple(image.shape)} is not (channels, height, width)")
+    picture, said = (folder / f"{file_name(name)}.{end}" for end in ("image.png", "class.json"))
+    _write_png(picture, to_rgb(image.detach().cpu().numpy().astype(np.float64), mean, std))
+    write_json(said, {"truth": int(truth), "predicted": int(prediction)})
+    return [picture, said]
+
+
+def read_samples(folder: Path) -> dict[str, Sample]:
+    """Complete samples of either sort in a folder by name, sorted; empty where the folder does not exist.
+
+    Raises:
+        DataError: A file with classes is damaged.
+    """
+    found: dict[str, Sample] = {}
     for path in sorted(folder.glob("*.image.png")):
         name = path.name.removesuffix(".image.png")
         files = [folder / f"{name}.{part}.png" for part in PARTS]
-        if all(f.is_file() for f in files):
+        said = folder / f"{name}.class.json"
+        if said.is_file():
+            found[name] = ClassSample(name, path, *_read_classes(said))
+        elif all(f.is_file() for f in files):
             found[name] = SampleFiles(name, *files)
     return found
+
+
+def _read_classes(path: Path) -> tuple[int, int]:
+    """Ids of the true and of the predicted class."""
+    value = read_json(path)
+    ids = [value.get(key) for key in ("truth", "predicted")] if isinstance(value, dict) else []
+    truth, predicted = ids or (None, None)
+    if type(truth) is not int or type(predicted) is not int:
+        raise DataError(f"{path} does not say the true and the predicted class", "the file was changed or is damaged")
+    return truth, predicted
 
 
 def paint(labels: npt.NDArray[Any], palette: Table) -> Pixels:

@@ -19,7 +19,7 @@ import numpy as np
 from perdure.data.source import Source, Split
 from perdure.data.views import Transform, View
 from perdure.errors import DataError, UsageError, nearest
-from perdure.labels import BACKGROUND, IGNORE, LabelSpace, remap_table
+from perdure.labels import BACKGROUND, IGNORE, TABLE_SIZE, LabelSpace, remap_table
 from perdure.streams import lists
 from perdure.streams.partition_file import partition, read_partition
 from perdure.streams.task import Stream, TaskData, TaskSpec, make_stream
@@ -28,6 +28,7 @@ Setting = Literal["overlap", "disjoint", "partition", "partition-rarest"]
 SETTINGS: Final[tuple[str, ...]] = get_args(Setting)
 Order = str | Sequence[int | str]
 Groups = tuple[tuple[int, ...], ...]
+Pool = Literal["val", "test"]
 
 
 def class_incremental(
@@ -42,6 +43,8 @@ def class_incremental(
     order_seed: int = 0,
     partition_file: Path | None = None,
     other_label: int | None = None,
+    short_last: bool = False,
+    pool: Pool | None = None,
 ) -> Stream:
     """Stream that teaches ``base`` classes first and ``step`` more with every further task.
 
@@ -62,12 +65,15 @@ def class_incremental(
         partition_file: See :mod:`perdure.streams.partition_file`.
         other_label: Label of not yet learned classes in monitor and test views: 0 counts them as background,
             255 leaves their pixels out. By default what the data set's benchmark does.
+        short_last: Let the last task teach fewer classes than ``step`` where it does not divide the rest.
+        pool: Split whose images of the classes seen so far a method may use without their labels. With ``test``
+            the figures are transductive, and the protocol's name says so.
 
     Raises:
         UsageError: Base, step, order or setting make no sense.
         DataError: A task would have no training or no test image; the partition does not fit.
     """
-    groups = split_classes(learning_order(source.space, order, order_seed), base, step)
+    groups = split_classes(learning_order(source.space, order, order_seed), base, step, short_last)
     other = source.other_label if other_label is None else other_label
     if other not in (BACKGROUND, IGNORE):
         raise UsageError(f"other_label is {other}", "0 counts later classes as background, 255 ignores them")
@@ -76,12 +82,13 @@ def class_incremental(
     test = lists.seen(lists.cached_presence(source, "test"), groups)
     for split, rows in (("training", train), ("test", test)):
         _refuse_empty(source, split, setting, groups, names, rows)
-    plan = _Plan(source, groups, train, test, train_transform, eval_transform, other)
+    plan = _Plan(source, groups, train, test, train_transform, eval_transform, other, pool)
     specs = [
         TaskSpec(name, new, frozenset(new), setting == "overlap", partial(plan.open, index))
         for index, (name, new) in enumerate(zip(names, groups, strict=True))
     ]
-    return make_stream(source.space, specs, _protocol(base, step, setting, order, order_seed, partition_file))
+    told = setting if source.kind == "segmentation" else ""  # an image of one class is in one task by any rule
+    return make_stream(source.space, specs, _protocol(base, step, told, order, order_seed, partition_file, pool))
 
 
 @dataclass(frozen=True)
@@ -95,6 +102,7 @@ class _Plan:
     train_transform: Transform
     eval_transform: Transform
     other: int
+    pool: Pool | None
 
     @cached_property
     def monitor(self) -> list[lists.Rows]:
@@ -109,7 +117,17 @@ class _Plan:
             monitor=lambda: self.view("val", index, new, check),
             tests=lambda: {"test": self.view("test", index, seen, None)},
             joint=lambda split: self.view(split, index, every, check),
+            pool=None if self.pool is None else lambda: self.unlabelled(index, check),
         )
+
+    def unlabelled(self, index: int, check: Callable[[], None]) -> View:
+        """Images of the pool that show a class seen so far, every label hidden."""
+        split: Split = self.pool or "val"
+        presence = lists.cached_presence(self.source, split)
+        rows = lists.seen(presence, self.groups)[index]
+        names = self.source.names(split)
+        hidden = np.full(TABLE_SIZE, IGNORE, np.uint8)
+        return View(self.source, split, tuple(names[row] for row in rows), hidden, self.train_transform, check)
 
     def view(self, split: Split, index: int, keep: Sequence[int], check: Callable[[], None] | None) -> View:
         """Images of one task that keep the labels ``keep``; the rest becomes background or ``other``."""
@@ -128,15 +146,19 @@ def parse_split(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def split_classes(ids: Sequence[int], base: int, step: int) -> Groups:
-    """Cut classes in learning order into tasks: ``base`` first, then ``step`` at a time."""
+def split_classes(ids: Sequence[int], base: int, step: int, short_last: bool = False) -> Groups:
+    """Cut classes in learning order into tasks: ``base`` first, then ``step`` at a time.
+
+    The last task gets what is left where ``short_last`` allows it; otherwise ``step`` must divide the rest.
+    """
     if base < 1 or base > len(ids):
         raise UsageError(f"base is {base}, but there are {len(ids)} classes", f"choose between 1 and {len(ids)}")
     rest = len(ids) - base
-    if rest and (step < 1 or rest % step):
+    if rest and (step < 1 or (rest % step and not short_last)):
         fits = ", ".join(str(s) for s in range(1, rest + 1) if rest % s == 0)
-        raise UsageError(f"{rest} classes are left after base {base}: step {step} does not fit", f"try {fits}")
-    cuts = [0, base, *(base + step * (k + 1) for k in range(rest // step if rest else 0))]
+        hint = f"try {fits}, or stream.short_last=true"
+        raise UsageError(f"{rest} classes are left after base {base}: step {step} does not fit", hint)
+    cuts = [0, *range(base, len(ids), step if rest else 1), len(ids)]
     return tuple(tuple(ids[a:b]) for a, b in pairwise(cuts))
 
 
@@ -213,8 +235,13 @@ def _refuse_empty(
             )
 
 
-def _protocol(base: int, step: int, setting: str, order: Order, order_seed: int, partition_file: Path | None) -> str:
-    text = f"class-incremental {base}-{step} {setting}"
+def _protocol(
+    base: int, step: int, setting: str, order: Order, order_seed: int, partition_file: Path | None, pool: Pool | None
+) -> str:
+    text = f"class-incremental {base}-{step} {setting}".rstrip()
+    if pool is not None:
+        words = {"val": "validation images", "test": "test images (transductive)"}
+        text += f", unlabelled {words[pool]} in training"
     if partition_file is not None:
         text += f" from {partition_file.name}"
     if order == "shuffled":

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from perdure.data.source import Image, Mask, Split
+from perdure.data.source import Image, Kind, Mask, Split
 from perdure.data.views import View
 from perdure.errors import DataError, UsageError
 from perdure.labels import BACKGROUND, LabelSpace, remap_table
@@ -81,6 +81,7 @@ class JoinedSource:
         self._views = tuple(replace(view, check=None) for view in views)
         self._split = views[0].split
         self.name = "+".join(dict.fromkeys(view.source.name for view in views))
+        self.kind: Kind = views[0].source.kind
         self.space = space
         self.patients = any(view.source.patients for view in views)
         self.other_label = BACKGROUND
@@ -97,7 +98,7 @@ class JoinedSource:
         return view.source.image(split, own)
 
     def mask(self, split: Split, name: str) -> Mask:
-        """Label map in global ids."""
+        """Label in global ids: a map, or one number where the views are for classification."""
         view, own = self._find(split, name)
         return np.asarray(view.table[view.source.mask(split, own)])
 

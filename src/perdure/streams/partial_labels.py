@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 from typing import Literal
 
 import numpy as np
@@ -18,6 +19,7 @@ from perdure.data.views import Transform, View
 from perdure.errors import DataError, UsageError, nearest
 from perdure.labels import BACKGROUND, IGNORE, TABLE_SIZE, ClassInfo, Color, LabelSpace, Table, spread_colors
 from perdure.streams.class_incremental import slug
+from perdure.streams.lists import cached_presence
 from perdure.streams.task import Stream, TaskData, TaskSpec, make_stream
 
 Union = Literal["names", "offset"]
@@ -81,10 +83,11 @@ def partial_labels(
         union: ``names``: classes of the same name (after ``rename``) are one class. ``offset``: every data set
             has classes of its own; its ids follow those of the sets before it.
         elsewhere: Whether images of one data set may show classes of the others (``unlabelled``) or cannot
-            (``absent``). Only streams of the second kind can be merged for joint training.
+            (``absent``). Only streams of the second kind can be merged for joint training. In classification an
+            image shows nothing but its class: it makes no difference there.
 
     Raises:
-        UsageError: Two tasks of one name, an unknown class, or no data set at all.
+        UsageError: Two tasks of one name, an unknown class, no data set at all, or data sets of two kinds.
         DataError: A data set has no training or no test sample.
     """
     if not sets:
@@ -96,9 +99,13 @@ def partial_labels(
     twice = [name for name, count in Counter(s.label for s in sets).items() if count > 1]
     if twice:
         raise UsageError(f"two data sets are named '{twice[0]}'", "give each a name of its own: name=…")
+    kinds = {part.source.kind for part in sets}
+    if len(kinds) > 1:
+        raise UsageError("some data sets label pixels and others whole images", "use data sets of one kind")
     space, maps = global_space(sets, union)
     owners = Counter(id(s.source) for s in sets)
-    mergeable = elsewhere == "absent" or all(set(m.values()) == set(space.ids) for m in maps)
+    complete = all(set(m.values()) == set(space.ids) for m in maps)
+    mergeable = elsewhere == "absent" or complete or kinds == {"classification"}
     specs: list[TaskSpec] = []
     taught: set[int] = set()
     for index, part in enumerate(sets):
@@ -163,6 +170,9 @@ def _opener(
     def view(task: int, split: Split, guard: Callable[[], None] | None) -> View:
         source = sets[task].source
         names = tuple(source.names(split))
+        if source.kind == "classification" and len(maps[task]) < len(source.space):
+            shown = cached_presence(source, split)[:, list(maps[task])].any(1)
+            names = tuple(compress(names, shown))  # an image of another class has no label at all here
         if split != "val" and not names:
             raise DataError(f"{sets[task].label}: the {split} split is empty", "a task needs at least one sample")
         other = BACKGROUND if split == "train" else source.other_label

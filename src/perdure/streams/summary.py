@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from perdure.data.source import AbsentSplitError, Source
+from perdure.data.source import AbsentSplitError, Kind, Source
 from perdure.data.views import View
 from perdure.errors import DataError, PerdureError, UsageError
 from perdure.labels import BACKGROUND, IGNORE, ClassInfo, LabelSpace
@@ -79,17 +79,19 @@ def _summary(task: Task, space: LabelSpace, memory: dict[tuple[int, str], _Known
     }
 
 
-def describe(stream: Stream, dataset: str, patients: bool) -> dict[str, Any]:
+def describe(stream: Stream, dataset: str, patients: bool, kind: Kind = "segmentation") -> dict[str, Any]:
     """The content of ``stream.json``: all that prediction and figures need to know, and nothing of the data.
 
     Args:
         stream: The stream.
         dataset: Name of the data set.
         patients: Whether images come from patients.
+        kind: What a label describes: every pixel, or the image.
     """
     return {
         "protocol": stream.protocol,
         "dataset": dataset,
+        "kind": kind,
         "background": stream.space.background,
         "patients": patients,
         "classes": [{"id": c.id, "name": c.name, "kind": c.kind, "color": list(c.color)} for c in stream.space.classes],

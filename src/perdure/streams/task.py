@@ -20,13 +20,15 @@ class TaskData:
     ``train`` and ``monitor`` belong to this task alone. ``tests`` are named test sets for *all* classes seen so
     far (one pooled set in class-incremental streams, one set a task in task-incremental ones). ``joint`` opens the
     task's ``"train"`` or ``"val"`` images with every label they have; upper bounds only, through
-    :func:`perdure.streams.merged.merged`. ``None`` where merging would teach wrong background.
+    :func:`perdure.streams.merged.merged`. ``None`` where merging would teach wrong background. ``pool`` opens
+    unlabelled images that may show any class seen so far, where the protocol grants them.
     """
 
     train: Callable[[], View]
     monitor: Callable[[], View]
     tests: Callable[[], dict[str, View]]
     joint: Callable[[Split], View] | None = None
+    pool: Callable[[], View] | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,11 @@ class Task:
                 f"task '{self.name}' has no data attached", "give the data set's folder: data.root=PATH"
             )
         return self.data.tests()
+
+    def pool(self) -> View | None:
+        """Unlabelled images of the classes seen so far (every label is 255), if the protocol grants any."""
+        opener = self._open().pool
+        return None if opener is None else opener()
 
     def _open(self) -> TaskData:
         if self.data is None:

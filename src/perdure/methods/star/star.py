@@ -18,6 +18,7 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
+from perdure.data.source import Kind
 from perdure.data.views import Batch
 from perdure.engine.phases import Batches, Collect, Phase, Terms
 from perdure.kept.items import Kept
@@ -67,6 +68,7 @@ class Star(nn.Module):
     """
 
     Options: ClassVar[type[BaseModel]] = StarOptions
+    kinds: ClassVar[frozenset[Kind]] = frozenset({"segmentation"})
     sees_all_tasks: ClassVar[bool] = False
     prototypes: Tensor
     spreads: Tensor
@@ -81,7 +83,9 @@ class Star(nn.Module):
         assert isinstance(setup.options, StarOptions)
         self.options = setup.options
         self.training_options = setup.training
-        self.network = setup.network()
+        network = setup.network()
+        assert isinstance(network, Segmenter)
+        self.network = network
         self.class_ids: tuple[int, ...] = ()
         self.old: tuple[int, ...] = ()
         self.new: tuple[int, ...] = ()

@@ -1,0 +1,107 @@
+"""Run a study - one recipe, some variants, some seeds - and write its results page.
+
+python scripts/study.py STUDY.yaml --out runs/NAME [--jobs 2] [--page docs/results/NAME.md]
+
+A study file names a recipe, overrides for all runs, seeds, and variants with their own overrides. Runs that are
+finished are left alone and stopped ones go on, so the same command can be given again. Every run gets one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from perdure.files import write_text
+from perdure.metrics.results import read_results
+from perdure.run_folder import RunFolder
+
+
+def commands(study: Mapping[str, Any], root: list[str], out: Path) -> dict[tuple[str, int], list[str]]:
+    """Words of the command of every run, by variant and seed."""
+    common = [*study.get("overrides", ()), *root, "engine.threads=1", "engine.device=cpu", "engine.trackers=[]"]
+    return {
+        (name, seed): ["run", study["recipe"], f"seed={seed}", *common, *special, "--out", str(out / f"{name}-{seed}")]
+        for seed in study["seeds"]
+        for name, special in study["variants"].items()
+    }
+
+
+def run(words: Sequence[str]) -> None:
+    """Run one command unless its run is finished; stop the study where it fails."""
+    folder = Path(words[-1])
+    if folder.exists() and len(RunFolder(folder).sealed()) == len(RunFolder(folder).stream()["tasks"]):
+        return
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    line = [sys.executable, "-m", "perdure", *words, "--quiet", "--resume"]
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)  # noqa: S603
+    print(f"{'ok    ' if done.returncode == 0 else 'FAILED'} {folder.name} {done.stderr.strip()[-400:]}", flush=True)
+    if done.returncode:
+        raise SystemExit(1)
+
+
+def figures(folder: Path, names: Sequence[str]) -> list[float | None]:
+    """Values of figures after the last task of a run."""
+    rows = read_results(folder / "results.csv")
+    last = max(row.after_task for row in rows)
+    found = {row.figure: row.value for row in rows if row.after_task == last and row.class_id is None}
+    return [found.get(name) for name in names]
+
+
+def page(study: Mapping[str, Any], out: Path) -> str:
+    """Markdown with the table, the notes, and how each line was made."""
+    names = list(study["figures"])
+    seeds = study["seeds"]
+    lines = [f"# {study['title']}", "", *study.get("about", "").strip().splitlines(), ""]
+    lines += [f"After the last task, mean ± standard deviation over {len(seeds)} seeds ({', '.join(map(str, seeds))}).", ""]
+    lines += ["| | " + " | ".join(f"`{name}`" for name in names) + " |", "|---|" + "---|" * len(names)]
+    for variant in study["variants"]:
+        columns = zip(*(figures(out / f"{variant}-{seed}", names) for seed in seeds), strict=True)
+        lines.append(f"| {variant} | " + " | ".join(map(_cell, columns)) + " |")
+    lines += ["", "| | differs from the recipe in |", "|---|---|"]
+    lines += [f"| {name} | {' '.join(f'`{w}`' for w in special) or '–'} |" for name, special in study["variants"].items()]
+    example = shlex.join(["perdure", "run", study["recipe"], "seed=1", *study.get("overrides", ())])
+    lines += ["", f"Made with `python scripts/study.py {study['file']} --out runs`; a single run is `{example}`.", ""]
+    lines += [*(f"- {note}" for note in study.get("notes", ())), ""]
+    environment = json.loads((out / f"{next(iter(study['variants']))}-{seeds[0]}" / "environment.json").read_text("utf-8"))
+    versions = ", ".join(f"{key} {environment[key]}" for key in ("perdure", "torch", "python"))
+    return "\n".join([*lines, f"Environment: {versions}; one CPU thread a run, no GPU.", ""])
+
+
+def _cell(values: Sequence[float | None]) -> str:
+    known = [v for v in values if v is not None]
+    if len(known) < len(values):
+        return "–"
+    spread = f" ± {statistics.stdev(known):.1f}" if len(known) > 1 else ""
+    return f"{statistics.mean(known):.1f}{spread}"
+
+
+def main() -> None:
+    """Parse the arguments, run what is missing, write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--root", help="folder of the data (data.root)")
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--page", type=Path)
+    asked = parser.parse_args()
+    study = yaml.safe_load(asked.study.read_text(encoding="utf-8")) | {"file": asked.study.as_posix()}
+    root = [f"data.root={asked.root}"] if asked.root else []
+    with ThreadPoolExecutor(asked.jobs) as pool:
+        list(pool.map(run, commands(study, root, asked.out).values()))
+    if asked.page:
+        write_text(asked.page, page(study, asked.out))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""CCSI: continual learning without old data, from images that the old network itself dreams up."""

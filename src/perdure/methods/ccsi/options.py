@@ -1,0 +1,111 @@
+"""Settings of CCSI: a clean profile, the published one, and a name for every difference between them."""
+
+from __future__ import annotations
+
+from typing import Any, Final, Literal
+
+from pydantic import Field, model_validator
+
+from perdure.methods.ccsi.synthesis import FAITHFUL as FAITHFUL_SYNTHESIS
+from perdure.methods.ccsi.synthesis import SynthesisOptions
+from perdure.methods.options import Options
+
+Compat = Literal["transductive"]
+
+FAITHFUL: Final[dict[str, Any]] = {
+    "groups": (16, 24, 30),
+    "balance": "sampler+weights",
+    "replacement": True,
+    "idc_source": "pool",
+    "idc_moves_statistics": True,
+    "checked": "none",
+    "compat": ("transductive",),
+    "synthesis": FAITHFUL_SYNTHESIS,
+}
+"""What the published code does where the clean profile does otherwise (spec CCSI, sections 3 to 5 and 7)."""
+
+
+class CcsiOptions(Options):
+    """Settings of CCSI. Defaults are the clean profile; ``profile: faithful`` puts the published values in their place."""
+
+    profile: Literal["clean", "faithful"] = Field(
+        "clean", description="defaults of all settings below: repaired, or as the published code behaves"
+    )
+    replay: Literal["impressions", "means", "none"] = Field(
+        "impressions", description="what stands for old classes: synthesised images, their mean images, or nothing"
+    )
+    per_class: int = Field(200, ge=1, description="images a class to replay, unless `groups` is given")
+    groups: tuple[int, ...] | None = Field(
+        None, description="groups of synthesis.group_size images before the second task, the third, ...; last one holds"
+    )
+    synthesis: SynthesisOptions = Field(SynthesisOptions(), description="how impressions are made")
+    checked: Literal["all", "first", "none"] = Field(
+        "all",
+        description="impressions made and held against the training images before a task's data is closed: all that "
+        "the next task replays, the first lot of synthesis.groups_at_once groups, or none",
+    )
+    previews: int = Field(8, ge=0, description="impressions a class shown in the report")
+    share: float = Field(0.66, gt=0, lt=1, description="share of replayed images in what is drawn (r)")
+    balance: Literal["sampler", "weights", "sampler+weights"] = Field(
+        "sampler", description="what makes up for unequal class sizes: which images are drawn, loss weights, or both"
+    )
+    replacement: bool = Field(False, description="draw the first task's images with replacement")
+    margin: float = Field(0.3, description="m of the margin loss")
+    margin_top: int = Field(1, ge=1, description="new classes that each old sample is held against (K)")
+    lambda_margin: float = Field(1.0, ge=0, description="weight of the margin loss; 0 for none")
+    lambda_lf: float = Field(5.0, ge=0, description="weight of less-forget distillation, times √(old / step); 0 for none")
+    lambda_idc: float = Field(1.0, ge=0, description="weight of the intra-domain contrastive loss; 0 for none")
+    idc_momentum: float = Field(0.9, gt=0, le=1, description="share of the batch in a moving centroid (ρ)")
+    idc_temperature: float = Field(1.0, gt=0, description="temperature τ of the contrastive loss")
+    idc_source: Literal["new_task", "pool"] = Field(
+        "new_task",
+        description="unlabelled images: the new task's own training images, or the split that stream.pool grants",
+    )
+    idc_moves_statistics: bool = Field(
+        False, description="let the unlabelled pass move the running statistics, as published (J4)"
+    )
+    imprint: bool = Field(True, description="start new class weights from the mean feature of their images")
+    freeze_old: bool = Field(True, description="keep the weights of old classes as they are")
+    compat: tuple[Compat, ...] = Field(
+        (), description="transductive: allow test images in the pool, as published; figures are then optimistic"
+    )
+    by_task: tuple[dict[str, Any], ...] = Field(
+        (), description="settings that differ for the second task, the third, ...; the last entry holds for the rest"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _profile(cls, given: Any) -> Any:
+        """Put the published values under what is given."""
+        if not isinstance(given, dict) or given.get("profile") != "faithful":
+            return given
+        synthesis = FAITHFUL["synthesis"] | dict(given.get("synthesis") or {})
+        return FAITHFUL | given | {"synthesis": synthesis}
+
+    @model_validator(mode="after")
+    def _tasks(self) -> CcsiOptions:
+        for number in range(len(self.by_task)):
+            self.at(number + 1)
+        return self
+
+    def at(self, task: int) -> CcsiOptions:
+        """The settings that hold at a task, by its index; the first task's are those without ``by_task``.
+
+        Raises:
+            ValueError: An entry of ``by_task`` names an unknown setting or one that cannot change in a run.
+        """
+        if task == 0 or not self.by_task:
+            return self
+        changed = self.by_task[min(task, len(self.by_task)) - 1]
+        fixed = sorted({"profile", "by_task", "compat", "previews"} & changed.keys())
+        if fixed:
+            raise ValueError(f"by_task cannot change '{fixed[0]}'")
+        plain = self.model_dump() | {"by_task": ()}
+        synthesis = plain["synthesis"] | dict(changed.get("synthesis") or {})
+        return CcsiOptions.model_validate(plain | changed | {"synthesis": synthesis})
+
+    def groups_before(self, task: int, classes: int) -> int:
+        """Groups of impressions that stand for ``classes`` old classes at a task."""
+        if self.groups is not None:
+            return self.groups[min(task, len(self.groups)) - 1]
+        return -(-self.per_class * classes // self.synthesis.group_size)
