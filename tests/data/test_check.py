@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from perdure.data.catalog import open_source
@@ -40,3 +41,43 @@ def test_nothing_readable_is_not_fine(tmp_path: Path) -> None:
     found = inspect(open_source("ade20k", tmp_path))
     assert list(found.absent) == ["train", "val", "test"]
     assert not found.ok
+
+
+def npz(folder: Path) -> Path:
+    images = np.arange(7, dtype=np.uint8)[:, None, None] * np.ones((7, 4, 4), np.uint8)
+    labels = np.array([0, 1, 1, 0, 2, 1, 0])
+    np.savez(
+        folder / "own.npz",
+        train_images=images[[0, 1, 2, 2]], train_labels=labels[:4], test_images=images[2:], test_labels=labels[2:],
+    )  # fmt: skip
+    return folder
+
+
+def test_one_class_an_image(tmp_path: Path) -> None:
+    found = inspect(open_source("medmnist", npz(tmp_path), {"file": "own.npz"}))
+    assert found.ok and found.kind == "classification"
+    assert found.classes == {1: "class 0", 2: "class 1", 3: "class 2"}
+    report = found.splits["train"]
+    assert (report.images, report.pixels, report.empty, report.repeated) == ({1: 2, 2: 2, 3: 0}, {}, (), 1)
+    assert found.unused("train") == ("class 2",)
+    assert found.shared == {"train, test": 1}
+    content = json.loads(json.dumps(found.to_dict()))
+    assert content["kind"] == "classification" and content["shared"] == {"train, test": 1}
+
+
+def test_a_label_that_is_no_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = open_source("medmnist", npz(tmp_path), {"file": "own.npz"})
+    source.ids["train"][2] = 0
+    found = inspect(source)
+    assert [(p.name, p.what) for p in found.problems] == [("00002", "own: '00002' has label 0, which is no class")]
+    monkeypatch.setattr(type(source), "mask", lambda *_: np.ones((4, 4), np.uint8))
+    assert inspect(source, limit=0).hidden == 9
+
+
+def test_the_command_counts_images_of_classes_and_no_pixels(tmp_path: Path, cli) -> None:
+    done = cli("check", "medmnist", npz(tmp_path), "--set", "file=own.npz", "--set", "classes=[a, b, c]")
+    assert done.code == 0 and "train: images" in done.out and "pixels" not in done.out
+    assert "1 images of test are also in train" in done.out and "background" not in done.out
+    assert "everything can be used" in done.out
+    done = cli("check", "medmnist", tmp_path, "--set", "flag=bloodmnist")
+    assert done.code == 1 and "bloodmnist.npz does not exist" in done.err and "own.npz" in done.err

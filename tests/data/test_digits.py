@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from perdure.data.check import inspect
-from perdure.data.digits import _WRITERS, Digits, open_digits
+from perdure.data.digits import WRITERS, Digits, open_digits
 from perdure.data.source import AbsentSplitError, Source
 
 
@@ -59,7 +59,7 @@ def test_digits_stand_out_from_the_ground() -> None:
 
 
 def test_test_scenes_show_other_handwriting() -> None:
-    ranges = sorted(_WRITERS.values())
+    ranges = sorted(WRITERS.values())
     assert ranges[0][0] == 0
     assert ranges[-1][1] == 1797
     assert all(a[1] == b[0] for a, b in itertools.pairwise(ranges))

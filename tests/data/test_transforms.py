@@ -11,7 +11,7 @@ from PIL import Image
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from perdure.data.transforms import eval_transform, normalise, train_transform
+from perdure.data.transforms import class_transform, eval_transform, fit_square, normalise, resize, train_transform
 from perdure.errors import DataError
 from perdure.seeds import seeded
 
@@ -128,3 +128,52 @@ def test_transforms_can_be_sent_to_workers() -> None:
         with seeded(5):
             there = pickle.loads(pickle.dumps(transform))(image, label)
         assert all(torch.equal(a, b) for a, b in zip(here, there, strict=True))
+
+
+@pytest.mark.golden
+def test_class_transform_of_a_white_medmnist_image() -> None:
+    white = torch.full((3, 28, 28), 255, dtype=torch.uint8)
+    image, label = class_transform(32, **PLAIN)(white, torch.tensor(7, dtype=torch.uint8))
+    assert image.shape == (3, 32, 32) and image.dtype == torch.float32
+    assert image.sum().item() == 2352 == image[:, 2:30, 2:30].sum().item()
+    assert not image[:, 0].any()
+    assert (label.shape, label.dtype, label.item()) == ((), torch.int64, 7)
+
+
+def test_fit_square_pads_as_torchvision_does() -> None:
+    image, _ = picture(24, 24)
+    pipeline = v2.Compose([v2.Pad(4), v2.CenterCrop(28)])
+    torch.testing.assert_close(fit_square(image, 28), pipeline(image), atol=0, rtol=0)
+    odd = fit_square(image[:, :21], 24)
+    torch.testing.assert_close(odd[:, 1:22], image[:, :21])
+    assert not odd[:, :1].any() and not odd[:, 22:].any()
+    assert fit_square(image, 24) is image
+
+
+def test_fit_square_scales_what_does_not_fit_by_its_shorter_side() -> None:
+    for height, width in ((48, 64), (64, 48), (16, 64), (32, 40), (64, 64)):
+        image, _ = picture(height, width)
+        got = fit_square(image, 32)
+        scale = 32 / min(height, width)
+        scaled = resize(image, int(height * scale), int(width * scale))
+        torch.testing.assert_close(got, F.center_crop(scaled, [32, 32]), atol=0, rtol=0)
+        assert got.dtype == torch.uint8
+    batch = torch.stack([picture(64, 48, seed)[0] for seed in range(2)])
+    torch.testing.assert_close(fit_square(batch, 32)[1], fit_square(batch[1], 32), atol=0, rtol=0)
+
+
+def test_class_transform_normalises_after_padding_and_flips() -> None:
+    image = torch.arange(4, dtype=torch.uint8).expand(1, 2, 4).contiguous()
+    label = torch.tensor(1, dtype=torch.uint8)
+    got, _ = class_transform(4, (0.5,), (0.25,))(image, label)
+    assert got[0, 0].tolist() == [-2.0] * 4  # a border of black, not of the mean
+    torch.testing.assert_close(got[0, 1], (torch.arange(4) / 255 - 0.5) / 0.25)
+    turned = [class_transform(4, (0.0,), (1.0,), flip)(image, label)[0][0, 1] * 255 for flip in (0.0, 1.0)]
+    torch.testing.assert_close(turned[0], torch.arange(4.0))
+    torch.testing.assert_close(turned[1], torch.arange(4.0).flip(0))
+    with seeded(0):
+        flips = sum(bool(class_transform(4, (0.0,), (1.0,), 0.5)(image, label)[0][0, 1, 0]) for _ in range(200))
+    assert 70 < flips < 130
+    with pytest.raises(DataError, match="1 channels"):
+        class_transform(4, (0.0,) * 3, (1.0,) * 3)(image, label)
+    assert pickle.loads(pickle.dumps(class_transform(4, [0.0], [1.0]))) == class_transform(4, (0.0,), (1.0,))

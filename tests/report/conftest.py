@@ -15,11 +15,13 @@ import torch
 import yaml
 
 from perdure.files import sha256, write_json, write_text
+from perdure.kept.items import Kept
+from perdure.kept.ledger import preview_entry, write_kept, write_ledger
 from perdure.labels import label_space
 from perdure.metrics.counts import Counts, write_counts
 from perdure.metrics.described import parse_stream
 from perdure.metrics.results import write_results
-from perdure.report.samples import write_samples
+from perdure.report.samples import write_class_samples, write_samples
 
 GROUPS = [[1, 2, 3, 4], [5, 6], [7, 8], [9, 10]]
 NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
@@ -37,7 +39,7 @@ def describe(merged: bool = False, background: str | None = "background", patien
         name = "all" if merged else f"{NAMES[new[0] - 1]}-{NAMES[new[-1] - 1]}"
         tasks.append({"index": index, "name": name, "new": new, "old": old, "annotated": sorted(new)})
         old = old + new
-    protocol = "joint" if merged else "class-incremental 4-2 overlap"
+    protocol = "class-incremental 4-2 overlap" + (", merged" if merged else "")
     return {"protocol": protocol, "dataset": "digits", "background": background, "patients": patients,
             "classes": classes, "tasks": tasks, "groups": GROUPS}  # fmt: skip
 
@@ -136,6 +138,70 @@ def build(path: Path, method: str = "star", seed: int = 1, sealed: int = 4, **st
     return path
 
 
+def glyph(c: int, rng: np.random.Generator, noise: float = 0.08, side: int = 16) -> np.ndarray:
+    """Grey picture ``(1, S, S)`` float in 0..1 of a class, a little different each time."""
+    yy, xx = np.mgrid[:side, :side] / side + rng.normal(0, 0.02, 2)[:, None, None]
+    wave = np.sin(9 * xx * (c % 4) + 2 * c) * np.cos(7 * yy * (c % 3) + c)
+    return (0.5 + 0.45 * wave + rng.normal(0, noise, (side, side))).clip(0, 1)[None]
+
+
+def dreams(seen: tuple[int, ...], copies: bool) -> dict[str, torch.Tensor]:
+    """What a method with synthetic images keeps: means, a few pictures, distances, weights."""
+    rng = np.random.default_rng(5)
+    means = np.stack([glyph(c, rng, 0.01) for c in seen])
+    made = np.stack([[glyph(c, rng, 0.2) for _ in range(4)] for c in seen])
+    near, real = rng.uniform(0.12, 0.3, (len(seen), 30)), rng.uniform(0.08, 0.2, (len(seen), 20))
+    near[:, 25:], near[1] = np.nan, np.nan
+    if copies:
+        near[2, 7] = 0.01
+    pictures = {"memory.means": means, "memory.preview": made}
+    state = {k: torch.from_numpy((255 * v).round().astype(np.uint8)) for k, v in pictures.items()}
+    rows = {"memory.impressions": near, "memory.reference": real}
+    return state | {k: torch.from_numpy(v).float() for k, v in rows.items()} | {"network.weight": torch.ones(500)}
+
+
+DREAMS = (
+    Kept("means", "statistics", ("memory.means",), "mean over all training images of the class", True, "images"),
+    Kept("distances", "statistics", ("memory.impressions", "memory.reference"), "distances", False, "distances"),
+    Kept("dreamed", "preview", ("memory.preview",), "made up by the network", False, "images"),
+)
+
+
+def build_classes(
+    path: Path, method: str = "star", seed: int = 1, sealed: int = 4, copies: bool = False, **changes: Any
+) -> Path:
+    """Write a run folder of a classification run; ``changes`` go into ``stream.json``."""
+    described = describe(merged=method == "joint", background=None) | {"kind": "classification", **changes}
+    parsed = parse_stream(described)
+    write_json(path / "stream.json", described)
+    write_text(path / "recipe.yaml", yaml.safe_dump({"seed": seed, "method": {"name": method}}))
+    born = {c: t.index for t in parsed.tasks for c in t.new}
+    counts = {}
+    for task in parsed.tasks[:sealed]:
+        folder = path / "tasks" / f"{task.index:02d}-{task.name}"
+        rng = np.random.default_rng(seed)
+        total = Counts.empty(task.seen)
+        for c in task.seen:
+            wrong = rng.random(40 + 10 * c) < 0.05 + LOSS[method] * 0.3 * (task.index - born[c])
+            guesses = np.where(wrong, rng.choice(task.new, len(wrong)), c)
+            total.update(torch.full((len(wrong),), c), torch.from_numpy(guesses))
+        write_counts(folder / "counts.json", {"test": total})
+        counts[task.index] = {"test": total}
+        state = dreams(task.seen, copies) if method == "star" else {"network.weight": torch.ones(500)}
+        entries = write_kept(folder, state, DREAMS if method == "star" else (), len(task.seen))
+        for n, c in enumerate((1, 6, 10)):
+            if parsed.patients:
+                continue
+            image = torch.from_numpy(glyph(c, np.random.default_rng(n))).float()
+            said = c if c in task.seen and (c, task.index) != (1, 3) else task.seen[-1]
+            files = write_class_samples(folder / "samples", f"{n:05d}", image, c, said, [0.0], [1.0])
+            entries += [preview_entry(folder, file, parsed.patients) for file in files]
+        write_ledger(folder, task.name, entries, parsed.patients)
+        write_json(folder / "done", {"task": task.index})
+    write_results(path, parsed, counts)
+    return path
+
+
 VOID = {"meta", "link", "img", "br", "wbr", "input", "hr"}
 
 
@@ -210,5 +276,15 @@ def make_run(tmp_path: Path) -> MakeRun:
 
     def make(name: str = "run", **options: Any) -> Path:
         return build(tmp_path / name, **options)
+
+    return make
+
+
+@pytest.fixture
+def make_class_run(tmp_path: Path) -> MakeRun:
+    """Factory ``make_class_run(name, method=, seed=, sealed=, copies=, **stream)`` of classification runs."""
+
+    def make(name: str = "run", **options: Any) -> Path:
+        return build_classes(tmp_path / name, **options)
 
     return make

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,15 @@ from PIL import Image
 
 from perdure.errors import DataError
 from perdure.labels import label_space
-from perdure.report.samples import file_name, paint, read_samples, to_rgb, write_samples
+from perdure.report.samples import (
+    ClassSample,
+    file_name,
+    paint,
+    read_samples,
+    to_rgb,
+    write_class_samples,
+    write_samples,
+)
 
 PALETTE = label_space(["a", "b"]).palette()
 
@@ -71,6 +80,30 @@ def test_reading_lists_complete_samples_only(tmp_path: Path) -> None:
     (tmp_path / "c.pred.png").unlink()
     assert list(read_samples(tmp_path)) == ["a", "b"]
     assert read_samples(tmp_path / "nowhere") == {}
+
+
+def test_samples_with_one_class(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 5, 7)).astype(np.float32) / 255
+    image = (torch.from_numpy(pixels) - 0.1) / 0.5
+    paths = write_class_samples(tmp_path, "a/1", image, 3, 7, [0.1], [0.5])
+    assert [p.name.split(".", 1)[1] for p in paths] == ["image.png", "class.json"]
+    assert np.abs(read(paths[0])[..., 1].astype(int) - np.round(pixels[0] * 255)).max() <= 1
+    assert json.loads(paths[1].read_text()) == {"truth": 3, "predicted": 7}
+    name = file_name("a/1")
+    assert read_samples(tmp_path) == {name: ClassSample(name, paths[0], 3, 7)}
+    first = [p.read_bytes() for p in paths]
+    write_class_samples(tmp_path, "a/1", image, 3, 7, [0.1], [0.5])
+    assert [p.read_bytes() for p in paths] == first
+    with pytest.raises(DataError, match="sample 'b'"):
+        write_class_samples(tmp_path, "b", image[0], 3, 7, [0.1], [0.5])
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '{"truth": 1}', '{"truth": 1, "predicted": "x"}', "{"])
+def test_damaged_classes_of_a_sample_are_plain_errors(tmp_path: Path, text: str) -> None:
+    (_, said) = write_class_samples(tmp_path, "s", torch.zeros(1, 2, 2), 1, 2, [0.0], [1.0])
+    said.write_text(text)
+    with pytest.raises(DataError, match=r"s\.class\.json"):
+        read_samples(tmp_path)
 
 
 def test_shapes_and_labels_that_do_not_fit_are_plain_errors(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ class ClassFolders:
         pixels = read_image(self.root / split / name)
         if self.channels == 3:
             return pixels
-        return np.asarray(Pil.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))).convert("L"))[None]
+        return np.array(Pil.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))).convert("L"))[None]
 
     def mask(self, split: Split, name: str) -> Mask:
         """Class id of an image, shape ``()``; no file is read."""

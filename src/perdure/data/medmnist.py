@@ -60,7 +60,7 @@ class NpzImages:
     patients: bool
     kind: Kind = field(default="classification", init=False)
     other_label: int = field(default=0, init=False)
-    _loaded: dict[Split, Pixels] = field(default_factory=dict, init=False, repr=False)
+    _loaded: dict[Split, Pixels | DataError] = field(default_factory=dict, init=False, repr=False)
 
     def names(self, split: Split) -> Sequence[str]:
         """Places in the file, with five digits or more: ``00000``, ``00001``, ..."""
@@ -96,13 +96,20 @@ class NpzImages:
         return int(name)
 
     def _images(self, split: Split) -> Pixels:
-        known = self._loaded.get(split)
-        if known is None:
+        if split not in self._loaded:
             with _LOADING:
                 if split not in self._loaded:
-                    self._loaded[split] = read_array(self.path, f"{split}_images")
-            known = self._loaded[split]
+                    self._loaded[split] = self._read(split)
+        known = self._loaded[split]
+        if isinstance(known, DataError):  # a damaged file is not read again for each of its images
+            raise known
         return known
+
+    def _read(self, split: Split) -> Pixels | DataError:
+        try:
+            return read_array(self.path, f"{split}_images")
+        except DataError as error:
+            return error
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave loaded images behind when the source is sent to another process."""

@@ -14,7 +14,7 @@ from perdure.data.views import View
 from perdure.labels import TABLE_SIZE, LabelSpace
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class TensorSource:
     """One training split in memory; implements :class:`~perdure.data.source.Source`. Samples are named by number.
 
@@ -30,11 +30,10 @@ class TensorSource:
     name: str = field(default="made", init=False)
     patients: bool = field(default=False, init=False)
     other_label: int = field(default=0, init=False)
+    kind: Kind = field(init=False)
 
-    @property
-    def kind(self) -> Kind:
-        """Whether a label is one number or a map."""
-        return "classification" if self.labels.ndim == 1 else "segmentation"
+    def __post_init__(self) -> None:
+        self.kind = "classification" if self.labels.ndim == 1 else "segmentation"
 
     def names(self, split: Split) -> Sequence[str]:
         """``"0"``, ``"1"``, ..."""

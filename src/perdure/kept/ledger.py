@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Final
 
 from perdure.errors import DataError, RunError
 from perdure.files import read_json, read_tensors, sha256, write_json, write_tensors
 from perdure.kept.items import Kept
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LEDGER: Final = "ledger.json"
 WEIGHTS: Final = Kept("weights", "weights", (), "training on the data of this and all earlier tasks")

@@ -103,8 +103,7 @@ class Figure:
 # fmt: off
 _BG: Final = Option("bg", {
     "in": "Label 0 counts as one more class.",
-    "out": "Label 0 is left out; its pixels still count against classes predicted there (in classification there are "
-           "none).",
+    "out": "Label 0 is left out; its pixels, if any, still count against classes predicted there.",
 })
 _ABSENT: Final = Option("absent", {
     "skip": "A class that the ground truth does not hold is left out (MiB, PLOP).",

@@ -120,7 +120,7 @@ def what_they_are(stream: DescribedStream, items: Sequence[ShownItem]) -> str:
     shown = [item for item in items if item.shows == "images"]
     if any(item.raw for item in shown):
         return "Some of these are raw training images, as the ledger says; the others the method computed."
-    text = "The method computed these; none is one stored training or test image."
+    text = "The method computed these, as the ledger says; none is a training or test image as it was read."
     if stream.patients:
         text = (
             "The data set's images come from patients; these pictures are not images of single patients but what the "

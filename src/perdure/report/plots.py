@@ -92,7 +92,7 @@ def strips(name: str, rows: Sequence[Strip], x_label: str) -> str:
     def fill(axes: Axes) -> None:
         for y, row in enumerate(rows):
             _strip(axes, y, row)
-        axes.plot([], [], **_BAR, label="between training images: range, middle half")
+        axes.plot([], [], **_BAR, label="training images: range, middle half")
         axes.plot([], [], **_DOT, label="synthetic image")
         if any(any(row.marked) for row in rows):
             axes.plot([], [], **_MARK, label="possible copy")

@@ -43,7 +43,7 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters.update(number=number, signed=signed, size=size, anchor=anchor, cell=cell, breaks=breaks)
+    made.filters.update(number=number, signed=signed, size=size, anchor=anchor, cell=cell, breaks=breaks, after=after)
     return made
 
 
@@ -85,6 +85,11 @@ def breaks(name: str) -> Markup:
     from markupsafe import Markup, escape
 
     return Markup(str(escape(name)).replace("[", "<wbr>[").replace(",", ",<wbr>"))  # noqa: S704
+
+
+def after(task: str) -> str:
+    """``after task NAME``."""
+    return f"after task {task}"
 
 
 def cell(text: object) -> str:

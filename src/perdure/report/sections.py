@@ -96,7 +96,7 @@ def _over_tasks(run: RunData, name: str) -> list[float | None]:
 
 
 def _mious(run: RunData) -> list[Line]:
-    """MIoU of all classes, of the first task's and of later ones."""
+    """Mean IoU of all classes, of the first task's and of later ones."""
     titles = ("all", "first task's classes", "later classes")
     named = zip(titles, headline(run.stream)[:3], strict=True)
     return [Line(title, _over_tasks(run, name), k, dashed=k == 0) for k, (title, name) in enumerate(named)]

@@ -64,7 +64,7 @@ _WORDS: Final[dict[Kind, Words]] = {
     ),
 }
 TRANSDUCTIVE: Final = (
-    "the protocol is transductive: test images, without their labels, take part in training, so figures are better "
+    "the protocol is transductive: test images, without their labels, take part in training, so figures may be better "
     "than on images that the model never met"
 )
 

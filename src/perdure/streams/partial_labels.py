@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import compress
 from typing import Literal
 
 import numpy as np
@@ -171,8 +170,8 @@ def _opener(
         source = sets[task].source
         names = tuple(source.names(split))
         if source.kind == "classification" and len(maps[task]) < len(source.space):
-            shown = cached_presence(source, split)[:, list(maps[task])].any(1)
-            names = tuple(compress(names, shown))  # an image of another class has no label at all here
+            shown = cached_presence(source, split)[:, list(maps[task])]  # other images have no label at all here
+            names = tuple(names[row] for row in np.flatnonzero(shown.any(1)))
         if split != "val" and not names:
             raise DataError(f"{sets[task].label}: the {split} split is empty", "a task needs at least one sample")
         other = BACKGROUND if split == "train" else source.other_label

@@ -9,14 +9,14 @@ the group normalisation of a ``ContinualNorm``, and those of its groups of chann
 from __future__ import annotations
 
 import copy
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from perdure.errors import PerdureError
+from perdure.methods.ccsi.taps import halve_convolutions, keep_order, tap_norms
 from perdure.networks.classifier import Classifier
-from perdure.networks.continual_norm import ContinualNorm
 
 
 class Raw(NamedTuple):
@@ -44,7 +44,7 @@ class Probe(nn.Module):
 
     Args:
         network: Copied; the original is left as it is.
-        dtype: Of the copy's body. Moments and the head stay in float32 (float64 for a float64 network).
+        bf16: Take the products of convolutions in bfloat16. All else stays as precise as the network is.
 
     Attributes:
         running_mean: What BatchNorm layers remember of their inputs, all layers side by side: ``(ΣC,)``.
@@ -66,22 +66,20 @@ class Probe(nn.Module):
     _plain: Tensor
     _eps: Tensor
 
-    def __init__(self, network: Classifier, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, network: Classifier, bf16: bool = False) -> None:
         super().__init__()
         check_finite(network)
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
-        self._taps = _replace_norms(self.network)
+        self._taps = tap_norms(self.network)
         if not self._taps:
             raise PerdureError(
                 "the network has no batch normalisation, so its weights say nothing about the images it has seen",
                 "use a network with BatchNorm or Continual Normalization, such as cosine_resnet",
             )
-        if dtype != torch.float32:
-            for name, part in self.network.named_children():
-                if name != "head":
-                    part.to(dtype)
+        if bf16:
+            halve_convolutions(self.network)
+        keep_order(self.network)
         self.network.to(memory_format=torch.channels_last)
-        self.dtype = dtype
         self.layers = len(self._taps)
         self._index()
 
@@ -117,8 +115,7 @@ class Probe(nn.Module):
 
     def forward(self, images: Tensor) -> Answer:
         """Answer for images ``(N, C, H, W)``."""
-        images = images.to(self.dtype, memory_format=torch.channels_last)
-        features = self.network.features(images).to(self.running_mean.dtype)
+        features = self.network.features(images.contiguous(memory_format=torch.channels_last))
         means, squares = zip(*(tap.take() for tap in self._taps), strict=True)
         return Answer(self.network.classify(features), features, Raw(torch.cat(means, 1), torch.cat(squares, 1)))
 
@@ -172,104 +169,3 @@ def check_finite(network: nn.Module) -> None:
                 f"the old network is broken: '{name}' has numbers that are not finite, so no images can be made from it",
                 "train the earlier task again with a smaller learning rate (training.lr)",
             )
-
-
-class Tap(nn.Module):
-    """A normalisation layer in evaluation mode that remembers the moments of its last input.
-
-    Args:
-        norm: The layer that it stands for.
-    """
-
-    running_mean: Tensor
-    running_var: Tensor
-
-    def __init__(self, norm: nn.BatchNorm2d | ContinualNorm) -> None:
-        super().__init__()
-        batch = norm.batch if isinstance(norm, ContinualNorm) else norm
-        assert batch.running_mean is not None
-        assert batch.running_var is not None
-        self.groups = norm.groups if isinstance(norm, ContinualNorm) else 0
-        self.eps = norm.eps
-        self.channels = batch.num_features
-        self.running_mean, self.running_var = batch.running_mean.clone(), batch.running_var.clone()
-        scale = torch.rsqrt(self.running_var + batch.eps)
-        if batch.affine:
-            scale = scale * batch.weight.detach()
-        shift = -self.running_mean * scale
-        self.affine = (scale, shift + batch.bias.detach() if batch.affine else shift)
-        self._moments: tuple[Tensor, Tensor] | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``(N, C, H, W)`` -> the same shape."""
-        y, mean, square = _NormWithMoments.apply(x, *self.affine, self.groups, self.eps)
-        self._moments = mean, square
-        return y
-
-    def take(self) -> tuple[Tensor, Tensor]:
-        """Mean and mean square ``(N, C)`` of the last input; forgets them."""
-        assert self._moments is not None, "a normalisation layer of the network was not used"
-        moments, self._moments = self._moments, None
-        return moments
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Tap:
-        return self
-
-
-def _replace_norms(network: nn.Module) -> list[Tap]:
-    """Put a tap in the place of every normalisation layer; returns the taps in module order."""
-    taps = []
-    for parent in list(network.modules()):
-        for name, part in parent.named_children():
-            if isinstance(part, (ContinualNorm, nn.BatchNorm2d)) and not isinstance(parent, ContinualNorm):
-                setattr(parent, name, Tap(part))
-    for part in network.modules():
-        if isinstance(part, Tap):
-            taps.append(part)
-    return taps
-
-
-class _NormWithMoments(torch.autograd.Function):
-    """Normalisation in evaluation mode, and the moments of its input, with few passes over the map each way."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, groups: int, eps: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        size, wide = x.shape[2] * x.shape[3], scale.dtype
-        mean = x.sum((2, 3), dtype=wide) / size
-        square = (x * x).sum((2, 3), dtype=wide) / size
-        if groups:
-            centre = mean.unflatten(1, (groups, -1)).mean(2, keepdim=True)
-            var = square.unflatten(1, (groups, -1)).mean(2, keepdim=True) - centre.square()
-            rate = torch.rsqrt(var.clamp_min(0) + eps)
-            a = (scale.view(groups, -1) * rate).flatten(1)
-            b = shift - (a.unflatten(1, (groups, -1)) * centre).flatten(1)
-            ctx.save_for_backward(x, scale, a, centre, rate)
-        else:
-            a, b = scale[None], shift[None]
-            ctx.save_for_backward(x, a)
-        ctx.groups = groups
-        return torch.addcmul(b.to(x.dtype)[..., None, None], x, a.to(x.dtype)[..., None, None]), mean, square
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        gy, g_mean, g_square = grads
-        x, *saved = ctx.saved_tensors
-        size = x.shape[2] * x.shape[3]
-        a = saved[0]
-        if ctx.groups:
-            scale, a, centre, rate = saved
-            wide = scale.dtype
-            ga = (gy * x).sum((2, 3), dtype=wide).unflatten(1, (ctx.groups, -1))
-            gb = gy.sum((2, 3), dtype=wide).unflatten(1, (ctx.groups, -1))
-            scale = scale.view(ctx.groups, -1)
-            from_b = (gb * scale).sum(2, keepdim=True)
-            g_rate = (ga * scale).sum(2, keepdim=True) - from_b * centre
-            g_var = -0.5 * rate**3 * g_rate
-            g_centre = -(from_b * rate) - 2 * centre * g_var
-            g_mean = (g_mean.unflatten(1, (ctx.groups, -1)) + g_centre / scale.shape[1]).flatten(1)
-            g_square = (g_square.unflatten(1, (ctx.groups, -1)) + g_var / scale.shape[1]).flatten(1)
-        constant, slope = (g_mean / size).to(x.dtype)[..., None, None], (g_square * (2 / size)).to(x.dtype)[..., None, None]
-        gx = torch.addcmul(constant, x, slope).addcmul_(gy, a.to(x.dtype)[..., None, None])
-        return gx, None, None, None, None

@@ -91,4 +91,5 @@ def idc(source: Tensor, target: Tensor, temperature: float) -> Tensor:
 
 
 def _directions(rows: Tensor) -> Tensor:
-    return rows / (rows.norm(dim=1, keepdim=True) + TINY)
+    lengths: Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return rows / (lengths + TINY)
