@@ -44,7 +44,7 @@ NETWORKS = {
 FITTING = [
     (m, n) for m in METHODS for n, built in NETWORKS.items() if BUILT[built[2]].kind in kinds_of(method_class(m))
 ]
-QUICK = {"ccsi": {"per_class": 20, "synthesis": {"steps": 60, "group_size": 20, "groups_at_once": 2}}}
+QUICK = {"ccsi": {"per_class": 20, "synthesis": {"steps": 60, "warmup": 10, "group_size": 20, "groups_at_once": 2}}}
 SETTINGS = {"epochs": 20, "batch_size": 4, "optimizer": "adamw", "lr": 0.01}
 RATES = {"later_lr": 0.003, "neck_lr": 1, "classifier_lr": 1, "new_classifier_lr": 10}
 OPTIONS = EngineOptions(device="cpu", threads=1, trackers=(), save_seconds=1e9)

@@ -24,6 +24,6 @@ def predict(run: Path, inputs: list[Path], out: Path, device: str) -> None:
         shown = bar.add_task("images", total=total)
         work = predict_images if model.kind == "segmentation" else classify_images
         work(model, inputs, out, lambda done, _: bar.update(shown, completed=done))
-    told = "segmented into" if model.kind == "segmentation" else "sorted into"
-    text = f"{total} image(s) {told} {len(model.seen)} classes -> {out}"
+    told, where = ("segmented", out) if model.kind == "segmentation" else ("classified", out / "predictions.csv")
+    text = f"{total} image(s) {told} into {len(model.seen)} classes -> {where}"
     console.print(text, highlight=False, markup=False, soft_wrap=True)

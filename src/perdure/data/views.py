@@ -112,13 +112,14 @@ class Joined(Dataset[Sample]):
         return sum(map(len, self.views))
 
     def __getitem__(self, draw: Draw | int) -> Sample:
-        """Sample of the view that holds the position."""
+        """Sample of the view that holds the position; a negative one counts from the end of the last view."""
         position, seed = draw if isinstance(draw, tuple) else (draw, 0)
-        for view in self.views:
-            if position < len(view):
-                return view[Draw(position, seed)]
-            position -= len(view)
-        raise IndexError(position)
+        place = position + len(self) if position < 0 else position
+        for view in self.views if place >= 0 else ():
+            if place < len(view):
+                return view[Draw(place, seed)]
+            place -= len(view)
+        raise IndexError(f"position {position} of {len(self)} samples")
 
 
 def collate(samples: Sequence[Sample]) -> Batch:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import signal
 from collections.abc import Callable, Iterator
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from perdure.data.views import Batch, Draw, Sample, Samples, collate
+from perdure.data.views import Batch, Draw, Joined, Sample, Samples, collate
 from perdure.engine.phases import Batches
 from perdure.errors import DataError, PerdureError, UsageError
 from perdure.seeds import fold
@@ -55,7 +56,8 @@ class Draws(Sampler[list[Draw]]):
 def make_loader(draws: Draws, workers: int, pin: bool, context_seed: int = 0) -> Iterator[Batch | None]:
     """Read the draws; the batches are :class:`Batch`, or ``None`` where this process has no share.
 
-    What a worker process finds wrong with a sample is raised here as it was raised there.
+    What a worker process finds wrong with a sample is raised here as it was raised there. Worker processes start
+    anew for each phase; an archive that is read when it is first needed is read here before, once for all of them.
 
     Raises:
         DataError: The view is empty.
@@ -72,6 +74,8 @@ def make_loader(draws: Draws, workers: int, pin: bool, context_seed: int = 0) ->
             f"a batch of {batches.size} cannot be shared by {draws.world} processes",
             f"choose a batch size that is a multiple of {draws.world}",
         )
+    if workers:
+        _read_ahead(batches.view)
     generator = torch.Generator().manual_seed(context_seed)  # workers' base seeds; samples carry their own
     loader = DataLoader(
         _Told(batches.view),
@@ -84,6 +88,15 @@ def make_loader(draws: Draws, workers: int, pin: bool, context_seed: int = 0) ->
         multiprocessing_context="fork" if workers else None,
     )
     return _reads(loader)
+
+
+def _read_ahead(samples: Samples) -> None:
+    """Read a sample of each view, so that what its source loads once is in memory when workers are forked."""
+    views = [view for view in samples.views if len(view)] if isinstance(samples, Joined) else [samples]
+    for view in views:
+        # a worker tells what is wrong with a sample, if one reads it
+        with contextlib.suppress(PerdureError):
+            view[0]
 
 
 def _reads(loader: DataLoader[Sample | PerdureError]) -> Iterator[Batch | None]:

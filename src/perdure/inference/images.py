@@ -1,31 +1,39 @@
-"""Image files in, masks or classes out."""
+"""Image files in, masks or a table of classes out."""
 
 from __future__ import annotations
 
 import csv
+import errno
 import io
-from collections.abc import Callable, Iterable
+import os
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Final
 
 from PIL import Image
 
 from perdure.data.imagefiles import IMAGE_SUFFIXES, read_image
 from perdure.errors import DataError
-from perdure.files import write_atomic, write_json, write_text
+from perdure.files import write_atomic, write_failure, write_json, write_text
 from perdure.inference.trained import Trained
+from perdure.labels import LabelSpace
+
+FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
+"""Spreadsheets take a cell that begins with one of these for a formula and compute it."""
 
 
 def find_images(inputs: Iterable[Path]) -> list[Path]:
     """Image files among files and folders (searched without going deeper), sorted within each folder.
 
     Raises:
-        DataError: A path does not exist, is no image, nothing was found, or two files would give one output.
+        DataError: A path does not exist, cannot be read, is no image or is given twice, or nothing was found.
     """
+    places = list(inputs)
     found: list[Path] = []
-    for path in inputs:
+    for path in places:
         if path.is_dir():
-            inside = (p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
-            found += sorted(p for p in inside if p.suffix.lower() in IMAGE_SUFFIXES)
+            found += _images_in(path)
         elif not path.exists():
             raise DataError(f"{path} does not exist", "give image files, or folders that hold some")
         elif path.suffix.lower() not in IMAGE_SUFFIXES:
@@ -33,16 +41,27 @@ def find_images(inputs: Iterable[Path]) -> list[Path]:
         else:
             found.append(path)
     if not found:
-        raise DataError("no images found", f"looked for {', '.join(IMAGE_SUFFIXES)}")
-    first: dict[str, Path] = {}
+        where = f" in {places[0]}" if len(places) == 1 else f" in {len(places)} folders" if places else ""
+        raise DataError(f"no images found{where}", f"looked for {', '.join(IMAGE_SUFFIXES)}, not in folders inside")
+    known: set[Path] = set()
     for path in found:
-        if path.stem in first:
-            raise DataError(
-                f"{first[path.stem]} and {path} would both be written as {path.stem}.png",
-                "rename one, or use two folders",
-            )
-        first[path.stem] = path
+        if _whole(path) in known:
+            raise DataError(f"{path} is given twice", "name each image once, by itself or by its folder")
+        known.add(_whole(path))
     return found
+
+
+def _images_in(folder: Path) -> list[Path]:
+    try:
+        inside = [path for path in folder.iterdir() if not path.name.startswith(".") and path.is_file()]
+    except OSError as error:
+        raise DataError(f"the folder {folder} cannot be read: {error.strerror}", "check who may read it") from error
+    return sorted(path for path in inside if path.suffix.lower() in IMAGE_SUFFIXES)
+
+
+def _whole(path: Path) -> Path:
+    """Absolute path; a link to a file keeps its own name, which may be why it is there."""
+    return path.parent.resolve() / path.name
 
 
 def predict_images(model: Trained, inputs: Iterable[Path], out: Path, done: Callable[[int, int], None]) -> list[Path]:
@@ -58,11 +77,12 @@ def predict_images(model: Trained, inputs: Iterable[Path], out: Path, done: Call
         The masks, two an image.
 
     Raises:
-        DataError: See :func:`find_images`; or a file is damaged, transparent or has more than 8 bits a channel:
-            the masks of the images before it are there, of it and those after it nothing.
+        DataError: See :func:`find_images`; two images would have one mask; or a file is damaged, transparent or has
+            more than 8 bits a channel: the masks of the images before it are there, of it and those after it nothing.
         PerdureError: The disk is full or ``out`` cannot be written.
     """
     paths = find_images(inputs)
+    refuse_same_mask(paths)
     palette = model.space.palette().flatten().tolist()
     written: list[Path] = []
     for number, path in enumerate(paths, 1):
@@ -80,8 +100,24 @@ def predict_images(model: Trained, inputs: Iterable[Path], out: Path, done: Call
     return written
 
 
+def refuse_same_mask(paths: Sequence[Path]) -> None:
+    """Raise DataError if the masks of two images would be one file."""
+    first: dict[str, Path] = {}
+    for path in paths:
+        if path.stem in first:
+            raise DataError(
+                f"{first[path.stem]} and {path} would both be written as {path.stem}.png",
+                "rename one, or use two folders",
+            )
+        first[path.stem] = path
+
+
 def classify_images(model: Trained, inputs: Iterable[Path], out: Path, done: Callable[[int, int], None]) -> Path:
-    """Classify images: ``out/predictions.csv`` (class and probabilities of each file) and ``out/classes.json``.
+    """Classify images: ``out/predictions.csv`` and ``out/classes.json``, both written when all images are done.
+
+    The table has a line an image: ``file`` (see :func:`table_names`), ``class_id``, ``class``, ``probability`` of that
+    class, and ``p(NAME)`` for every class learned so far, in the order of their ids. No cell can be taken for a
+    formula: see :func:`table_names` for files; a class name that begins like one has an apostrophe before it.
 
     Args:
         model: The model.
@@ -98,16 +134,52 @@ def classify_images(model: Trained, inputs: Iterable[Path], out: Path, done: Cal
         PerdureError: The disk is full or ``out`` cannot be written.
     """
     paths = find_images(inputs)
+    names = table_names(paths)
+    _refuse_unwritable(out)
     ids = sorted(model.seen)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["file", "class_id", "class", "probability", *(f"p({model.space.name(c)})" for c in ids)])
-    for number, path in enumerate(paths, 1):
+    for number, (path, name) in enumerate(zip(paths, names, strict=True), 1):
         scores = model.classify(read_image(path).transpose(1, 2, 0))
         best = max(scores, key=scores.__getitem__)
-        row = [path.name, best, model.space.name(best), scores[best], *(scores[c] for c in ids)]
-        writer.writerow([f"{v:.6f}" if isinstance(v, float) else v for v in row])
+        chances = [f"{scores[c]:.6f}" for c in (best, *ids)]
+        writer.writerow([name, best, _class_cell(model.space, best), *chances])
         done(number, len(paths))
     write_json(out / "classes.json", model.classes())
     write_text(out / "predictions.csv", text.getvalue())
     return out / "predictions.csv"
+
+
+def table_names(paths: Sequence[Path]) -> list[str]:
+    """Names of images in a table: their paths from the folder that all of them lie in, with forward slashes.
+
+    Names differ where files differ. One that a spreadsheet would take for a formula begins with ``./``, so that it
+    is still the path of the file.
+
+    Raises:
+        DataError: A name is not UTF-8 text or holds control characters.
+    """
+    whole = [_whole(path) for path in paths]
+    top = os.path.commonpath([path.parent for path in whole])
+    names = [path.relative_to(top).as_posix() for path in whole]
+    for name in names:
+        if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):  # controls, bytes that are not UTF-8
+            shown = os.fsencode(name).decode(errors="backslashreplace")
+            shown = "".join(repr(c)[1:-1] if unicodedata.category(c) == "Cc" else c for c in shown)
+            raise DataError(f"the file name {shown} holds what is no text", "rename the file")
+    return [f"./{name}" if name.startswith(FORMULA) else name for name in names]
+
+
+def _class_cell(space: LabelSpace, class_id: int) -> str:
+    name = space.name(class_id)
+    return f"'{name}" if name.startswith(FORMULA) else name
+
+
+def _refuse_unwritable(out: Path) -> None:
+    """Raise PerdureError where ``out`` cannot be written, before hours of work and not after them."""
+    place = next(p for p in (out, *out.absolute().parents) if p.exists())
+    if not place.is_dir():
+        raise write_failure(out, NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)))
+    if not os.access(place, os.W_OK):
+        raise write_failure(out, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))

@@ -75,7 +75,9 @@ class Trained:
         return cls(method, recipe, stream.space, stream.tasks[len(sealed) - 1].seen, where, kind)
 
     def classify(self, image: np.ndarray) -> dict[int, float]:
-        """Probability of each class seen so far, by class id.
+        """Probability of each class seen so far, by class id; the first of equal ones is the method's choice.
+
+        Any size is brought to the side that the model learned from, as in training.
 
         Args:
             image: ``(H, W, 3)`` uint8; made grey for a model that learned grey images.
@@ -117,7 +119,7 @@ class Trained:
         return labels
 
     def classes(self) -> list[dict[str, object]]:
-        """Label values of :meth:`segment` with names and colours."""
+        """What :meth:`segment` or :meth:`classify` may answer: ids with names and colours."""
         ids = (BACKGROUND, *sorted(self.seen)) if self.space.background else tuple(sorted(self.seen))
         return [{"id": c, "name": self.space.name(c), "color": list(self.space[c].color)} for c in ids]
 

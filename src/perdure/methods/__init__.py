@@ -21,4 +21,9 @@ METHODS: Final[dict[str, Entry]] = {
     "star": Entry(
         "perdure.methods.star:Star", "prototype replay with balanced binary cross-entropy", "STAR, NeurIPS 2023"
     ),
+    "ccsi": Entry(
+        "perdure.methods.ccsi.ccsi:Ccsi",
+        "classification: replays images synthesised from the frozen model and class means",
+        "CCSI, MedIA 2024",
+    ),
 }

@@ -32,6 +32,7 @@ from perdure.kept.items import Kept
 from perdure.methods import training
 from perdure.methods.ccsi import gather, terms
 from perdure.methods.ccsi.memory import Memory
+from perdure.methods.ccsi.moments import class_moment_sums, class_moments
 from perdure.methods.ccsi.neighbours import Neighbours
 from perdure.methods.ccsi.options import CcsiOptions
 from perdure.methods.ccsi.studio import Studio, frozen
@@ -39,6 +40,7 @@ from perdure.methods.losses import channels_of
 from perdure.methods.method import Prediction
 from perdure.methods.options import Setup
 from perdure.networks.classifier import Classifier
+from perdure.networks.continual_norm import continual_norms
 from perdure.networks.layers import without_updates
 from perdure.seeds import fold
 from perdure.streams.task import Task
@@ -73,6 +75,12 @@ class Ccsi(nn.Module):
         network = setup.network()
         if not isinstance(network, Classifier):
             raise UsageError("ccsi needs a network with a cosine head", "set network.name=cosine_resnet")
+        if self._wants_group_moments(setup.options) and not continual_norms(network):
+            raise UsageError(
+                f"method.synthesis.statistics is {setup.options.synthesis.statistics}, but the network has no Continual "
+                "Normalization",
+                "set network.norm=continual, or method.synthesis.statistics=none",
+            )
         self.all_options = self.options = setup.options
         self.training_options = setup.training
         self.network = network
@@ -126,12 +134,16 @@ class Ccsi(nn.Module):
             stages.append(self._generate("impressions", task.index, lambda: self._old_network[0], self._set_replay))
         stages.append(self._train(task))
         if impressions and following.synthesis.statistics == "class":
-            stages.append(Collect("moments", self, in_order, self._measure_moments, self.memory.add_moments))
+            stages.append(Collect("moments", self, in_order, self._measure_moments, self._keep_moments))
         if impressions and self.options.checked != "none":
             now = lambda: frozen(self.network)  # noqa: E731
             stages.append(self._generate("next impressions", task.index + 1, now, self._set_checked))
             stages.append(self._compare(task))
         return stages
+
+    @staticmethod
+    def _wants_group_moments(options: CcsiOptions) -> bool:
+        return options.replay == "impressions" and options.synthesis.statistics != "none"
 
     def _check_pool(self, task: Task) -> None:
         """Raise UsageError unless the protocol grants the unlabelled images that the contrastive loss asks for."""
@@ -167,7 +179,11 @@ class Ccsi(nn.Module):
         return self.options.imprint and bool(self.old)
 
     def _measure_moments(self, batch: Batch) -> dict[str, Tensor]:
-        return gather.moment_sums(self.network, batch.images, channels_of(batch.labels, self.new), len(self.new))
+        codes = channels_of(batch.labels, self.new)
+        return class_moment_sums(self.network, batch.images, codes, len(self.new))
+
+    def _keep_moments(self, sums: dict[str, Tensor]) -> None:
+        self.memory.add_moments(class_moments(sums))
 
     # Making and checking impressions ------------------------------------------------------------------------------
 

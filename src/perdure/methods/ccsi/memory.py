@@ -55,7 +55,7 @@ class Memory(nn.Module):
         if not count:
             return
         preview = torch.zeros(classes, count, *images.shape[1:], dtype=torch.uint8)
-        for label in labels.unique().tolist():
+        for label in range(classes):
             mine = images[labels == label][:count]
             preview[label, : len(mine)] = (mine.clamp(0, 1) * 255).round().to(torch.uint8)
         self.preview = preview

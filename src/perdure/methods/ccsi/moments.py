@@ -143,8 +143,8 @@ class Probe(nn.Module):
             shift = centre @ self._spread
             square = scale.square() * (square - 2 * shift * mean + shift.square())
             mean = scale * (mean - shift)
-        mean = mean.unflatten(0, (groups, -1)).mean(1)
-        square = square.unflatten(0, (groups, -1)).mean(1)
+        mean = mean.reshape(groups, -1, mean.shape[1]).mean(1)
+        square = square.reshape(groups, -1, square.shape[1]).mean(1)
         return mean, (square - mean.square()).clamp_min(0)
 
     def layer_norms(self, values: Tensor) -> Tensor:
@@ -166,6 +166,42 @@ def check_finite(network: nn.Module) -> None:
     for name, tensor in (*network.named_parameters(), *network.named_buffers()):
         if not torch.isfinite(tensor).all():
             raise PerdureError(
-                f"the old network is broken: '{name}' has numbers that are not finite, so no images can be made from it",
+                f"the old network is broken: '{name}' has numbers that are not finite",
                 "train the earlier task again with a smaller learning rate (training.lr)",
             )
+
+
+@torch.no_grad()
+def class_moment_sums(network: Classifier, images: Tensor, codes: Tensor, classes: int) -> dict[str, Tensor]:
+    """Sums, over the images of a batch, of the moments of groups of channels in all ContinualNorm layers (spec 3.5).
+
+    Args:
+        network: Is looked at in evaluation mode.
+        images: ``(N, C, H, W)``.
+        codes: Class of each ``(N,)`` int64 in 0..classes-1.
+        classes: Number of classes n.
+
+    Returns:
+        ``moment_counts (n,)`` int64; ``moment_sums`` and ``moment_squares (n, groups, 2)`` float64, of group means
+        and group variances. They add up over batches; see :func:`class_moments`.
+    """
+    probe = Probe(network)
+    values = torch.stack(probe.channel_groups(probe(images).raw), 2).double()
+    sums = values.new_zeros(classes, *values.shape[1:])
+    return {
+        "moment_counts": torch.bincount(codes, minlength=classes),
+        "moment_sums": sums.index_add(0, codes, values),
+        "moment_squares": sums.index_add(0, codes, values.square()),
+    }
+
+
+def class_moments(sums: dict[str, Tensor]) -> Tensor:
+    """Moments of every class ``(n, groups, 4)`` float32 from the totals of :func:`class_moment_sums`.
+
+    The last axis holds the mean of the group means, the mean of the group variances, and the standard deviation
+    (biased) of either; all over the images of the class. 16 bytes a group: 576 bytes a class for the small network.
+    """
+    counts = sums["moment_counts"].clamp_min(1)[:, None, None]
+    mean = sums["moment_sums"] / counts
+    deviation = (sums["moment_squares"] / counts - mean.square()).clamp_min(0).sqrt()
+    return torch.cat([mean, deviation], 2).float()

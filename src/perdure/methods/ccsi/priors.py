@@ -40,7 +40,7 @@ def tv1(images: Tensor, groups: int = 1) -> Tensor:
     Returns:
         ``(groups,)``, in the unit of the images; does not grow with their number or size.
     """
-    means = [part.abs().unflatten(0, (groups, -1)).mean((1, 2, 3, 4)) for part in differences(images)]
+    means = [_split(part.abs(), groups).mean((1, 2, 3, 4)) for part in differences(images)]
     return torch.stack(means).sum(0)
 
 
@@ -57,7 +57,7 @@ def tv2(images: Tensor, groups: int = 1) -> Tensor:
     Returns:
         ``(groups,)``, in the unit of the images.
     """
-    norms = [torch.linalg.vector_norm(part.unflatten(0, (groups, -1)), dim=(1, 2, 3, 4)) for part in differences(images)]
+    norms = [torch.linalg.vector_norm(_split(part, groups), dim=(1, 2, 3, 4)) for part in differences(images)]
     return torch.stack(norms).sum(0)
 
 
@@ -71,4 +71,9 @@ def l2(images: Tensor, groups: int = 1) -> Tensor:
     Returns:
         ``(groups,)``, in the unit of the images.
     """
-    return torch.linalg.vector_norm(images, dim=(1, 2, 3)).unflatten(0, (groups, -1)).mean(1)
+    norms: Tensor = torch.linalg.vector_norm(images, dim=(1, 2, 3))
+    return norms.view(groups, -1).mean(1)
+
+
+def _split(images: Tensor, groups: int) -> Tensor:
+    return images.reshape(groups, -1, *images.shape[1:])

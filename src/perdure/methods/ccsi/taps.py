@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -40,19 +41,20 @@ class Tap(nn.Module):
         self.register_buffer("running_var", batch.running_var.clone())
         self.register_buffer("scale", scale)
         self.register_buffer("shift", shift - batch.running_mean * scale)
-        self._moments: tuple[Tensor, Tensor] | None = None
+        self._seen = threading.local()  # several threads may run one network
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, C, H, W)`` -> the same shape."""
         y: Tensor
-        y, *moments = _NormWithMoments.apply(x, self.scale, self.shift, self.groups, self.eps)  # type: ignore[no-untyped-call]
-        self._moments = moments[0], moments[1]
+        y, *moments = _NormWithMoments.apply(x, self.scale, self.shift, self.groups, self.eps)
+        self._seen.moments = moments[0], moments[1]
         return y
 
     def take(self) -> tuple[Tensor, Tensor]:
         """Mean and mean square ``(N, C)`` of the last input; forgets them."""
-        assert self._moments is not None, "a normalisation layer of the network was not used"
-        moments, self._moments = self._moments, None
+        moments: tuple[Tensor, Tensor] | None = getattr(self._seen, "moments", None)
+        assert moments is not None, "a normalisation layer of the network was not used"
+        self._seen.moments = None
         return moments
 
 
@@ -70,11 +72,13 @@ class HalfConv(nn.Module):
         super().__init__()
         self.register_buffer("weight", conv.weight.detach().bfloat16())
         self.register_buffer("bias", None if conv.bias is None else conv.bias.detach().bfloat16())
-        self.how = (conv.stride, conv.padding, conv.dilation, conv.groups)
+        self.stride, self.dilation, self.groups = conv.stride, conv.dilation, conv.groups
+        self.padding = conv.padding
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, C, H, W)`` -> the map of the convolution."""
-        return F.conv2d(x.bfloat16(), self.weight, self.bias, *self.how).float()
+        half = F.conv2d(x.bfloat16(), self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+        return half.float()
 
 
 def tap_norms(network: nn.Module) -> list[Tap]:
@@ -97,11 +101,15 @@ def keep_order(network: nn.Module) -> None:
 
     def sort(_: nn.Module, __: Any, pooled: Tensor) -> None:
         if pooled.requires_grad:
-            pooled.register_hook(lambda grad: grad.contiguous(memory_format=torch.channels_last))
+            pooled.register_hook(_channels_innermost)  # type: ignore[no-untyped-call]
 
     for part in network.modules():
         if isinstance(part, nn.AvgPool2d):
             part.register_forward_hook(sort)
+
+
+def _channels_innermost(gradient: Tensor) -> Tensor:
+    return gradient.contiguous(memory_format=torch.channels_last)
 
 
 def _replace(network: nn.Module, wanted: Callable[[nn.Module], bool], make: Callable[[Any], nn.Module]) -> None:
@@ -128,8 +136,8 @@ class _NormWithMoments(torch.autograd.Function):
         size = x.shape[2] * x.shape[3]
         mean, square = x.sum((2, 3)).div_(size), (x * x).sum((2, 3)).div_(size)
         if groups:
-            centre = mean.unflatten(1, (groups, -1)).mean(2, keepdim=True)
-            var = square.unflatten(1, (groups, -1)).mean(2, keepdim=True).addcmul_(centre, centre, value=-1)
+            centre = mean.view(-1, groups, x.shape[1] // groups).mean(2, keepdim=True)
+            var = square.view(-1, groups, x.shape[1] // groups).mean(2, keepdim=True).addcmul_(centre, centre, value=-1)
             rate = var.clamp_min_(0).add_(eps).rsqrt_()
             a = scale.view(groups, -1) * rate
             b = torch.addcmul(shift.view(groups, -1), a, centre, value=-1).flatten(1)[..., None, None]
@@ -148,14 +156,14 @@ class _NormWithMoments(torch.autograd.Function):
         size = x.shape[2] * x.shape[3]
         if ctx.groups:
             scale, centre, rate = saved
-            shape = (ctx.groups, scale.shape[0] // ctx.groups)
+            shape = (-1, ctx.groups, scale.shape[0] // ctx.groups)
             scale = scale.view(shape)
-            ga = ((gy * x).sum((2, 3)).unflatten(1, shape) * scale).sum(2, keepdim=True)
-            gb = (gy.sum((2, 3)).unflatten(1, shape) * scale).sum(2, keepdim=True)
+            ga = ((gy * x).sum((2, 3)).view(shape) * scale).sum(2, keepdim=True)
+            gb = (gy.sum((2, 3)).view(shape) * scale).sum(2, keepdim=True)
             # a = scale·rate, b = shift - a·centre, rate = (var + eps)^-1/2, var = mean square - centre²
-            g_var = rate.pow(3).mul_(torch.addcmul(ga, gb, centre, value=-1)).mul_(-0.5 / shape[1])
-            g_centre = (gb * rate).div_(-shape[1]).addcmul_(centre, g_var, value=-2)
-            g_mean = (g_mean.unflatten(1, shape) + g_centre).flatten(1)
-            g_square = (g_square.unflatten(1, shape) + g_var).flatten(1)
+            g_var = rate.pow(3).mul_(torch.addcmul(ga, gb, centre, value=-1)).mul_(-0.5 / shape[2])
+            g_centre = (gb * rate).div_(-shape[2]).addcmul_(centre, g_var, value=-2)
+            g_mean = (g_mean.view(shape) + g_centre).flatten(1)
+            g_square = (g_square.view(shape) + g_var).flatten(1)
         gx = torch.addcmul((g_mean / size)[..., None, None], x, (g_square * (2 / size))[..., None, None])
         return gx.addcmul_(gy, a), None, None, None, None
