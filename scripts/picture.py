@@ -95,12 +95,17 @@ def draw(out: Path, folders: Sequence[Path], scene: str | None, figure: str) -> 
 
 def _scene(runs: Sequence[RunData], wanted: str | None) -> str:
     """Name of a sample that all runs show after all their tasks."""
-    shared = sorted(set.intersection(*(set(after) for run in runs for after in run.samples.values())))
+    shared = sorted(set.intersection(*(set(_maps(run, t)) for run in runs for t in run.samples)))
     if not shared:
         raise UsageError("the runs share no sample pictures", "run them with report.samples above 0")
     if wanted is not None and wanted not in shared:
         raise UsageError(f"there is no scene '{wanted}' in all runs", nearest(wanted, shared))
-    return wanted or max(shared, key=lambda name: _tasks_shown(runs[0], runs[0].samples[0][name].truth))
+    return wanted or max(shared, key=lambda name: _tasks_shown(runs[0], _maps(runs[0], 0)[name].truth))
+
+
+def _maps(run: RunData, task: int) -> dict[str, SampleFiles]:
+    """Samples with label maps after a task; images with one class make no row of this picture."""
+    return {name: sample for name, sample in run.samples[task].items() if isinstance(sample, SampleFiles)}
 
 
 def _tasks_shown(run: RunData, truth: Path) -> int:
@@ -114,7 +119,7 @@ def _tasks_shown(run: RunData, truth: Path) -> int:
 
 def _cells(run: RunData, scene: str, columns: int) -> list[tuple[str, Path | None]]:
     """Column titles and files: photograph, ground truth, prediction after each task."""
-    after: list[SampleFiles] = [run.samples[t][scene] for t in sorted(run.samples)]
+    after = [_maps(run, t)[scene] for t in sorted(run.samples)]
     last = after[-1]
     absent: list[Path | None] = [None] * (columns - 2 - len(after))
     predictions = [*absent, *(s.pred for s in after)]

@@ -63,17 +63,24 @@ def page(study: Mapping[str, Any], out: Path) -> str:
     names = list(study["figures"])
     seeds = study["seeds"]
     lines = [f"# {study['title']}", "", *study.get("about", "").strip().splitlines(), ""]
-    lines += [f"After the last task, mean ± standard deviation over {len(seeds)} seeds ({', '.join(map(str, seeds))}).", ""]
+    lines += [
+        f"After the last task, mean ± standard deviation over {len(seeds)} seeds ({', '.join(map(str, seeds))}).",
+        "",
+    ]
     lines += ["| | " + " | ".join(f"`{name}`" for name in names) + " |", "|---|" + "---|" * len(names)]
     for variant in study["variants"]:
         columns = zip(*(figures(out / f"{variant}-{seed}", names) for seed in seeds), strict=True)
         lines.append(f"| {variant} | " + " | ".join(map(_cell, columns)) + " |")
     lines += ["", "| | differs from the recipe in |", "|---|---|"]
-    lines += [f"| {name} | {' '.join(f'`{w}`' for w in special) or '–'} |" for name, special in study["variants"].items()]
+    lines += [
+        f"| {name} | {' '.join(f'`{w}`' for w in special) or '–'} |" for name, special in study["variants"].items()
+    ]
     example = shlex.join(["perdure", "run", study["recipe"], "seed=1", *study.get("overrides", ())])
     lines += ["", f"Made with `python scripts/study.py {study['file']} --out runs`; a single run is `{example}`.", ""]
     lines += [*(f"- {note}" for note in study.get("notes", ())), ""]
-    environment = json.loads((out / f"{next(iter(study['variants']))}-{seeds[0]}" / "environment.json").read_text("utf-8"))
+    environment = json.loads(
+        (out / f"{next(iter(study['variants']))}-{seeds[0]}" / "environment.json").read_text("utf-8")
+    )
     versions = ", ".join(f"{key} {environment[key]}" for key in ("perdure", "torch", "python"))
     return "\n".join([*lines, f"Environment: {versions}; one CPU thread a run, no GPU.", ""])
 

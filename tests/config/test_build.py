@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import yaml
 
-from perdure.config.build import as_module, build_experiment, build_method, check_method, method_class
+from perdure.config.build import (
+    as_module,
+    build_experiment,
+    build_method,
+    build_tasks,
+    check_method,
+    kinds_of,
+    method_class,
+)
 from perdure.config.load import parse_recipe
 from perdure.config.recipe import Recipe
+from perdure.data.catalog import open_source
 from perdure.errors import UsageError
 from perdure.methods import METHODS
+from perdure.metrics.results import read_results
 
 SMALL = {
     "name": "small",
@@ -30,9 +44,24 @@ SMALL = {
 }
 
 
+CLASSES = {
+    "name": "classes",
+    "data": "single_digits",
+    "stream": {"base": 5, "step": 5},
+    "network": {"name": "cosine_resnet", "size": "small"},
+    "augment": {"crop": 32, "flip": 0.0, "mean": [0.0], "std": [1.0]},
+    "method": "finetune",
+}
+
+
 def recipe(**changes: object) -> Recipe:
     """The small recipe with some sections replaced."""
     return parse_recipe({**SMALL, **changes}, "small")
+
+
+def classes(**changes: object) -> Recipe:
+    """A recipe for classification with some sections replaced."""
+    return parse_recipe({**CLASSES, **changes}, "classes")
 
 
 def test_experiment() -> None:
@@ -118,3 +147,133 @@ def test_method_by_its_place() -> None:
 def test_no_method(name: str, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         method_class(name)
+
+
+def test_experiment_of_classification() -> None:
+    experiment = build_experiment(classes())
+    assert experiment.source.kind == "classification"
+    assert experiment.stream.protocol == "class-incremental 5-5"
+    assert [len(task.new) for task in experiment.stream.tasks] == [5, 5]
+    assert experiment.method.network.in_channels == 1  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("changed", "what", "hint"),
+    [
+        (
+            lambda: classes(method="star"),
+            "the method 'star' is for segmentation, but the data set 'single_digits' has one class an image",
+            "methods for it: finetune, joint, ccsi",
+        ),
+        (
+            lambda: classes(network="deeplab"),
+            "the network 'deeplab' is for segmentation, but the data set 'single_digits' has one class an image",
+            "networks for it: cosine_resnet",
+        ),
+        (
+            lambda: recipe(network={"name": "cosine_resnet", "size": "small"}),
+            "the network 'cosine_resnet' is for classification, but the data set 'digits' labels every pixel",
+            "networks for it: deeplab, residual_unet",
+        ),
+        (
+            lambda: recipe(method="ccsi"),
+            "the method 'ccsi' is for classification, but the data set 'digits' labels every pixel",
+            "methods for it: finetune, joint, star",
+        ),
+    ],
+)
+def test_method_network_and_data_are_of_one_kind(changed: Callable[[], Recipe], what: str, hint: str) -> None:
+    with pytest.raises(UsageError) as told:
+        build_experiment(changed())
+    assert told.value.what == what
+    assert told.value.hint.startswith(hint)
+
+
+def test_kinds_of_methods() -> None:
+    assert kinds_of(method_class("star")) == {"segmentation"}
+    assert kinds_of(method_class("ccsi")) == {"classification"}
+    for name in ("finetune", "joint"):
+        assert kinds_of(method_class(name)) == {"segmentation", "classification"}
+
+
+def test_method_that_names_no_kinds_is_for_segmentation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(method_class("finetune"), "kinds")
+    assert kinds_of(method_class("finetune")) == {"segmentation"}
+    build_experiment(recipe())
+    with pytest.raises(UsageError, match=r"the method 'finetune' is for segmentation, but .* one class an image"):
+        build_experiment(classes())
+
+
+@pytest.mark.parametrize(("crop", "border"), [(32, 2), (28, 0), (24, 0)])
+def test_images_with_one_class_are_squared(crop: int, border: int) -> None:
+    plan = classes(augment={"crop": crop, "flip": 0.0, "mean": [0.25], "std": [0.5]})
+    source = open_source("single_digits", None)
+    stream = build_tasks(plan, source)
+    with stream.opened(stream.tasks[0]) as task:
+        for view in (task.train(), task.monitor(), task.tests()["test"]):
+            image, label, name = view[0]
+            assert image.shape == (1, crop, crop) and image.dtype == torch.float32
+            assert label.shape == () and int(label) == int(source.mask(view.split, name))
+            if border:
+                inside = torch.from_numpy(source.image(view.split, name).copy()).float() / 255
+                framed = torch.nn.functional.pad(inside, (border,) * 4)
+                torch.testing.assert_close(image, (framed - 0.25) / 0.5)
+
+
+def test_only_training_images_are_flipped() -> None:
+    stream = build_tasks(
+        classes(augment={"crop": 28, "flip": 1.0, "mean": [0.0], "std": [1.0]}), open_source("single_digits", None)
+    )
+    with stream.opened(stream.tasks[0]) as task:
+        for view, turned in ((task.train(), True), (task.monitor(), False), (task.tests()["test"], False)):
+            plain = view.source.image(view.split, view.names[0])[:, :, :: -1 if turned else 1]
+            assert np.array_equal((view[0].image * 255).round().byte().numpy(), plain)
+
+
+def test_stream_options_reach_the_stream() -> None:
+    plan = classes(stream={"base": 4, "step": 4, "short_last": True, "pool": "test"})
+    stream = build_experiment(plan).stream
+    assert [len(task.new) for task in stream.tasks] == [4, 4, 2]
+    assert "transductive" in stream.protocol
+    with stream.opened(stream.tasks[0]) as task:
+        assert task.pool() is not None and task.pool().split == "test"  # type: ignore[union-attr]
+
+
+def test_plain_sgd_without_momentum_has_no_nesterov() -> None:
+    method = build_method(classes(training={"momentum": 0, "lr": 0.1, "schedule": "stairs"}))
+    stream = build_experiment(classes()).stream
+    with stream.opened(stream.tasks[0]) as task:
+        method.begin(task)
+        (phase,) = method.phases(task)
+        optimizer = phase.optimizer()  # type: ignore[union-attr]
+    assert {group["momentum"] for group in optimizer.param_groups} == {0}
+    assert not any(group["nesterov"] for group in optimizer.param_groups)
+    assert phase.schedule(0, 100) == 1 and phase.schedule(7, 100) == 0.3  # type: ignore[union-attr]
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("method", ["finetune", "joint"])
+def test_run_of_classification(method: str, tmp_path: Path, cli) -> None:
+    text = yaml.safe_dump(CLASSES | {"method": method, "evaluate": {"batch_size": 180}, "report": {"samples": 2}})
+    (tmp_path / "classes.yaml").write_text(text)
+    quick = ["training.epochs=1", "training.batch_size=64", "training.freeze_norm=false", "engine.threads=1"]
+    words = [*quick, "engine.device=cpu", "engine.trackers=[]", "--out", tmp_path / "run", "--quiet"]
+    done = cli("run", tmp_path / "classes.yaml", *words)
+    assert done.code == 0, done.err
+    rows = [row for row in read_results(tmp_path / "run/results.csv") if row.class_id is None]
+    accuracy = [row for row in rows if row.figure.startswith("accuracy.all[")]
+    tested = [360] if method == "joint" else [180, 360]
+    assert [(row.after_task, row.n) for row in accuracy] == list(enumerate(tested))
+    assert all(0 <= row.value <= 100 for row in accuracy)
+    assert not [row.figure for row in rows if row.figure.startswith(("miou", "iou", "dice", "hd95"))]
+    described = json.loads((tmp_path / "run/stream.json").read_text())
+    assert (described["kind"], described["background"]) == ("classification", None)
+    counts = [json.loads(p.read_text()) for p in sorted((tmp_path / "run/tasks").glob("*/counts.json"))]
+    for found, images in zip(counts, tested, strict=True):
+        matrix = np.asarray(found["sets"]["test"]["matrix"])
+        assert matrix.sum() == images and not matrix[0].any() and not matrix[:, 0].any()
+    page = (tmp_path / "run/report.html").read_text()
+    assert page.startswith("<!DOCTYPE html>") and "accuracy" in page
+    assert (tmp_path / "run/MODEL_CARD.md").is_file()
+    audited = cli("audit", tmp_path / "run")
+    assert audited.code == 0, audited.out + audited.err

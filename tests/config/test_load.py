@@ -59,6 +59,12 @@ def test_a_name_is_short_for_a_section() -> None:
         ("evaluate.size=", None),
         ("stream.order=[three, 1]", ("three", 1)),
         ("about=a=b", "a=b"),
+        ("stream.short_last=true", True),
+        ("stream.pool=test", "test"),
+        ("stream.pool=null", None),
+        ("training.momentum=0", 0),
+        ("training.schedule=stairs", "stairs"),
+        ("training.stairs=[0.5, 0.25, 0.1]", (0.5, 0.25, 0.1)),
     ],
 )
 def test_override(text: str, expected: object, file: str) -> None:
@@ -113,6 +119,11 @@ def test_no_override(text: str) -> None:
         ({"augment": {"std": [1]}}, "augment.mean and augment.std must have the same length", ""),
         ({"augment": {"area": [2, 1]}}, "augment.area must be two shares", ""),
         ({"training": {"lr": float("nan")}}, "training.lr: input should be a finite number", "learning rate"),
+        ({"training": {"momentum": 1}}, "training.momentum: input should be less than 1", "of SGD"),
+        ({"training": {"momentum": -0.1}}, "training.momentum: input should be greater", "of SGD"),
+        ({"training": {"schedule": "stair"}}, "training.schedule: input should be 'constant'", "learning rate"),
+        ({"training": {"stairs": [0.1, 0.1]}}, "the key 'training.stairs.2' is missing", "schedule stairs"),
+        ({"stream": {"base": 1, "step": 1, "pool": "train"}}, "stream.pool: input should be 'val' or 'test'", "split"),
         ({"engine": {"trackers": ["x"]}}, "engine.trackers.0: input should be 'tensorboard'", "tracking"),
     ],
 )
@@ -172,6 +183,10 @@ def test_shipped_recipe_survives_being_written(name: str, tmp_path: Path) -> Non
         ("evaluate.size=64", "evaluate.size"),
         ("engine.precision=bf16", "engine.precision"),
         ("name=other", "name"),
+        ("training.momentum=0", "training.momentum"),
+        ("training.stairs=[0.5,0.25,0.1]", "training.stairs"),
+        ("stream.pool=val", "stream.pool"),
+        ("stream.short_last=true", "stream.short_last"),
     ],
 )
 def test_what_makes_another_experiment(override: str, key: str, file: str) -> None:

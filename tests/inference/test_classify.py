@@ -246,7 +246,7 @@ def test_masks_of_one_name_are_refused_for_masks_only(grey: Trained, tmp_path: P
 def test_names_that_are_no_text(name: bytes, shown: str, tmp_path: Path) -> None:
     with pytest.raises(DataError) as told:
         table_names([tmp_path / "läuft.png", tmp_path / os.fsdecode(name)])
-    assert told.value.what == f"the file name {shown} holds what is no text"
+    assert told.value.what == f"the file name {shown} is not plain UTF-8 text"
 
 
 @pytest.mark.parametrize("spoil", ["cut", "deep", "clear"])

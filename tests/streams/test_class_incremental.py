@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from perdure.data.source import AbsentSplitError
 from perdure.errors import DataError, PerdureError, SealedDataError, UsageError
 from perdure.labels import label_space
 from perdure.streams.class_incremental import (
@@ -285,6 +286,34 @@ def test_sizes_of_tasks(classes, base, step, sizes):
     assert [c for g in groups for c in g] == list(range(1, classes + 1))
 
 
+@pytest.mark.parametrize(
+    ("classes", "base", "step", "sizes"),
+    [
+        (11, 3, 3, [3, 3, 3, 2]),  # OrganAMNIST in CCSI
+        (9, 3, 2, [3, 2, 2, 2]),  # PathMNIST: nothing is left
+        (10, 4, 100, [4, 6]),
+        (10, 10, 3, [10]),
+        (10, 1, 8, [1, 8, 1]),
+    ],
+)
+def test_last_task_may_be_short(classes, base, step, sizes):
+    ids = list(range(classes, 0, -1))
+    groups = split_classes(ids, base, step, short_last=True)
+    assert [len(g) for g in groups] == sizes
+    assert [c for g in groups for c in g] == ids
+
+
+def test_short_last_task_of_a_stream(build):
+    with pytest.raises(UsageError, match="5 classes are left after base 1: step 2 does not fit"):
+        build(base=1, step=2)
+    stream = build(base=1, step=2, short_last=True)
+    assert [t.name for t in stream.tasks] == ["ant", "2-3", "4-5", "traffic_light"]
+    assert stream.groups == ((1,), (2, 3), (4, 5), (6,))
+    assert stream.tasks[-1].data.train().table[6] == 6
+    with pytest.raises(UsageError, match="step 0 does not fit"):
+        build(base=1, step=0, short_last=True)
+
+
 def test_names_of_tasks_are_padded_and_safe():
     space = label_space([f"c/{i} x" for i in range(150)])
     names = task_names(space, split_classes(space.ids, 100, 10))
@@ -301,3 +330,99 @@ def test_lists_follow_the_order_of_the_source(build, make_source):
     view = build(make_source(NAMES, reverse)).tasks[0].data.train()
     assert list(view.names) == ["s5", "s4", "s3", "s2", "s1"]
     assert np.array_equal(view.table[[1, 2, 3, 4]], [1, 2, 3, 0])
+
+
+POOLS = {"train": SAMPLES, "val": {"v1": [1, 4], "v2": [6], "v3": [0, 255], "v4": [4, 5]}, "test": SAMPLES}
+
+
+@pytest.fixture
+def pooled(build, make_source):
+    """Build a stream over POOLS: 2 + 2 + 2 classes, with a pool of the given split."""
+
+    def make(pool="val", **more):
+        return build(make_source(NAMES, **POOLS), base=2, step=2, pool=pool, **more)
+
+    return make
+
+
+def test_pool_grows_with_the_classes_and_hides_every_label(pooled, transform):
+    stream = pooled()
+    expected = [["v1"], ["v1", "v4"], ["v1", "v2", "v4"]]  # v3 shows no class at all
+    for task, names in zip(stream.tasks, expected, strict=True):
+        with stream.opened(task):
+            pool = task.pool()
+            assert list(pool.names) == names and pool.split == "val"
+            assert pool.transform is transform
+            assert set(pool.table.tolist()) == {255}
+            for i in range(len(pool)):
+                assert pool[i].label.unique().tolist() == [255] and pool[i].image.unique().tolist() == [128]
+
+
+def test_pool_of_test_images(pooled):
+    stream = pooled("test", order=[6, 5, 4, 3, 2, 1])
+    with stream.opened(stream.tasks[0]) as task:
+        assert list(task.pool().names) == ["s4", "s5"] and task.pool().split == "test"
+
+
+def test_pool_is_shown_as_training_images_are(make_source, transform):
+    def other(image, label):
+        return image.float() + 1, label.long()
+
+    source = make_source(NAMES, SAMPLES)
+    stream = class_incremental(source, base=6, step=1, train_transform=other, eval_transform=transform, pool="val")
+    with stream.opened(stream.tasks[0]) as task:
+        assert task.pool()[0].image.unique().tolist() == [129]
+        assert task.monitor()[0].image.unique().tolist() == [128]
+
+
+def test_pool_is_closed_with_its_task(pooled):
+    stream = pooled()
+    first, second = stream.tasks[:2]
+    with stream.opened(first):
+        kept = first.pool()
+        kept[0]
+        with pytest.raises(SealedDataError, match="training data of task 1 was opened while task 0 is open"):
+            second.pool()
+    with stream.opened(second), pytest.raises(SealedDataError):
+        kept[0]
+    with pytest.raises(SealedDataError):
+        first.pool()
+
+
+@pytest.mark.parametrize(
+    ("pool", "words"),
+    [
+        (None, ""),
+        ("val", ", unlabelled validation images in training"),
+        ("test", ", unlabelled test images (transductive) in training"),
+    ],
+)
+def test_pool_stands_in_the_protocol(pooled, pool, words):
+    assert pooled(pool).protocol == f"class-incremental 2-2 overlap{words}"
+    assert pooled(pool, order="shuffled", order_seed=4).protocol == (
+        f"class-incremental 2-2 overlap{words}, order shuffled with seed 4"
+    )
+
+
+def test_without_a_pool_there_is_none(pooled, build):
+    stream = pooled(None)
+    with stream.opened(stream.tasks[0]) as task:
+        assert task.pool() is None
+
+
+def test_pool_of_a_split_that_is_absent(build, make_source):
+    source = make_source(NAMES, train=SAMPLES, test=SAMPLES)
+    with pytest.raises(AbsentSplitError, match="fake has no split val"):
+        stream = build(source, pool="val")
+        with stream.opened(stream.tasks[0]) as task:
+            task.pool()
+
+
+def test_protocol_of_classification_names_no_rule_for_images(build, make_source):
+    source = make_source(NAMES, {name: [1 + k % 6] for k, name in enumerate(f"s{k}" for k in range(12))})
+    source.kind = "classification"
+    assert build(source).protocol == "class-incremental 3-1"
+    assert build(source, setting="disjoint", order="shuffled", pool="val").protocol == (
+        "class-incremental 3-1, unlabelled validation images in training, order shuffled with seed 0"
+    )
+    assert build(source, order=[6, 5, 4, 3]).protocol == "class-incremental 3-1, order given"

@@ -27,18 +27,18 @@ def audit_run(run: Path, as_json: bool) -> None:
 
 def _show(found: Audit, console: Console) -> None:
     table = Table("after task", "kept", "kind", "bytes", "bytes a class", title="Everything kept")
+    pictures = [item for item in found.items if item["kind"] == "preview" and not item["file"].startswith("kept/")]
     for item in found.items:
-        if item["kind"] != "preview":
+        if item not in pictures:
             each = item["per_class_bytes"]
             cells = escape(item["task"]), escape(item["name"]), item["kind"]
             table.add_row(*cells, f"{item['bytes']:,}", f"{each:,}" if each else "–")
-    previews = [item for item in found.items if item["kind"] == "preview"]
-    if previews:
-        size = sum(item["bytes"] for item in previews)
-        table.add_row("all", f"{len(previews)} pictures", "preview", f"{size:,}", "–")
+    if pictures:
+        size = sum(item["bytes"] for item in pictures)
+        table.add_row("all", f"{len(pictures)} pictures", "preview", f"{size:,}", "–")
     console.print(table)
     for name, origin in dict.fromkeys(
-        (i["name"] if i["kind"] != "preview" else "pictures", i["made_from"]) for i in found.items
+        ("pictures" if i in pictures else i["name"], i["made_from"]) for i in found.items
     ):
         console.print(f"[bold]{escape(name)}[/]: {escape(origin)}", highlight=False)
     if any(item["kind"] == "exemplars" for item in found.items):

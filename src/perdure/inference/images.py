@@ -167,7 +167,7 @@ def table_names(paths: Sequence[Path]) -> list[str]:
         if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):  # controls, bytes that are not UTF-8
             shown = os.fsencode(name).decode(errors="backslashreplace")
             shown = "".join(repr(c)[1:-1] if unicodedata.category(c) == "Cc" else c for c in shown)
-            raise DataError(f"the file name {shown} holds what is no text", "rename the file")
+            raise DataError(f"the file name {shown} is not plain UTF-8 text", "rename the file")
     return [f"./{name}" if name.startswith(FORMULA) else name for name in names]
 
 

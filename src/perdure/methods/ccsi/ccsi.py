@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, Final, Self
@@ -36,12 +35,12 @@ from perdure.methods.ccsi.moments import class_moment_sums, class_moments
 from perdure.methods.ccsi.neighbours import Neighbours
 from perdure.methods.ccsi.options import CcsiOptions
 from perdure.methods.ccsi.studio import Studio, frozen
+from perdure.methods.ccsi.update import Update
 from perdure.methods.losses import channels_of
 from perdure.methods.method import Prediction
 from perdure.methods.options import Setup
 from perdure.networks.classifier import Classifier
 from perdure.networks.continual_norm import continual_norms
-from perdure.networks.layers import without_updates
 from perdure.seeds import fold
 from perdure.streams.task import Task
 
@@ -77,8 +76,8 @@ class Ccsi(nn.Module):
             raise UsageError("ccsi needs a network with a cosine head", "set network.name=cosine_resnet")
         if self._wants_group_moments(setup.options) and not continual_norms(network):
             raise UsageError(
-                f"method.synthesis.statistics is {setup.options.synthesis.statistics}, but the network has no Continual "
-                "Normalization",
+                f"method.synthesis.statistics is {setup.options.synthesis.statistics}, but the network has no "
+                "Continual Normalization",
                 "set network.norm=continual, or method.synthesis.statistics=none",
             )
         self.all_options = self.options = setup.options
@@ -195,7 +194,7 @@ class Ccsi(nn.Module):
     def _generate(
         self, name: str, task: int, teacher: Callable[[], Classifier], take: Callable[[Tensor, Tensor], None]
     ) -> Generate:
-        """Phase that makes the impressions that a task replays: in this task, or early, at the end of the one before."""
+        """Phase that makes the impressions that a task replays: in it, or early, at the end of the task before."""
         studio = self._studio(task)
         early = task > self.task
         first_only = early and self.options.checked == "first"
@@ -215,6 +214,8 @@ class Ccsi(nn.Module):
     def _set_replay(self, images: Tensor, labels: Tensor) -> None:
         device = self.network.head.scale.device
         self.replay_images, self.replay_labels = images.to(device), labels.to(device)
+        if self.options.checked == "none" and self.options.replay == "impressions":
+            self.memory.show(images, labels, len(self.class_ids), self.options.previews)
 
     def _set_checked(self, images: Tensor, labels: Tensor) -> None:
         """Keep the new classes' impressions for the comparison, and some of every class for the report."""
@@ -289,46 +290,22 @@ class Ccsi(nn.Module):
 
     def loss(self, batch: Batch) -> Terms:
         """4.7: cross-entropy, less-forget distillation, margin and contrastive loss, each with its weight."""
-        options, old = self.options, len(self.old)
-        features = self.network.features(batch.images)
-        cosines = self.network.cosines(features).float()
+        before = self._old_network[0] if self._old_network else None
+        update = Update(self.options, self.network, before, len(self.old), self.step)
         targets = channels_of(batch.labels, self.class_ids)
-        weights = self._class_weights() if "weights" in options.balance else None
-        found = {"ce": terms.weighted_ce(cosines * self.network.head.scale, targets, weights)}
-        if old and options.lambda_lf > 0:
-            weight = terms.less_forget_weight(options.lambda_lf, old, self.step)
-            found["lf"] = weight * terms.less_forget(features, self._features_before(batch.images))
-        if old and options.lambda_margin > 0 and options.replay != "none":
-            ranked = terms.margin_ranking(cosines, targets, old, options.margin, options.margin_top)
-            found["margin"] = options.lambda_margin * ranked
-        if batch.beside is not None:
-            found["idc"] = options.lambda_idc * self._contrast(cosines, targets, batch.beside.images)
+        weights = self._class_weights() if "weights" in self.options.balance else None
+        unlabelled = None if batch.beside is None else batch.beside.images
+        found, self.centroids = update(batch.images, targets, weights, unlabelled, self.centroids)
         return found
 
     def _class_weights(self) -> Tensor:
-        """a of 4.2 over all images that are there, new ones and those that stand for old classes."""
+        """Weights of 4.2 over all images that are there, new ones and those that stand for old classes."""
         assert self.counts is not None
         counts = torch.zeros(len(self.class_ids), dtype=torch.int64, device=self.counts.device)
         counts[len(self.old) :] = self.counts
         if self.replay_labels is not None:
             counts += torch.bincount(self.replay_labels, minlength=len(counts))
         return terms.class_weights(counts)
-
-    @torch.no_grad()
-    def _features_before(self, images: Tensor) -> Tensor:
-        (before,) = self._old_network
-        return before.features(images)
-
-    def _contrast(self, cosines: Tensor, targets: Tensor, unlabelled: Tensor) -> Tensor:
-        """4.6: move the centroids of labelled and unlabelled images, and compare them."""
-        moving = nullcontext() if self.options.idc_moves_statistics else without_updates(self.network)
-        with moving:
-            others = self.network.cosines(self.network.features(unlabelled)).float()
-        now = torch.stack([terms.centroids(cosines, targets), terms.centroids(others, others.argmax(1))])
-        before = torch.zeros_like(now) if self.centroids is None else self.centroids
-        source, target = moved = terms.moving(before, now, self.options.idc_momentum)
-        self.centroids = moved.detach()
-        return terms.idc(source, target, self.options.idc_temperature)
 
     # The finished model -------------------------------------------------------------------------------------------
 

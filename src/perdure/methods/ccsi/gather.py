@@ -48,7 +48,7 @@ def mean_images(sums: dict[str, Tensor]) -> Tensor:
 
 
 def mean_directions(sums: dict[str, Tensor]) -> Tensor:
-    """Unit vectors ``(n, d)`` float32 along the mean of each class's unit features: what new weights start from (2.4)."""
+    """Unit vectors ``(n, d)`` float32 along the mean of each class's unit features; new weights start there (2.4)."""
     return F.normalize(sums["directions"], dim=1).float()
 
 

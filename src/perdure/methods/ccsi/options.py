@@ -53,7 +53,9 @@ class CcsiOptions(Options):
     margin: float = Field(0.3, description="m of the margin loss")
     margin_top: int = Field(1, ge=1, description="new classes that each old sample is held against (K)")
     lambda_margin: float = Field(1.0, ge=0, description="weight of the margin loss; 0 for none")
-    lambda_lf: float = Field(5.0, ge=0, description="weight of less-forget distillation, times √(old / step); 0 for none")
+    lambda_lf: float = Field(
+        5.0, ge=0, description="weight of less-forget distillation, times √(old / step); 0 for none"
+    )
     lambda_idc: float = Field(1.0, ge=0, description="weight of the intra-domain contrastive loss; 0 for none")
     idc_momentum: float = Field(0.9, gt=0, le=1, description="share of the batch in a moving centroid (ρ)")
     idc_temperature: float = Field(1.0, gt=0, description="temperature τ of the contrastive loss")
@@ -97,7 +99,7 @@ class CcsiOptions(Options):
         if task == 0 or not self.by_task:
             return self
         changed = self.by_task[min(task, len(self.by_task)) - 1]
-        fixed = sorted({"profile", "by_task", "compat", "previews"} & changed.keys())
+        fixed = sorted({"profile", "by_task", "compat", "previews", "replay", "checked"} & changed.keys())
         if fixed:
             raise ValueError(f"by_task cannot change '{fixed[0]}'")
         plain = self.model_dump() | {"by_task": ()}
