@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
+from perdure.data.source import Kind
 from perdure.data.views import Batch
 from perdure.engine.phases import Phase, Terms
 from perdure.kept.items import Kept
@@ -37,6 +38,7 @@ class LwF(nn.Module):
     """Binary cross-entropy for the new classes, agreement with the old network for the old ones."""
 
     Options: ClassVar[type[BaseModel]] = LwFOptions
+    kinds: ClassVar[frozenset[Kind]] = frozenset({"segmentation"})
     sees_all_tasks: ClassVar[bool] = False
 
     def __init__(self, setup: Setup) -> None:
@@ -44,7 +46,9 @@ class LwF(nn.Module):
         assert isinstance(setup.options, LwFOptions)
         self.options = setup.options
         self.training_options = setup.training
-        self.network = setup.network()
+        network = setup.network()
+        assert isinstance(network, Segmenter)  # for data whose labels are maps, which `kinds` promises
+        self.network = network
         self.old: tuple[int, ...] = ()
         self.new: tuple[int, ...] = ()
         # In a tuple, so that the frozen copy is no submodule: it is neither trained nor saved.

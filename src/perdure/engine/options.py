@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 class EngineOptions(BaseModel):
@@ -28,3 +28,9 @@ class EngineOptions(BaseModel):
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] | None = Field(
         None, description="tracking services; by default TensorBoard where it is installed; [] for none"
     )
+
+    @field_validator("channels_last", mode="before")
+    @classmethod
+    def _word(cls, value: Any) -> Any:
+        """YAML reads a bare on or off as true or false."""
+        return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
