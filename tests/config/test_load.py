@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 from pydantic import ValidationError
 
+from perdure.config.build import check_method
 from perdure.config.load import (
     dump_recipe,
     load_recipe,
@@ -19,6 +21,7 @@ from perdure.config.load import (
 )
 from perdure.config.recipe import Recipe
 from perdure.errors import UsageError
+from perdure.networks.build import build_network
 
 PLAIN = {
     "name": "plain",
@@ -206,6 +209,23 @@ def test_what_makes_another_experiment(override: str, key: str, file: str) -> No
 )
 def test_what_does_not(override: str, file: str) -> None:
     assert same_experiment(load_recipe(file), load_recipe(file, [override])) is None
+
+
+def shown_recipes() -> list[str]:
+    """Recipes that stand in the docs in full."""
+    pages = (Path(__file__).resolve().parents[2] / "docs").rglob("*.md")
+    blocks = [b for page in pages for b in re.findall(r"^```yaml\n(.*?)^```$", page.read_text("utf-8"), re.M | re.S)]
+    return [block for block in blocks if block.startswith("name: ")]
+
+
+@pytest.mark.parametrize("text", shown_recipes())
+def test_recipe_in_the_docs_is_one(text: str) -> None:
+    shown = parse_recipe(yaml.safe_load(text), "docs")
+    check_method(shown)
+    assert shown.name and shown.about
+    build_network(shown.network.name, 2, len(shown.augment.mean), **shown.network.settings).check_size(
+        (shown.augment.crop,) * 2
+    )
 
 
 def test_recipes_do_not_change() -> None:

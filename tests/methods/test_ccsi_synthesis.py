@@ -241,7 +241,9 @@ def published_loop(teacher: Classifier, whole: Job, settings: SynthesisOptions) 
 def test_loop_is_adam_on_moved_images():
     teacher, settings = tiny(), options(flip=True)
     whole = job(settings, groups=1)
-    assert torch.allclose(synthesise(teacher, whole, settings).images, published_loop(teacher, whole, settings), atol=1e-4)
+    assert torch.allclose(
+        synthesise(teacher, whole, settings).images, published_loop(teacher, whole, settings), atol=1e-4
+    )
 
 
 def test_groups_come_out_as_if_alone():

@@ -16,7 +16,7 @@ DISTANCES = (
     "distance of each impression to the nearest training image of its class, and of some training images to their "
     "nearest other one; measured before the task's data was closed"
 )
-PREVIEW = "impressions: optimised from class means against the frozen network, without any image"
+PREVIEW = "optimised from class means against the frozen network, without any image"
 
 
 class Memory(nn.Module):

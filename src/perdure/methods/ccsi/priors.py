@@ -7,10 +7,24 @@ Values of one group do not depend on the others, so many groups can be optimised
 
 from __future__ import annotations
 
+from typing import Any, Final
+
 import torch
 from torch import Tensor
 
 Directions = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+_FIRST: Final = slice(None, -1)
+_LAST: Final = slice(1, None)
+_ALL: Final = slice(None)
+_NEIGHBOURS: Final = (
+    ((..., _ALL, _LAST), (..., _ALL, _FIRST)),
+    ((..., _LAST, _ALL), (..., _FIRST, _ALL)),
+    ((..., _LAST, _LAST), (..., _FIRST, _FIRST)),
+    ((..., _LAST, _FIRST), (..., _FIRST, _LAST)),
+)
+"""The pixels of each direction, and the neighbours that are subtracted from them."""
 
 
 def differences(images: Tensor) -> Directions:
@@ -22,12 +36,8 @@ def differences(images: Tensor) -> Directions:
     Returns:
         ``(N, C, H, W-1)``, ``(N, C, H-1, W)`` and twice ``(N, C, H-1, W-1)``.
     """
-    return (
-        images[..., :, 1:] - images[..., :, :-1],
-        images[..., 1:, :] - images[..., :-1, :],
-        images[..., 1:, 1:] - images[..., :-1, :-1],
-        images[..., 1:, :-1] - images[..., :-1, 1:],
-    )
+    row, column, main, other = (images[here] - images[there] for here, there in _NEIGHBOURS)
+    return row, column, main, other
 
 
 def tv1(images: Tensor, groups: int = 1) -> Tensor:
@@ -57,8 +67,8 @@ def tv2(images: Tensor, groups: int = 1) -> Tensor:
     Returns:
         ``(groups,)``, in the unit of the images.
     """
-    norms = [torch.linalg.vector_norm(_split(part, groups), dim=(1, 2, 3, 4)) for part in differences(images)]
-    return torch.stack(norms).sum(0)
+    value: Tensor = _Tv2.apply(images, groups)
+    return value
 
 
 def l2(images: Tensor, groups: int = 1) -> Tensor:
@@ -77,3 +87,26 @@ def l2(images: Tensor, groups: int = 1) -> Tensor:
 
 def _split(images: Tensor, groups: int) -> Tensor:
     return images.reshape(groups, -1, *images.shape[1:])
+
+
+class _Tv2(torch.autograd.Function):
+    """Its gradient is gathered in one image; autograd would fill one with zeros for each of eight shifted views."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, groups: int) -> Tensor:
+        parts = differences(images)
+        norms = [torch.linalg.vector_norm(_split(part, groups), dim=(1, 2, 3, 4)) for part in parts]
+        ctx.save_for_backward(*parts, *norms)
+        return torch.stack(norms).sum(0)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        parts, norms = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
+        count = parts[0].shape[0]
+        gathered = parts[0].new_zeros(*parts[0].shape[:3], parts[1].shape[3])
+        for part, norm, (here, there) in zip(parts, norms, _NEIGHBOURS, strict=True):
+            slope = torch.where(norm > 0, grads[0] / norm, 0).repeat_interleave(count // len(norm))
+            share = part * slope.view(-1, 1, 1, 1)
+            gathered[here].add_(share)
+            gathered[there].sub_(share)
+        return gathered, None

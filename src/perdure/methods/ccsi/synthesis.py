@@ -210,12 +210,12 @@ def synthesise(teacher: Classifier, job: Job, options: SynthesisOptions, desk: D
 
 
 def _lots(job: Job, options: SynthesisOptions, device: torch.device) -> list[Lot]:
-    """On a CPU each group by itself, which fits the cache and keeps threads apart; on a GPU all in one tensor."""
+    """On a CPU two groups in a tensor, few enough for the cache and for threads to share out; on a GPU all."""
     groups, size = job.targets.shape
     images = start_images(job, options).to(device)
     images = images.view(groups, size, *images.shape[1:])
     targets = job.targets.to(device)
-    each = 1 if device.type == "cpu" else groups
+    each = 2 if device.type == "cpu" else groups
     parts = [slice(i, min(i + each, groups)) for i in range(0, groups, each)]
     return [
         Lot.begin(range(groups)[p], job.numbers[p], targets[p], images[p].clone(), options.keep == "best")

@@ -61,16 +61,20 @@ def window(intensities: Tensor) -> Tensor:
 def encode(images: Tensor, ends: Tensor) -> Tensor:
     """Intensities ``(..., C, H, W)`` as uint8: 0 and 255 are the ends ``(2, C)`` of the window."""
     low, high = ends[:, :, None, None]
-    return ((images - low) / (high - low) * 255).round().clamp(0, 255).to(torch.uint8)
+    codes: Tensor = ((images - low) / (high - low) * 255).round().clamp(0, 255).to(torch.uint8)
+    return codes
 
 
 def decode(codes: Tensor, ends: Tensor) -> Tensor:
     """Inverse of :func:`encode`, float32."""
     low, high = ends[:, :, None, None]
-    return codes.float() / 255 * (high - low) + low
+    images: Tensor = codes.float() / 255 * (high - low) + low
+    return images
 
 
-def grow_ground(count: int, size: tuple[int, int], mean: Tensor, tones: Tensor, texture: Tensor, power: Tensor) -> Tensor:
+def grow_ground(
+    count: int, size: tuple[int, int], mean: Tensor, tones: Tensor, texture: Tensor, power: Tensor
+) -> Tensor:
     """Fresh ground ``(count, C, H, W)``: the mean ground, a random tone, and noise with the texture's spectrum.
 
     Uses torch's generator.
@@ -97,7 +101,8 @@ def grow_ground(count: int, size: tuple[int, int], mean: Tensor, tones: Tensor, 
 def root(covariance: Tensor) -> Tensor:
     """Symmetric root of a covariance ``(..., C, C)``; rounding errors below 0 count as 0."""
     values, vectors = torch.linalg.eigh(covariance.double())
-    return ((vectors * values.clamp_min(0).sqrt()[..., None, :]) @ vectors.mT).to(covariance)
+    half: Tensor = (vectors * values.clamp_min(0).sqrt()[..., None, :]) @ vectors.mT
+    return half.to(covariance)
 
 
 def _power(around: Tensor) -> Tensor:
@@ -106,12 +111,14 @@ def _power(around: Tensor) -> Tensor:
     power = torch.fft.rfft2(around).abs().square().mean(1).flatten(1)
     band = _band(size, around.device).flatten()
     many = torch.bincount(band, minlength=BANDS).clamp_min(1)
-    return power.new_zeros(len(power), BANDS).index_add_(1, band, power) / many
+    sums: Tensor = power.new_zeros(len(power), BANDS).index_add_(1, band, power)
+    return sums / many
 
 
 def _band(size: tuple[int, int], device: torch.device) -> Tensor:
-    """Band of each frequency of ``rfft2`` ``(H, W // 2 + 1)``: four bands an octave step towards the highest."""
+    """Band of each frequency of ``rfft2`` ``(H, W // 2 + 1)``; bands are equally wide in the root of the frequency."""
     y = torch.fft.fftfreq(size[0], device=device)[:, None]
     x = torch.fft.rfftfreq(size[1], device=device)[None]
     far = (y.square() + x.square()).sqrt() / 0.5**0.5
-    return (far.sqrt() * BANDS).long().clamp_max(BANDS - 1)
+    band: Tensor = (far.sqrt() * BANDS).long()
+    return band.clamp_max(BANDS - 1)

@@ -141,12 +141,13 @@ def paint(looks: Looks, layout: Plan, ground: Tensor, warp: float, recolor: bool
 
 
 def _levels(masks: Tensor, layout: Plan) -> Tensor:
-    """Level ``(N, S)`` at which a mean mask covers the area that a plan asks for."""
+    """Level ``(N, S)`` at which a mean mask covers the area that a plan asks for; below its peak by half an edge."""
     side = masks.shape[-1]
     cells = layout.fill * (side / (2 * REACH)) ** 2
     ranked = masks.flatten(1).sort(1, descending=True).values
     last = (cells.round().long() - 1).clamp(0, side * side - 1)
-    return ranked[layout.rows.clamp_min(0), last].clamp_min(0.05)
+    rows = layout.rows.clamp_min(0)
+    return torch.minimum(ranked[rows, last], ranked[rows, 0] - EDGE / 2).clamp_min(0.05)
 
 
 def _grid(centre: Tensor, radius: Tensor, size: torch.Size, warp: float) -> Tensor:

@@ -26,13 +26,13 @@ from perdure.files import read_tensors
 from perdure.kept.items import Kept
 from perdure.labels import BACKGROUND, IGNORE
 from perdure.methods import training
-from perdure.methods.layout_impressions import layouts, synthesis
+from perdure.methods.layout_impressions import making, synthesis
 from perdure.methods.layout_impressions.ground import decode, encode, ground_sums
 from perdure.methods.layout_impressions.moments import layer_of, moment_sums, tapped
 from perdure.methods.layout_impressions.options import LayoutImpressionsOptions
 from perdure.methods.layout_impressions.regions import region_sums
 from perdure.methods.layout_impressions.state import BUFFERS, SHOWN, Statistics
-from perdure.methods.layout_impressions.terms import agreement, believed, edge_band, hot, less_forget, pixel_margin
+from perdure.methods.layout_impressions.terms import agreement, believed, hot, less_forget, pixel_margin
 from perdure.methods.losses import channels_of, class_bce
 from perdure.methods.method import Prediction
 from perdure.methods.options import Setup
@@ -120,7 +120,8 @@ class LayoutImpressions(nn.Module):
         saved = desk.saved if desk is not None else None
         job = synthesis.resumed(saved, self._device) if saved is not None else self._plan(index)
         if self.options.replay == "means":
-            return self._packed(job.start, self._drawn(job.layouts), torch.ones(len(job.layouts), dtype=torch.bool))
+            labels = making.layout_labels(job.layouts, self._ids(self.old), options.band)
+            return self._packed(job.start, labels, torch.ones(len(labels), dtype=torch.bool))
         found = synthesis.optimise(teacher, job, self.statistics.bank(), self.statistics.ends, options, desk)
         # what the network will be shown later: the images as they are stored
         found = decode(encode(found, self.statistics.ends), self.statistics.ends)
@@ -131,30 +132,7 @@ class LayoutImpressions(nn.Module):
         return self._packed(found, believed(logits, self._ids(self.old), options.confidence), passed)
 
     def _plan(self, index: int) -> synthesis.Job:
-        """Draw layouts and paint the start images of an item; wanted classes take turns over all items."""
-        options, statistics = self.options.synthesis, self.statistics
-        known = (statistics.regions[: len(self.old)] > 0).nonzero()[:, 0]
-        if not len(known):
-            raise PerdureError(
-                "no old class was ever seen, so there is nothing to make impressions of",
-                "check the training masks, or set method.replay=none",
-            )
-        first = index * options.batch
-        last = min(first + options.batch, options.per_class * len(self.old))
-        wanted = known[torch.arange(first, last, device=known.device) % len(known)]
-        height, width = statistics.size.tolist()
-        looks = statistics.looks()
-        recolor = options.start == "colors"
-        ground = statistics.fresh_ground(len(wanted), textured=recolor)
-        chosen = layouts.plan(looks, wanted, options.most_classes, (height, width))
-        start, rows = layouts.paint(looks, chosen, ground, options.warp, recolor)
-        start = start + options.noise * torch.randn_like(start)
-        return synthesis.Job(start, rows, synthesis.draw_shifts(options, (height, width)))
-
-    def _drawn(self, rows: Tensor) -> Tensor:
-        """Global ids of a layout's rows, 255 beside its edges."""
-        ids = self._ids((*self.old, BACKGROUND))  # row -1 is the last of these
-        return torch.where(edge_band(rows, self.options.synthesis.band), IGNORE, ids[rows])
+        return making.plan_item(self.statistics, self.options.synthesis, len(self.old), index)
 
     def _packed(self, images: Tensor, labels: Tensor, passed: Tensor) -> dict[str, Tensor]:
         passed = passed.to(images.device)
@@ -180,24 +158,15 @@ class LayoutImpressions(nn.Module):
             )
         self.yields = torch.tensor([tried, len(images)], device=self._device)
         self.images, self.labels = images.to(self._device), labels.to(self._device)
-        self.previews = self._chosen_previews() if self.options.previews else None
-
-    def _chosen_previews(self) -> Tensor:
-        """The first few images that show each old class ``(K_old, n, C, H, W)``; black where there are too few."""
-        assert self.images is not None and self.labels is not None
-        rows = []
-        for class_id in self.old:
-            found = (self.labels == class_id).flatten(1).any(1).nonzero()[: self.options.previews, 0]
-            black = self.images.new_zeros(self.options.previews - len(found), *self.images.shape[1:])
-            rows.append(torch.cat([self.images[found], black]))
-        return torch.stack(rows)
+        shown = self.options.previews
+        self.previews = making.first_of_each(self.images, self.labels, self.old, shown) if shown else None
 
     # The losses -----------------------------------------------------------------------------------------------
 
     def first_loss(self, batch: Batch) -> Terms:
         """Binary cross-entropy on the images."""
-        options = self.training_options
-        return {"current": training.current_loss(self.network, batch, self.new, options, self.options.ignore_as_negative)}
+        keep = self.options.ignore_as_negative
+        return {"current": training.current_loss(self.network, batch, self.new, self.training_options, keep)}
 
     def later_loss(self, batch: Batch) -> Terms:
         """8.5: labels, pseudo-labels and distillation on new images; labels and distillation on synthetic ones."""
@@ -211,7 +180,7 @@ class LayoutImpressions(nn.Module):
             old_logits = upsample(teacher.classify(before[:real]).float(), images.shape[2:])
         features = self.network.features(images)
         logits = self.network.classify(features)
-        old, new = logits.split([len(self.old), len(self.new)], 1)
+        old, new = logits[:, : len(self.old)], logits[:, len(self.old) :]
 
         # new images: what is labelled as new is no old class; elsewhere the old network's word counts where it is sure
         pseudo = believed(old_logits, self._ids(self.old), options.confidence)

@@ -56,7 +56,7 @@ def moment_sums(maps: Sequence[Tensor], masks: Tensor) -> Sums:
     for found in maps:
         size = found.shape[2:]
         if size not in resized:
-            resized[size] = F.adaptive_avg_pool2d(masks, size).transpose(0, 1).flatten(1)
+            resized[size] = F.adaptive_avg_pool2d(masks, (size[0], size[1])).transpose(0, 1).flatten(1)
         mask = resized[size]
         cells = found.to(masks.dtype).movedim(1, -1).flatten(0, -2)
         weight.append(mask.sum(1))

@@ -14,7 +14,7 @@ class SynthesisOptions(Options):
 
     per_class: int = Field(40, ge=1, description="impressions a class that are made before every later task")
     batch: int = Field(32, ge=1, description="impressions optimised together; their moments are matched together")
-    steps: int = Field(150, ge=1, description="optimiser steps of a batch")
+    steps: int = Field(60, ge=1, description="optimiser steps of a batch")
     lr: float = Field(0.05, gt=0, description="learning rate of Adam on the pixels, in units of the intensity window")
     start: Literal["mean", "colors"] = Field(
         "colors", description="start image: mean patches on the mean ground, or these recoloured from colour statistics"
@@ -31,7 +31,9 @@ class SynthesisOptions(Options):
     first_layer: float = Field(10.0, gt=0, description="weight of the first convolution's moments, others weigh 1")
     jitter: float = Field(0.0625, ge=0, lt=0.5, description="largest shift while optimising, as a share of the side")
     confidence: float = Field(0.8, ge=0.5, lt=1, description="least certainty of the teacher to label a pixel")
-    least_dice: float = Field(0.5, ge=0, le=1, description="impressions whose labels overlap the layout less are dropped")
+    least_dice: float = Field(
+        0.5, ge=0, le=1, description="impressions with a lower overlap of labels and layout are dropped"
+    )
 
 
 class LayoutImpressionsOptions(Options):
@@ -52,7 +54,7 @@ class LayoutImpressionsOptions(Options):
         "old_pixels",
         description="where new classes are absent in synthetic images: where the teacher saw an old class, or anywhere",
     )
-    lambda_lf: float = Field(5.0, ge=0, description="weight of less-forget distillation of features, times √(old / new)")
+    lambda_lf: float = Field(5.0, ge=0, description="weight of distilling features (less-forget), times √(old / new)")
     lambda_margin: float = Field(0.0, ge=0, description="weight of the margin between old and new classes; 0 for none")
     margin: float = Field(1.0, description="least lead of the own logit over new ones on old pixels")
     ignore_as_negative: bool = Field(True, description="count ignored pixels as negatives of new classes")

@@ -35,10 +35,10 @@ class Regions(NamedTuple):
 
 def find_regions(rows: Tensor, classes: int) -> Regions:
     """Regions of at least LEAST pixels in rows ``(N, H, W)`` (−1: no class), by image, then row. float64."""
-    n, height, width = rows.shape
+    images = len(rows)
     inside = rows >= 0
     image, y, x = inside.nonzero(as_tuple=True)
-    place, cells = image * classes + rows[inside], n * classes
+    place, cells = image * classes + rows[inside], images * classes
     y, x = y.double() + 0.5, x.double() + 0.5
     area = torch.bincount(place, minlength=cells).double()
     many = area.clamp_min(1.0)
@@ -121,10 +121,8 @@ def _colors(patches: Tensor, masks: Tensor, inside: Tensor) -> Tensor:
     """Mean colour of region and ring ``(I, 2C)``; the ring is what lies within an eighth of the patch's side."""
     reach = max(1, patches.shape[-1] // 8)
     near = F.max_pool2d(masks, 2 * reach + 1, 1, reach)
-    parts = []
-    for weight in (masks, (near - masks).clamp_min(0) * inside):
-        parts.append((patches * weight).sum((2, 3)) / weight.sum((2, 3)).clamp_min(1e-6))
-    return torch.cat(parts, 1)
+    weights = (masks, (near - masks).clamp_min(0) * inside)
+    return torch.cat([(patches * w).sum((2, 3)) / w.sum((2, 3)).clamp_min(1e-6) for w in weights], 1)
 
 
 def _by_row(values: Tensor, row: Tensor, classes: int) -> Tensor:

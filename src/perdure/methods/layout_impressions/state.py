@@ -13,8 +13,8 @@ from perdure.methods.layout_impressions.moments import Sums, moments
 from perdure.methods.layout_impressions.regions import FACTS
 from perdure.methods.layout_impressions.synthesis import Bank
 
-LEAST_CELLS: Final = 200.0
-"""Weight under a class's mask in the finest layer from which on moments of it are trusted."""
+LEAST_CELLS: Final = 16.0
+"""Cells under a class's mask in the finest layer from which on moments of it are trusted."""
 
 SHOWN: Final = ("patches", "masks")
 BUFFERS: Final = (
