@@ -65,7 +65,14 @@ def recipes_page() -> str:
             parts.append(f"## `{key}`\n\n{section['description']}\n\n" + _table(section["properties"], section))
     for name, entry in METHODS.items():
         own = method_class(name).Options.model_json_schema()
-        parts.append(f"## `method: {name}`\n\n{_sentence(entry.summary)}\n\n" + _table(own.get("properties", {}), own))
+        known = own.get("properties", {})
+        inner = {key: part for key, prop in known.items() if (part := _section(own, prop))}
+        plain = {key: prop for key, prop in known.items() if key not in inner}
+        parts.append(f"## `method: {name}`\n\n{_sentence(entry.summary)}\n\n" + _table(plain, own))
+        parts += [
+            f"### `{key}`\n\n{_sentence(known[key]['description'])}\n\n" + _table(part["properties"], part)
+            for key, part in inner.items()
+        ]
     for name, network in NETWORKS.items():
         text = _sentence(network.summary)
         parts.append(
@@ -147,7 +154,7 @@ def _preset(parameter: Any) -> str:
 def _section(schema: Mapping[str, Any], prop: Mapping[str, Any]) -> Any:
     """Definition of a key that is a section of its own, else None."""
     name = str(prop.get("$ref", "")).rpartition("/")[2]
-    return schema["$defs"].get(name)
+    return schema.get("$defs", {}).get(name)
 
 
 def _table(properties: Mapping[str, Any], schema: Mapping[str, Any]) -> str:

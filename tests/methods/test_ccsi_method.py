@@ -346,3 +346,13 @@ def test_the_nearest_training_image_is_found_and_a_copy_has_no_distance() -> Non
     assert float(impressions[1, 0]) == pytest.approx(nearest, abs=1 / 1024)
     assert bool(impressions[2:].isnan().all())
     assert reference.shape == (4, 4) and float(reference.min()) > 0  # an image is not its own neighbour
+
+
+def test_moments_of_single_images_are_named_in_the_ledger(learn: Callable) -> None:
+    synthesis = {**QUICK["synthesis"], "statistics": "position", "group_size": 4}
+    learner, tasks = method(network={"group_statistics": True}, synthesis=synthesis, checked="none"), stream()
+    learn(learner, tasks, 0)
+    item = learner.kept()[-1]
+    assert item.name == "group-statistics" and "single image" in item.made_from
+    assert len(item.keys) == 18 and set(item.keys) <= set(learner.state_dict())
+    learn(learner, tasks, 1)  # a group of synthesis has as many images as the batch had

@@ -80,7 +80,7 @@ def test_three_tasks(make_blocks, make_setup, work):
         assert known.patches.shape == (seen, 3, 8, 8) and known.masks.shape == (seen, 1, 8, 8)
         assert known.patches.dtype == known.masks.dtype == known.ground.dtype == torch.uint8
         assert known.together.shape == (seen, seen) and torch.equal(known.together, known.together.T)
-        assert known.class_moments.shape == (2, seen, 16) and known.class_moments[0].any(1).all()
+        assert known.class_moments.shape == (seen, 2, 16) and known.class_moments.flatten(1).any(1).all()
         assert known.size.tolist() == [16, 16]
         for name in SHOWN if index else ():  # appended in learning order; old rows stay
             assert torch.equal(getattr(known, name)[: seen - len(new)], before[name])
@@ -90,6 +90,9 @@ def test_three_tasks(make_blocks, make_setup, work):
         claimed = {key for item in learner.kept() for key in item.keys}
         assert claimed == {key for key in state if not key.startswith("network.")}
     assert learner.yields.tolist() == [9, 9]
+    assert "of 9 impressions made for this task 9" in learner.kept()[1].made_from
+    learner.yields[1] = 2
+    assert "which is few" in learner.kept()[1].made_from
     assert learner.previews.shape == (3, 2, 3, 16, 16)
     with torch.no_grad():
         predicted = learner.eval().predict(torch.randn(1, 3, 16, 16))

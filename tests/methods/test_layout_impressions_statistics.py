@@ -175,6 +175,21 @@ def test_moments_under_masks(norm):
     torch.testing.assert_close(found[1, 1, 4:], inside.var(1, correction=0))
 
 
+def test_sums_by_label_do_not_depend_on_how_many_masks_fit(monkeypatch):
+    torch.manual_seed(6)
+    maps = [torch.randn(5, 4, 8, 8), torch.randn(5, 2, 1, 1)]
+    rows, counts = torch.randint(-1, 3, (5, 8, 8)), torch.rand(5, 8, 8) > 0.2
+    whole = moments.label_sums(maps, rows, counts, 3)
+    monkeypatch.setattr(moments, "MASK_PIXELS", 600)
+    for one, other in zip(whole, moments.label_sums(maps, rows, counts, 3), strict=True):
+        assert one.dtype == torch.float64
+        torch.testing.assert_close(one, other)
+    second = maps[0].double().movedim(1, -1)
+    torch.testing.assert_close(whole.values[2, :4], second[rows == 1].sum(0))
+    torch.testing.assert_close(whole.squares[0, :4], second[counts].square().sum(0))
+    torch.testing.assert_close(whole.weight[3], (rows == 2).double().sum() / torch.tensor([1.0, 64.0]).double())
+
+
 def test_moment_loss_is_relative():
     layers = torch.tensor([0, 1, 1])
     bank = torch.tensor([[[1.0, 100.0, 0.0]], [[4.0, 1e4, 1.0]]])

@@ -81,11 +81,12 @@ def _show_dataset(found: Inspection, console: Console) -> None:
 
 
 def _check_recipe(recipe: Recipe, as_json: bool) -> None:
-    from perdure.config.build import build_method, build_stream, build_tasks, check_method
+    from perdure.config.build import build_method, build_stream, build_tasks, check_kinds, check_method
     from perdure.streams.summary import list_sizes, summarize
 
     check_method(recipe)
     source = open_source(recipe.data.name, recipe.data.root, recipe.data.settings)
+    check_kinds(recipe, source)
     summary = summarize(build_stream(recipe, source))
     beside = _published(recipe, source, list_sizes(build_tasks(recipe, source)))
     build_method(recipe, pretrained=recipe.network.settings.get("weights") != "imagenet")  # a check fetches nothing

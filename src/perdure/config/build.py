@@ -45,12 +45,12 @@ def build_experiment(recipe: Recipe) -> Experiment:
     """
     check_method(recipe)
     source = open_source(recipe.data.name, recipe.data.root, recipe.data.settings)
-    _check_kinds(recipe, source)
+    check_kinds(recipe, source)
     stream = build_stream(recipe, source)
     return Experiment(recipe, source, stream, build_method(recipe))
 
 
-def _check_kinds(recipe: Recipe, source: Source) -> None:
+def check_kinds(recipe: Recipe, source: Source) -> None:
     """Raise UsageError unless method and network are made for what the data set's labels describe."""
     labels = {"segmentation": "labels every pixel", "classification": "has one class an image"}[source.kind]
     able = kinds_of(method_class(recipe.method.name))

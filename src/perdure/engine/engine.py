@@ -215,9 +215,7 @@ class Engine:
 class _Desk:
     """See :class:`~perdure.engine.phases.Desk`."""
 
-    def __init__(
-        self, work: _Work, turn: int, saved: Mapping[str, Any] | None, note: Callable[[str], None]
-    ) -> None:
+    def __init__(self, work: _Work, turn: int, saved: Mapping[str, Any] | None, note: Callable[[str], None]) -> None:
         self.saved = saved
         self._work, self._turn, self._note = work, turn, note
 

@@ -89,7 +89,7 @@ class Trainer:
         if batch is not None:
             batch = batch.to(self.machine.device)
             if self.last:
-                batch = batch._replace(images=batch.images.contiguous(memory_format=torch.channels_last))
+                batch = _channels_last(batch)
         terms: Terms = self.trainee(batch)
         if self.accumulate > 1:
             terms = {k: v / self.accumulate for k, v in terms.items()}
@@ -191,6 +191,12 @@ class Window:
         self._sums.clear()
         self._count = 0
         return means
+
+
+def _channels_last(batch: Batch) -> Batch:
+    """The batch, and the one beside it, with channels innermost."""
+    beside = None if batch.beside is None else _channels_last(batch.beside)
+    return batch._replace(images=batch.images.contiguous(memory_format=torch.channels_last), beside=beside)
 
 
 def _compilable(module: nn.Module) -> list[nn.Module]:

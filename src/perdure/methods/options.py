@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -16,6 +16,10 @@ class Options(BaseModel):
     """Base of all option models: unknown keys are errors, values do not change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+Share = Annotated[float, Field(ge=0)]
+Step = Annotated[float, Field(gt=0)]
 
 
 class TrainingOptions(Options):
@@ -32,7 +36,7 @@ class TrainingOptions(Options):
     schedule: Literal["constant", "poly", "warmup_poly", "cosine", "stairs"] = Field(
         "poly", description="learning rate over the steps of a task; poly has power 0.9"
     )
-    stairs: tuple[float, float, float] = Field(
+    stairs: tuple[Share, Step, Step] = Field(
         (0.07, 0.06, 0.3),
         description="schedule stairs: share of the steps before the first stair, between two, and the factor of each",
     )

@@ -82,6 +82,8 @@ def class_incremental(
     test = lists.seen(lists.cached_presence(source, "test"), groups)
     for split, rows in (("training", train), ("test", test)):
         _refuse_empty(source, split, setting, groups, names, rows)
+    if pool is not None:
+        lists.cached_presence(source, pool)  # a split that is not there is found now, not after the first task
     plan = _Plan(source, groups, train, test, train_transform, eval_transform, other, pool)
     specs = [
         TaskSpec(name, new, frozenset(new), setting == "overlap", partial(plan.open, index))

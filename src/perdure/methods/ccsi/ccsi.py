@@ -40,12 +40,16 @@ from perdure.methods.losses import channels_of
 from perdure.methods.method import Prediction
 from perdure.methods.options import Setup
 from perdure.networks.classifier import Classifier
-from perdure.networks.continual_norm import continual_norms
+from perdure.networks.continual_norm import GROUP_BUFFERS, continual_norms
 from perdure.seeds import fold
 from perdure.streams.task import Task
 
 WORKING: Final = ("counts", "replay_images", "replay_labels", "checked_images", "checked_labels", "centroids")
 LOOK_AT_ONCE: Final = 128
+SINGLE: Final = (
+    "means and variances of groups of channels for each single image of the last full training batch, in every "
+    "normalisation layer; test images, where the unlabelled pass moves statistics (as published)"
+)
 _log = logging.getLogger(__name__)
 
 
@@ -314,5 +318,10 @@ class Ccsi(nn.Module):
         return training.softmax_scores(self.network, images, self.class_ids)
 
     def kept(self) -> Sequence[Kept]:
-        """Class means, moments and distances: statistics of many images; and a few impressions for the report."""
-        return self.memory.kept()
+        """Class means, moments and distances, and a few impressions for the report.
+
+        With ``network.group_statistics`` also the published moments of single images, which are named as such.
+        """
+        single = tuple(name for name, _ in self.named_buffers() if name.endswith(GROUP_BUFFERS))
+        extra = [Kept("group-statistics", "statistics", single, SINGLE)] if single else []
+        return [*self.memory.kept(), *extra]

@@ -7,8 +7,7 @@ the step alone, not on how many groups run together, in what order, or in how ma
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Literal, NamedTuple
@@ -27,6 +26,8 @@ from perdure.seeds import fold
 
 BETWEEN_TICKS: Final = 20
 """Steps between two looks at the desk."""
+CPU_PIXELS: Final = 4 * 40 * 32 * 32
+"""Pixels of the images that a CPU takes in one tensor: few enough for its cache, enough for several threads."""
 
 
 class SynthesisOptions(Options):
@@ -197,30 +198,39 @@ def synthesise(teacher: Classifier, job: Job, options: SynthesisOptions, desk: D
         done, lots = 0, _lots(job, options, device)
     else:
         done, lots = int(desk.saved["done"]), [Lot.restore(lot, device) for lot in desk.saved["lots"]]
-    with Crew(len(lots), device) as crew:
-        while done < options.steps and any(lot.rows for lot in lots):
-            until = min(done + BETWEEN_TICKS, options.steps)
-            crew.each(
-                lots, partial(Lot.advance, objective=objective, options=options, seed=job.seed, first=done, last=until)
-            )
-            done, note = until, _progress(lots)
-            if desk is not None and done < options.steps:
-                desk.tick(done, options.steps, note, partial(_state, done, lots))
+    if device.type == "cpu":
+        _hold_memory()
+    while done < options.steps and any(lot.rows for lot in lots):
+        until = min(done + BETWEEN_TICKS, options.steps)
+        for lot in lots:
+            lot.advance(objective, options, job.seed, done, until)
+        done, note = until, _progress(lots)
+        if desk is not None and done < options.steps:
+            desk.tick(done, options.steps, note, partial(_state, done, lots))
     return _collect(job, lots, Objective(teacher, options, job.moments))
 
 
 def _lots(job: Job, options: SynthesisOptions, device: torch.device) -> list[Lot]:
-    """On a CPU two groups in a tensor, few enough for the cache and for threads to share out; on a GPU all."""
+    """On a GPU all groups in one tensor; on a CPU as many as its cache likes, and at least one."""
     groups, size = job.targets.shape
     images = start_images(job, options).to(device)
     images = images.view(groups, size, *images.shape[1:])
     targets = job.targets.to(device)
-    each = 2 if device.type == "cpu" else groups
+    each = max(1, CPU_PIXELS // images[0, :, 0].numel()) if device.type == "cpu" else groups
     parts = [slice(i, min(i + each, groups)) for i in range(0, groups, each)]
     return [
         Lot.begin(range(groups)[p], job.numbers[p], targets[p], images[p].clone(), options.keep == "best")
         for p in parts
     ]
+
+
+def _hold_memory() -> None:
+    """Make glibc keep freed memory for the next step.
+
+    It keeps up to twice the largest block that was ever given back, at most 64 MiB. Otherwise every step returns the
+    memory of its maps to the system and fetches it again page by page, which costs a sixth of the time.
+    """
+    torch.empty(31 * 2**20, dtype=torch.uint8)
 
 
 def _state(done: int, lots: Sequence[Lot]) -> dict[str, object]:
@@ -257,40 +267,6 @@ def _collect(job: Job, lots: Sequence[Lot], objective: Objective) -> Impressions
         {name: torch.cat([part[name] for part in terms]) for name in terms[0]},
         torch.tensor([done.steps for done in finished]),
     )
-
-
-class Crew:
-    """Threads that work on lots, each with its share of the cores: small maps do not pay for splitting an operation.
-
-    Args:
-        lots: Number of lots.
-        device: Where they are; a GPU needs no more than one thread.
-    """
-
-    def __init__(self, lots: int, device: torch.device) -> None:
-        self._threads = torch.get_num_threads()
-        workers = min(self._threads, lots) if device.type == "cpu" else 1
-        each = self._threads // workers
-        self._pool = (
-            ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(each,)) if workers > 1 else None
-        )
-        if device.type == "cpu":
-            # glibc keeps up to twice the largest block that was ever given back; without this every step would
-            # return the memory of its maps to the system and fetch it again, page by page.
-            torch.empty(31 * 2**20, dtype=torch.uint8)
-
-    def __enter__(self) -> Crew:
-        return self
-
-    def each(self, lots: Sequence[Lot], work: Callable[[Lot], None]) -> None:
-        """Do the work for every lot."""
-        for _ in map(work, lots) if self._pool is None else self._pool.map(work, lots):
-            pass
-
-    def __exit__(self, *error: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown()
-            torch.set_num_threads(self._threads)  # what workers set is also the default of threads to come
 
 
 def _generator(seed: int, what: str, number: int) -> torch.Generator:

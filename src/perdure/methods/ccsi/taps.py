@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +23,7 @@ class Tap(nn.Module):
     running_var: Tensor
     scale: Tensor
     shift: Tensor
+    spread: Tensor
 
     def __init__(self, norm: nn.BatchNorm2d | ContinualNorm) -> None:
         super().__init__()
@@ -41,20 +41,21 @@ class Tap(nn.Module):
         self.register_buffer("running_var", batch.running_var.clone())
         self.register_buffer("scale", scale)
         self.register_buffer("shift", shift - batch.running_mean * scale)
-        self._seen = threading.local()  # several threads may run one network
+        spread = torch.eye(self.groups, dtype=scale.dtype, device=scale.device)
+        self.register_buffer("spread", spread.repeat_interleave(self.channels // max(1, self.groups), 1))
+        self._moments: tuple[Tensor, Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, C, H, W)`` -> the same shape."""
         y: Tensor
-        y, *moments = _NormWithMoments.apply(x, self.scale, self.shift, self.groups, self.eps)
-        self._seen.moments = moments[0], moments[1]
+        y, *moments = _NormWithMoments.apply(x, self.scale, self.shift, self.spread, self.eps)
+        self._moments = moments[0], moments[1]
         return y
 
     def take(self) -> tuple[Tensor, Tensor]:
         """Mean and mean square ``(N, C)`` of the last input; forgets them."""
-        moments: tuple[Tensor, Tensor] | None = getattr(self._seen, "moments", None)
-        assert moments is not None, "a normalisation layer of the network was not used"
-        self._seen.moments = None
+        assert self._moments is not None, "a normalisation layer of the network was not used"
+        moments, self._moments = self._moments, None
         return moments
 
 
@@ -131,39 +132,36 @@ class _NormWithMoments(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, groups: int, eps: float
+        ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, spread: Tensor, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
         size = x.shape[2] * x.shape[3]
         mean, square = x.sum((2, 3)).div_(size), (x * x).sum((2, 3)).div_(size)
-        if groups:
-            centre = mean.view(-1, groups, x.shape[1] // groups).mean(2, keepdim=True)
-            var = square.view(-1, groups, x.shape[1] // groups).mean(2, keepdim=True).addcmul_(centre, centre, value=-1)
+        if len(spread):  # products with small matrices stand for sums over groups of channels
+            pool = spread.t() * (len(spread) / x.shape[1])
+            centre = mean @ pool
+            var = torch.addcmul(square @ pool, centre, centre, value=-1)
             rate = var.clamp_min_(0).add_(eps).rsqrt_()
-            a = scale.view(groups, -1) * rate
-            b = torch.addcmul(shift.view(groups, -1), a, centre, value=-1).flatten(1)[..., None, None]
-            a = a.flatten(1)[..., None, None]
-            ctx.save_for_backward(x, a, scale, centre, rate)
+            a = (rate @ spread).mul_(scale)
+            b = torch.addcmul(shift, a, centre @ spread, value=-1)
+            ctx.save_for_backward(x, a, scale, spread, centre, rate)
         else:
-            a, b = scale[:, None, None], shift[:, None, None]
+            a, b = scale[None], shift[None]
             ctx.save_for_backward(x, a)
-        ctx.groups = groups
-        return torch.addcmul(b, x, a), mean, square
+        return torch.addcmul(b[..., None, None], x, a[..., None, None]), mean, square
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         gy, g_mean, g_square = grads
         x, a, *saved = ctx.saved_tensors
         size = x.shape[2] * x.shape[3]
-        if ctx.groups:
-            scale, centre, rate = saved
-            shape = (-1, ctx.groups, scale.shape[0] // ctx.groups)
-            scale = scale.view(shape)
-            ga = ((gy * x).sum((2, 3)).view(shape) * scale).sum(2, keepdim=True)
-            gb = (gy.sum((2, 3)).view(shape) * scale).sum(2, keepdim=True)
+        if saved:
+            scale, spread, centre, rate = saved
+            pool = (spread * scale).t()
+            ga, gb = (gy * x).sum((2, 3)) @ pool, gy.sum((2, 3)) @ pool
             # a = scale·rate, b = shift - a·centre, rate = (var + eps)^-1/2, var = mean square - centre²
-            g_var = rate.pow(3).mul_(torch.addcmul(ga, gb, centre, value=-1)).mul_(-0.5 / shape[2])
-            g_centre = (gb * rate).div_(-shape[2]).addcmul_(centre, g_var, value=-2)
-            g_mean = (g_mean.view(shape) + g_centre).flatten(1)
-            g_square = (g_square.view(shape) + g_var).flatten(1)
+            share = len(spread) / x.shape[1]
+            g_var = (rate * rate * rate).mul_(torch.addcmul(ga, gb, centre, value=-1)).mul_(-0.5 * share)
+            g_centre = (gb * rate).mul_(-share).addcmul_(centre, g_var, value=-2)
+            g_mean, g_square = torch.addmm(g_mean, g_centre, spread), torch.addmm(g_square, g_var, spread)
         gx = torch.addcmul((g_mean / size)[..., None, None], x, (g_square * (2 / size))[..., None, None])
-        return gx.addcmul_(gy, a), None, None, None, None
+        return gx.addcmul_(gy, a[..., None, None]), None, None, None, None

@@ -28,11 +28,11 @@ from perdure.labels import BACKGROUND, IGNORE
 from perdure.methods import training
 from perdure.methods.layout_impressions import making, synthesis
 from perdure.methods.layout_impressions.ground import decode, encode, ground_sums
-from perdure.methods.layout_impressions.moments import layer_of, moment_sums, tapped
+from perdure.methods.layout_impressions.moments import label_sums, layer_of, tapped
 from perdure.methods.layout_impressions.options import LayoutImpressionsOptions
 from perdure.methods.layout_impressions.regions import region_sums
 from perdure.methods.layout_impressions.state import BUFFERS, SHOWN, Statistics
-from perdure.methods.layout_impressions.terms import agreement, believed, hot, less_forget, pixel_margin
+from perdure.methods.layout_impressions.terms import agreement, believed, less_forget, pixel_margin
 from perdure.methods.losses import channels_of, class_bce
 from perdure.methods.method import Prediction
 from perdure.methods.options import Setup
@@ -220,8 +220,7 @@ class LayoutImpressions(nn.Module):
     def measure(self, batch: Batch) -> dict[str, Tensor]:
         """Sums over a batch: regions of new classes, ground, company, and moments of the network's feature maps.
 
-        Old classes are where the network sees them for sure, and in a batch of synthetic images, which stand for
-        classes that the new images do not show.
+        Old classes are where nothing is labelled and the network sees them for sure.
         """
         images, classes = batch.images, len(self.class_ids)
         with tapped(self.network.body) as maps:
@@ -231,14 +230,12 @@ class LayoutImpressions(nn.Module):
             logits = upsample(self.network.classify(features)[:, : len(self.old)].float(), images.shape[2:])
             guess = channels_of(believed(logits, self._ids(self.old), self.options.confidence), self.class_ids)
             rows = torch.where(batch.labels == BACKGROUND, guess, rows)
-        masks = hot(rows, classes)
-        shown = (masks.sum((2, 3)) > 0).double()
-        everything = (batch.labels != IGNORE)[:, None].double()
-        found = moment_sums(maps, torch.cat([everything, masks.double()], 1))
+        known = batch.labels != IGNORE
+        shown = images.new_zeros(len(images), 1 + classes).scatter_(1, rows.flatten(1) + 1, 1.0)[:, 1:]
         new = channels_of(batch.labels, self.new)
         sums = region_sums(images, new, len(self.new), self.options.patch)
-        sums |= ground_sums(images, (rows < 0) & (batch.labels != IGNORE), self.options.patch)
-        sums |= found._asdict()
+        sums |= ground_sums(images, (rows < 0) & known, self.options.patch)
+        sums |= label_sums(maps, rows, known, classes)._asdict()
         sums["together"] = (shown.T @ shown).round().long()
         sums["size"] = torch.tensor(images.shape[2:], device=images.device) * len(images)
         sums["channels"] = torch.bincount(layer_of(maps))
@@ -281,7 +278,7 @@ class LayoutImpressions(nn.Module):
                 "statistics",
                 (*(f"statistics.{name}" for name in BUFFERS), "yields"),
                 "place, size, colour and company of each class's regions, colour and texture of the ground, mean and "
-                f"variance of the network's feature maps, {source}; and how many impressions were made and used",
+                f"variance of the network's feature maps, {source}; {self._yield_text()}",
                 per_class=True,
             ),
         ]
@@ -289,3 +286,8 @@ class LayoutImpressions(nn.Module):
             text = "impressions of old classes that the network before this task was made to see; shown in the report"
             items.append(Kept("previews", "synthetic", ("previews",), text, shows="images"))
         return items
+
+    def _yield_text(self) -> str:
+        tried, used = self.yields.tolist()
+        few = ", which is few: the network hardly sees its old classes any more" if 2 * used < tried else ""
+        return f"of {tried} impressions made for this task {used} showed their layout and were used{few}"

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from perdure.methods.layout_impressions.terms import hot
 from perdure.networks.layers import CONVOLUTIONS
 
-SLIGHT = 1e-4
+SLIGHT: Final = 1e-4
 """Added to variances before they divide."""
+MASK_PIXELS: Final = 1 << 24
+"""Pixels of masks that exist at a time (at least those of one image)."""
 
 
 @contextmanager
@@ -63,6 +66,24 @@ def moment_sums(maps: Sequence[Tensor], masks: Tensor) -> Sums:
         values.append(mask @ cells)
         squares.append(mask @ cells.square())
     return Sums(torch.stack(weight, 1), torch.cat(values, 1), torch.cat(squares, 1))
+
+
+def label_sums(maps: Sequence[Tensor], rows: Tensor, counts: Tensor, classes: int) -> Sums:
+    """Sums, in float64, over the cells that count and over those of each class: R = 1 + K masks.
+
+    Args:
+        maps: Of each layer ``(N, c, h, w)``.
+        rows: Class of each pixel ``(N, H, W)``, −1 for none.
+        counts: ``(N, H, W)`` bool.
+        classes: K.
+    """
+    images = max(1, MASK_PIXELS // ((1 + classes) * rows[0].numel()))
+    found: list[Sums] = []
+    for first in range(0, len(rows), images):
+        here = slice(first, first + images)
+        masks = torch.cat([counts[here, None].float(), hot(rows[here], classes)], 1)
+        found.append(moment_sums([m[here] for m in maps], masks.double()))
+    return Sums(*(torch.stack(parts).sum(0) for parts in zip(*found, strict=True)))
 
 
 def layer_of(maps: Sequence[Tensor]) -> Tensor:

@@ -41,7 +41,7 @@ class Statistics(nn.Module):
     averaged; ``facts (K, FACTS, 2)``; ``together (K, K)`` int64, images that show both classes; ``colors (K, 2C)``,
     ``color_spread (K, 2C, 2C)``; ``ends (2, C)``, the intensity window of the first task, in which uint8 is coded;
     ``size (2,)`` int64, H and W; ``ground (C, P, P)`` uint8, ``tones (C, C)``, ``texture (C, C)``, ``power (BANDS,)``;
-    ``moments (2, T)`` and ``class_moments (2, K, T)``. All but ``patches`` and ``masks`` are float32 unless said.
+    ``moments (2, T)`` and ``class_moments (K, 2, T)``. All but ``patches`` and ``masks`` are float32 unless said.
     """
 
     patches: Tensor
@@ -121,11 +121,11 @@ class Statistics(nn.Module):
     def _take_moments(self, sums: dict[str, Tensor], old: int, layers: Tensor) -> None:
         found = Sums(sums["weight"], sums["values"], sums["squares"])
         values = moments(found, layers).float()
-        by_class = values[:, 1:].clone()
+        by_class = values[:, 1:].transpose(0, 1).clone()
         enough = found.weight[1:].amax(1) >= LEAST_CELLS
-        by_class[:, ~enough] = 0.0
+        by_class[~enough] = 0.0
         if old:  # an old class that these images hardly show keeps what was measured when it was learned
-            by_class[:, :old] = torch.where(enough[:old, None], by_class[:, :old], self.class_moments[:, :old])
+            by_class[:old] = torch.where(enough[:old, None, None], by_class[:old], self.class_moments[:old])
         self.moments, self.class_moments = values[:, 0].clone(), by_class
 
     def _append(self, name: str, rows: Tensor, old: int) -> None:
@@ -143,7 +143,7 @@ class Statistics(nn.Module):
 
     def bank(self) -> Bank:
         """Moments to match."""
-        return Bank(self.moments, self.class_moments)
+        return Bank(self.moments, self.class_moments.transpose(0, 1))
 
     def fresh_ground(self, count: int, textured: bool) -> Tensor:
         """Ground for ``count`` images: textured, or the mean ground as it is."""
