@@ -20,7 +20,7 @@ from perdure.networks.build import build_network, network_options
 from perdure.streams.class_incremental import split_classes
 from perdure.streams.published import published_counts
 
-RECIPES = sorted(shipped())
+RECIPES = sorted(name for name in shipped() if not name.startswith("ccsi/"))  # those: test_ccsi_recipes.py
 CLASSES = {"voc": 20, "ade20k": 150, "cityscapes": 19, "camvid": 11, "digits": 10}
 
 

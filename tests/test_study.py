@@ -1,0 +1,71 @@
+"""The script that runs a study: what it starts, what it leaves alone, and the page it writes."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import yaml
+
+from perdure.config.build import check_method
+from perdure.config.load import load_recipe
+from perdure.metrics.definitions import figure
+from perdure.metrics.results import ResultRow, to_csv
+
+ROOT = Path(__file__).parents[1]
+STUDIES = sorted((ROOT / "studies").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def study() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("study", ROOT / "scripts" / "study.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("file", STUDIES, ids=lambda file: file.stem)
+def test_every_run_of_a_shipped_study_can_start(study: ModuleType, file: Path) -> None:
+    plan = yaml.safe_load(file.read_text(encoding="utf-8"))
+    runs = study.commands(plan, [], Path("runs"))
+    assert len(runs) == len(plan["variants"]) * len(plan["seeds"])
+    for (name, seed), words in runs.items():
+        assert words[0] == "run" and words[-1] == str(Path("runs") / f"{name}-{seed}")
+        recipe = load_recipe(words[1], [w for w in words[2:-2]])
+        check_method(recipe)
+        assert recipe.seed == seed
+    assert all(str(figure(name)) == name for name in plan["figures"])
+
+
+def test_the_page_has_mean_and_deviation_over_seeds(study: ModuleType, tmp_path: Path) -> None:
+    name = "accuracy.all[bg=out]"
+    for seed, value in ((1, 50.0), (2, 70.0)):
+        folder = tmp_path / f"only-{seed}"
+        folder.mkdir()
+        rows = [ResultRow(0, "a", None, "", name, 99.0, 5), ResultRow(1, "b", None, "", name, value, 5)]
+        (folder / "results.csv").write_text(to_csv(rows))
+        (folder / "environment.json").write_text(json.dumps({"perdure": "0", "torch": "1", "python": "3"}))
+    plan = {"title": "T", "recipe": "r", "seeds": [1, 2], "figures": [name], "variants": {"only": ["a=1"]}, "file": "f"}
+    text = study.page(plan | {"notes": ["as it is"]}, tmp_path)
+    assert "| only | 60.0 ± 14.1 |" in text
+    assert "| only | `a=1` |" in text and "- as it is" in text and "seeds (1, 2)" in text
+
+
+def test_a_finished_run_is_left_alone_and_a_failing_one_stops_the_study(
+    study: ModuleType, tmp_path: Path, star_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[list[str]] = []
+
+    class Failed:
+        returncode, stderr = 2, "error: no"
+
+    monkeypatch.setattr(study.subprocess, "run", lambda line, **_: started.append(line) or Failed)
+    study.run(["run", "x", "--out", str(star_run)])
+    assert not started
+    with pytest.raises(SystemExit):
+        study.run(["run", "x", "--out", str(tmp_path / "new")])
+    assert started[0][-2:] == ["--quiet", "--resume"]
