@@ -24,7 +24,8 @@ def tiny(norm: type[nn.Module] = ContinualNorm, seed: int = 0) -> Classifier:
     """Two norm layers, the second without bias before it; a few training batches give running statistics."""
     torch.manual_seed(seed)
     body = nn.Sequential(
-        nn.Conv2d(2, 4, 3, padding=1), norm(4), nn.ReLU(), nn.Conv2d(4, 8, 3, padding=1), norm(8), nn.ReLU(inplace=True),
+        nn.Conv2d(2, 4, 3, padding=1), norm(4), nn.ReLU(),
+        nn.Conv2d(4, 8, 3, padding=1), norm(8), nn.ReLU(inplace=True),
         nn.AvgPool2d(2), nn.Flatten(),
     )  # fmt: skip
     network = Classifier(body, 32, in_channels=2)

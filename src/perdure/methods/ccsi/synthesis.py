@@ -26,7 +26,7 @@ from perdure.seeds import fold
 
 BETWEEN_TICKS: Final = 20
 """Steps between two looks at the desk."""
-CPU_PIXELS: Final = 4 * 40 * 32 * 32
+CPU_PIXELS: Final = 2 * 40 * 32 * 32
 """Pixels of the images that a CPU takes in one tensor: few enough for its cache, enough for several threads."""
 
 
@@ -77,8 +77,9 @@ class SynthesisOptions(Options):
         None, ge=1, description="stop a group when its mean loss over so many steps no longer falls; none: never"
     )
     settle_tolerance: float = Field(0.01, ge=0, lt=1, description="relative fall from window to window that counts")
-    precision: Literal["fp32", "bf16"] = Field(
-        "bf16", description="of products in convolutions; everything else is computed in fp32"
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto",
+        description="of products in convolutions, all else is fp32; auto: bf16 on a CPU that multiplies it natively",
     )
 
     @model_validator(mode="after")
@@ -193,7 +194,7 @@ def synthesise(teacher: Classifier, job: Job, options: SynthesisOptions, desk: D
         Interrupted: The desk was asked to stop; the work is saved.
     """
     device = teacher.head.scale.device
-    objective = Objective(teacher, options, job.moments, options.precision == "bf16")
+    objective = Objective(teacher, options, job.moments, _half(options, device))
     if desk is None or desk.saved is None:
         done, lots = 0, _lots(job, options, device)
     else:
@@ -224,6 +225,14 @@ def _lots(job: Job, options: SynthesisOptions, device: torch.device) -> list[Lot
     ]
 
 
+def _half(options: SynthesisOptions, device: torch.device) -> bool:
+    """Whether convolutions compute in bfloat16. On a GPU the casts cost more launches than the products save."""
+    if options.precision != "auto":
+        return options.precision == "bf16"
+    native = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # newer than the oldest torch that will do
+    return device.type == "cpu" and native is not None and bool(native())
+
+
 def _hold_memory() -> None:
     """Make glibc keep freed memory for the next step.
 
@@ -244,14 +253,15 @@ def _progress(lots: Sequence[Lot]) -> str:
         PerdureError: It is not finite.
     """
     latest = [lot.latest for lot in lots if lot.rows]
-    if not latest:
-        return "all settled"
-    loss = torch.cat(latest).mean().item()
-    if not math.isfinite(loss):
+    return f"loss {_finite(torch.cat(latest)).mean().item():.3f}" if latest else "all settled"
+
+
+def _finite(loss: Tensor) -> Tensor:
+    if not torch.isfinite(loss).all():
         raise PerdureError(
             "the loss of the synthesis is not finite", "lower synthesis.lr, or look at the losses of the task before"
         )
-    return f"loss {loss:.3f}"
+    return loss
 
 
 @torch.no_grad()
@@ -264,7 +274,7 @@ def _collect(job: Job, lots: Sequence[Lot], objective: Objective) -> Impressions
     return Impressions(
         torch.cat([done.images for done in finished]),
         targets.flatten(),
-        {name: torch.cat([part[name] for part in terms]) for name in terms[0]},
+        {name: _finite(torch.cat([part[name] for part in terms])) for name in terms[0]},
         torch.tensor([done.steps for done in finished]),
     )
 
