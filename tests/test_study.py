@@ -35,7 +35,7 @@ def test_every_run_of_a_shipped_study_can_start(study: ModuleType, file: Path) -
     assert len(runs) == len(plan["variants"]) * len(plan["seeds"])
     for (name, seed), words in runs.items():
         assert words[0] == "run" and words[-1] == str(Path("runs") / f"{name}-{seed}")
-        recipe = load_recipe(words[1], [w for w in words[2:-2]])
+        recipe = load_recipe(words[1], list(words[2:-2]))
         check_method(recipe)
         assert recipe.seed == seed
     assert all(str(figure(name)) == name for name in plan["figures"])

@@ -15,8 +15,8 @@ from perdure.cli.app import app
 from perdure.config.build import check_method
 from perdure.config.load import load_recipe, shipped
 from perdure.config.recipe import Recipe
-from perdure.errors import UsageError
 from perdure.data.catalog import DATASETS
+from perdure.errors import UsageError
 from perdure.metrics.definitions import figure
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -24,7 +24,7 @@ from perdure.methods.options import Setup, TrainingOptions
 from perdure.networks.cosine_resnet import cosine_resnet
 from perdure.seeds import fold, seeded
 from perdure.streams.class_incremental import class_incremental
-from perdure.streams.task import Stream, Task
+from perdure.streams.task import Stream
 
 QUICK = {"per_class": 8, "previews": 3, "synthesis": {"steps": 4, "warmup": 2, "group_size": 8, "groups_at_once": 2}}
 

@@ -41,9 +41,15 @@ NETWORKS = {
     "unet-3d": (3, 8, "residual_unet", {"widths": [8, 16], "norm": "group"}),
     "cosine": (2, 32, "cosine_resnet", {"size": "small"}),
 }
-FITTING = [
-    (m, n) for m in METHODS for n, built in NETWORKS.items() if BUILT[built[2]].kind in kinds_of(method_class(m))
-]
+
+
+def _fits(method: str, network: tuple) -> bool:
+    """Whether a method claims the kind and the dimensions of a network."""
+    kind = method_class(method)
+    return BUILT[network[2]].kind in kinds_of(kind) and network[0] in getattr(kind, "dims", (2, 3))
+
+
+FITTING = [(m, n) for m in METHODS for n, built in NETWORKS.items() if _fits(m, built)]
 QUICK = {"ccsi": {"per_class": 20, "synthesis": {"steps": 60, "warmup": 10, "group_size": 20, "groups_at_once": 2}}}
 SETTINGS = {"epochs": 20, "batch_size": 4, "optimizer": "adamw", "lr": 0.01}
 RATES = {"later_lr": 0.003, "neck_lr": 1, "classifier_lr": 1, "new_classifier_lr": 10}

@@ -26,4 +26,9 @@ METHODS: Final[dict[str, Entry]] = {
         "classification: replays images synthesised from the frozen model and class means",
         "CCSI, MedIA 2024",
     ),
+    "ccsi-seg": Entry(
+        "perdure.methods.layout_impressions:LayoutImpressions",
+        "segmentation: replays images synthesised under drawn layouts (ours, not published)",
+        "ours, after CCSI",
+    ),
 }
