@@ -237,7 +237,7 @@ def test_table_of_methods_tells_the_truth() -> None:
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| `")
     ]
-    here = {method for row in rows if row[-1] == "here" for method in re.findall(r"`(\w+)`", row[0])}
-    later = {method for row in rows if row[-1] == "on the road" for method in re.findall(r"`(\w+)`", row[0])}
+    here = {method for row in rows if row[-1] == "here" for method in re.findall(r"`([\w-]+)`", row[0])}
+    later = {method for row in rows if row[-1] == "on the road" for method in re.findall(r"`([\w-]+)`", row[0])}
     assert here == set(METHODS)
     assert later.isdisjoint(METHODS)

@@ -60,7 +60,7 @@ def _plain(image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _run(folder: Path, stop_at: int | None) -> tuple[dict[str, Tensor], int]:
-    """State after two tasks, stopped at the n-th moment of the second one and begun again; and the moments there were."""
+    """State after two tasks, stopped at the n-th moment of the second one and begun again; and the moments."""
     stream = class_incremental(Shades(), base=2, step=2, train_transform=_plain, eval_transform=_plain)  # type: ignore[arg-type]
     machine, moments = Machine(OPTIONS), itertools.count()
 

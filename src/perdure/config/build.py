@@ -65,7 +65,8 @@ def check_kinds(recipe: Recipe, source: Source) -> None:
     if network is not None and network.kind != source.kind:
         fitting = ", ".join(name for name, entry in NETWORKS.items() if entry.kind == source.kind)
         raise UsageError(
-            f"the network '{recipe.network.name}' is for {network.kind}, but the data set '{recipe.data.name}' {labels}",
+            f"the network '{recipe.network.name}' is for {network.kind}, but the data set '{recipe.data.name}' "
+            f"{labels}",
             f"networks for it: {fitting}",
         )
 

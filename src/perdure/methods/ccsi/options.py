@@ -26,7 +26,7 @@ FAITHFUL: Final[dict[str, Any]] = {
 
 
 class CcsiOptions(Options):
-    """Settings of CCSI. Defaults are the clean profile; ``profile: faithful`` puts the published values in their place."""
+    """Settings of CCSI. Defaults are the clean profile; ``profile: faithful`` puts the published ones in place."""
 
     profile: Literal["clean", "faithful"] = Field(
         "clean", description="defaults of all settings below: repaired, or as the published code behaves"
