@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image as Pil
 
 from perdure.config.build import (
     as_module,
@@ -237,6 +239,22 @@ def test_stream_options_reach_the_stream() -> None:
     assert "transductive" in stream.protocol
     with stream.opened(stream.tasks[0]) as task:
         assert task.pool() is not None and task.pool().split == "test"  # type: ignore[union-attr]
+
+
+def test_a_pool_from_a_folder_has_the_channels_of_the_data(tmp_path: Path) -> None:
+    Pil.new("RGB", (20, 20), (9, 9, 9)).save(tmp_path / "x.png")
+    stream = build_experiment(classes(stream={"base": 5, "step": 5, "pool": "folder", "pool_folder": tmp_path})).stream
+    assert stream.protocol == "class-incremental 5-5, 1 unlabelled images of their own in training"
+    with stream.opened(stream.tasks[0]) as task:
+        pool = task.pool()
+        assert pool is not None
+        assert pool[0].image.shape == task.train()[0].image.shape and int(pool[0].label) == 255
+
+
+@pytest.mark.parametrize("stream", [{"pool": "folder"}, {"pool_folder": "x"}, {"pool": "val", "pool_folder": "x"}])
+def test_pool_and_its_folder_belong_together(stream: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=r"stream\.pool_folder is"):
+        build_experiment(classes(stream={"base": 5, "step": 5} | stream))
 
 
 def test_plain_sgd_without_momentum_has_no_nesterov() -> None:

@@ -364,6 +364,16 @@ def test_pool_of_test_images(pooled):
         assert list(task.pool().names) == ["s4", "s5"] and task.pool().split == "test"
 
 
+def test_pool_of_another_source_is_granted_whole_from_the_first_task(pooled, make_source):
+    stream = pooled(make_source(NAMES, train={"u2": [6], "u1": [1]}))
+    assert stream.protocol == "class-incremental 2-2 overlap, 2 unlabelled images of their own in training"
+    for task in stream.tasks:
+        with stream.opened(task):
+            pool = task.pool()
+            assert list(pool.names) == ["u2", "u1"] and pool.source is not task.train().source
+            assert set(pool[0].label.unique().tolist()) == {255}
+
+
 def test_pool_is_shown_as_training_images_are(make_source, transform):
     def other(image, label):
         return image.float() + 1, label.long()

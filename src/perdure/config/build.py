@@ -14,6 +14,7 @@ from perdure.config.recipe import Recipe
 from perdure.data.catalog import open_source
 from perdure.data.source import Kind, Source
 from perdure.data.transforms import class_transform, eval_transform, train_transform
+from perdure.data.unlabelled import open_unlabelled
 from perdure.data.views import Transform
 from perdure.errors import UsageError, nearest
 from perdure.methods import METHODS
@@ -23,6 +24,7 @@ from perdure.networks.build import NETWORKS, AnyNetwork, build_network
 from perdure.seeds import fold, seeded
 from perdure.streams.class_incremental import class_incremental
 from perdure.streams.merged import merged
+from perdure.streams.pool import Pool
 from perdure.streams.task import Stream
 
 
@@ -98,8 +100,26 @@ def build_tasks(recipe: Recipe, source: Source) -> Stream:
         train_transform=train,
         eval_transform=test,
         short_last=plan.short_last,
-        pool=plan.pool,
+        pool=_pool(recipe, source),
     )
+
+
+def _pool(recipe: Recipe, source: Source) -> Pool | None:
+    """What the protocol grants without labels; a folder's images get as many channels as the data set's have."""
+    pool, folder = recipe.stream.pool, recipe.stream.pool_folder
+    if (pool == "folder") != (folder is not None):
+        raise UsageError(
+            f"stream.pool is {pool or 'not given'} and stream.pool_folder is {folder or 'not given'}",
+            "images from a folder need both: stream.pool=folder stream.pool_folder=DIR",
+        )
+    if pool != "folder" or folder is None:
+        return pool if pool != "folder" else None
+    channels = source.image("train", source.names("train")[0]).shape[0]
+    if channels not in (1, 3):
+        raise UsageError(
+            f"images of '{source.name}' have {channels} channels, those of files have 1 or 3", "set stream.pool=val"
+        )
+    return open_unlabelled(folder.expanduser(), source.kind, source.space, channels)
 
 
 def _transforms(recipe: Recipe, kind: Kind) -> tuple[Transform, Transform]:

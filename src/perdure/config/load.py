@@ -63,6 +63,7 @@ def dump_recipe(recipe: Recipe, path: Path) -> None:
     plain = _without_places(json.loads(recipe.model_dump_json()))
     plain["data"]["root"] = None
     plain["stream"]["partition_file"] = None
+    plain["stream"]["pool_folder"] = None
     write_text(path, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
 
 
@@ -87,7 +88,15 @@ def same_experiment(old: Recipe, new: Recipe) -> str | None:
     The places of files do not count; what is in them is checked where the stream is compared.
     """
     a, b = (_flat(_without_places(json.loads(recipe.model_dump_json()))) for recipe in (old, new))
-    free = ("data.root", "stream.partition_file", "engine.", "report.", "evaluate.batch_size", "about")
+    free = (
+        "data.root",
+        "stream.partition_file",
+        "stream.pool_folder",
+        "engine.",
+        "report.",
+        "evaluate.batch_size",
+        "about",
+    )
     matters = [k for k in sorted(a.keys() | b.keys()) if not k.startswith(free) or k == "engine.precision"]
     return next((k for k in matters if a.get(k) != b.get(k)), None)
 

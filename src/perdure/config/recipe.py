@@ -56,10 +56,12 @@ class StreamSection(Options):
     partition_file: Path | None = Field(
         None, description="setting=partition: .npy matrix (images x tasks) or text lines NAME TASK"
     )
-    pool: Literal["val", "test"] | None = Field(
+    pool: Literal["val", "test", "folder"] | None = Field(
         None,
-        description="split whose images of seen classes a method may use unlabelled; test makes figures transductive",
+        description="images that a method may use unlabelled: those of seen classes in val or test, or all of "
+        "pool_folder; test makes figures transductive",
     )
+    pool_folder: Path | None = Field(None, description="pool=folder: images without labels, in folders or not")
 
 
 class NetworkSection(OpenOptions):

@@ -19,16 +19,16 @@ import numpy as np
 from perdure.data.source import Source, Split
 from perdure.data.views import Transform, View
 from perdure.errors import DataError, UsageError, nearest
-from perdure.labels import BACKGROUND, IGNORE, TABLE_SIZE, LabelSpace, remap_table
+from perdure.labels import BACKGROUND, IGNORE, LabelSpace, remap_table
 from perdure.streams import lists
 from perdure.streams.partition_file import partition, read_partition
+from perdure.streams.pool import Pool, find_pool, pool_view, pool_words
 from perdure.streams.task import Stream, TaskData, TaskSpec, make_stream
 
 Setting = Literal["overlap", "disjoint", "partition", "partition-rarest"]
 SETTINGS: Final[tuple[str, ...]] = get_args(Setting)
 Order = str | Sequence[int | str]
 Groups = tuple[tuple[int, ...], ...]
-Pool = Literal["val", "test"]
 
 
 def class_incremental(
@@ -66,8 +66,8 @@ def class_incremental(
         other_label: Label of not yet learned classes in monitor and test views: 0 counts them as background,
             255 leaves their pixels out. By default what the data set's benchmark does.
         short_last: Let the last task teach fewer classes than ``step`` where it does not divide the rest.
-        pool: Split whose images of the classes seen so far a method may use without their labels. With ``test``
-            the figures are transductive, and the protocol's name says so.
+        pool: Images that a method may use without their labels: those of the classes seen so far in a split, or
+            all of a source. With ``test`` the figures are transductive, and the protocol's name says so.
 
     Raises:
         UsageError: Base, step, order or setting make no sense.
@@ -83,7 +83,7 @@ def class_incremental(
     for split, rows in (("training", train), ("test", test)):
         _refuse_empty(source, split, setting, groups, names, rows)
     if pool is not None:
-        lists.cached_presence(source, pool)  # a split that is not there is found now, not after the first task
+        find_pool(source, pool)
     plan = _Plan(source, groups, train, test, train_transform, eval_transform, other, pool)
     specs = [
         TaskSpec(name, new, frozenset(new), setting == "overlap", partial(plan.open, index))
@@ -119,17 +119,13 @@ class _Plan:
             monitor=lambda: self.view("val", index, new, check),
             tests=lambda: {"test": self.view("test", index, seen, None)},
             joint=lambda split: self.view(split, index, every, check),
-            pool=None if self.pool is None else lambda: self.unlabelled(index, check),
+            pool=self._pool(index, check),
         )
 
-    def unlabelled(self, index: int, check: Callable[[], None]) -> View:
-        """Images of the pool that show a class seen so far, every label hidden."""
-        split: Split = self.pool or "val"
-        presence = lists.cached_presence(self.source, split)
-        rows = lists.seen(presence, self.groups)[index]
-        names = self.source.names(split)
-        hidden = np.full(TABLE_SIZE, IGNORE, np.uint8)
-        return View(self.source, split, tuple(names[row] for row in rows), hidden, self.train_transform, check)
+    def _pool(self, index: int, check: Callable[[], None]) -> Callable[[], View] | None:
+        if self.pool is None:
+            return None
+        return partial(pool_view, self.source, self.pool, self.groups, index, self.train_transform, check)
 
     def view(self, split: Split, index: int, keep: Sequence[int], check: Callable[[], None] | None) -> View:
         """Images of one task that keep the labels ``keep``; the rest becomes background or ``other``."""
@@ -242,8 +238,7 @@ def _protocol(
 ) -> str:
     text = f"class-incremental {base}-{step} {setting}".rstrip()
     if pool is not None:
-        words = {"val": "validation images", "test": "test images (transductive)"}
-        text += f", unlabelled {words[pool]} in training"
+        text += pool_words(pool)
     if partition_file is not None:
         text += f" from {partition_file.name}"
     if order == "shuffled":
