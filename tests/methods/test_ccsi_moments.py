@@ -81,6 +81,17 @@ def test_batch_moments_are_those_of_every_batchnorm_input(norm):
     assert torch.equal(probe.running_var, torch.cat([part.running_var for part in norms]))
 
 
+@pytest.mark.parametrize("norm", [ContinualNorm, nn.BatchNorm2d])
+def test_layers_that_share_statistics_between_processes_are_tapped_too(norm):
+    network, images = tiny(norm), torch.randn(6, 2, 4, 4)
+    expected = Probe(network)(images)
+    shared = Probe(nn.SyncBatchNorm.convert_sync_batchnorm(network).eval())
+    found = shared(images)
+    assert shared.layers == 2
+    torch.testing.assert_close(found.logits, expected.logits)
+    torch.testing.assert_close(found.raw, expected.raw)
+
+
 def test_group_moments_are_those_of_the_layer():
     network, images = tiny(), torch.randn(5, 2, 4, 4)
     seen = inputs_of(network, ContinualNorm, images)

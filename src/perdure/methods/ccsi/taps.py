@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from perdure.networks.continual_norm import ContinualNorm
 
@@ -25,7 +26,7 @@ class Tap(nn.Module):
     shift: Tensor
     spread: Tensor
 
-    def __init__(self, norm: nn.BatchNorm2d | ContinualNorm) -> None:
+    def __init__(self, norm: _BatchNorm | ContinualNorm) -> None:
         super().__init__()
         batch = norm.batch if isinstance(norm, ContinualNorm) else norm
         assert batch.running_mean is not None
@@ -83,8 +84,11 @@ class HalfConv(nn.Module):
 
 
 def tap_norms(network: nn.Module) -> list[Tap]:
-    """Put a :class:`Tap` in the place of every BatchNorm2d and ContinualNorm; returns them in module order."""
-    _replace(network, lambda part: isinstance(part, (ContinualNorm, nn.BatchNorm2d)), Tap)
+    """Put a :class:`Tap` in the place of every BatchNorm and ContinualNorm; returns them in module order.
+
+    Layers that share their statistics between processes count too: in evaluation mode they are like any other.
+    """
+    _replace(network, lambda part: isinstance(part, (ContinualNorm, _BatchNorm)), Tap)
     return [part for part in network.modules() if isinstance(part, Tap)]
 
 
