@@ -22,8 +22,7 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from perdure.data.source import Kind
-from perdure.data.tensors import tensor_view
-from perdure.data.views import Batch, Joined, View
+from perdure.data.views import Batch, View
 from perdure.engine.phases import Batches, Collect, Desk, Generate, Phase, Terms, Train
 from perdure.errors import UsageError
 from perdure.files import read_tensors
@@ -31,6 +30,7 @@ from perdure.kept.items import Kept
 from perdure.methods import training
 from perdure.methods.ccsi import gather, terms
 from perdure.methods.ccsi.memory import Memory
+from perdure.methods.ccsi.mixture import first_batches, mixed_batches
 from perdure.methods.ccsi.moments import class_moment_sums, class_moments
 from perdure.methods.ccsi.neighbours import Neighbours
 from perdure.methods.ccsi.options import CcsiOptions
@@ -269,19 +269,10 @@ class Ccsi(nn.Module):
         return replace(phase, beside=beside, after_step=after_step, finish=self._clear)
 
     def _batches(self, new: View) -> Batches:
-        """4.1: new images and those that stand for old classes, in the wanted shares."""
         options, size = self.options, self.training_options.batch_size
         if self.replay_images is None or self.replay_labels is None:
-            weights = torch.ones(len(new)) if options.replacement else None
-            return Batches(new, size, drop_last=False, weights=weights)
-        ids = torch.as_tensor(self.class_ids, dtype=torch.uint8)[self.replay_labels.cpu()]
-        replayed = tensor_view(self.replay_images, ids, new.source.space)
-        both = Joined((new, replayed))
-        if "sampler" not in options.balance:
-            return Batches(both, size, drop_last=False)
-        weight = len(new) * options.share / (len(replayed) * (1 - options.share))
-        weights = torch.cat([torch.ones(len(new)), torch.full((len(replayed),), weight)])
-        return Batches(both, size, drop_last=False, weights=weights, draws=int(len(new) / (1 - options.share)))
+            return first_batches(new, options, size)
+        return mixed_batches(new, self.replay_images, self.replay_labels, self.class_ids, options, size)
 
     def _unlabelled(self, task: Task) -> Batches:
         """4.6: where the images of the contrastive loss come from; their labels are not looked at."""
