@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Final, Literal
 
 import numpy as np
-from PIL import Image as Pil
 
-from perdure.data.imagefiles import IMAGE_SUFFIXES, read_image
+from perdure.data.imagefiles import IMAGE_SUFFIXES, read_image, to_grey
 from perdure.data.source import AbsentSplitError, Image, Kind, Mask, Split
 from perdure.errors import DataError, nearest
 from perdure.labels import IGNORE, LabelSpace, label_space
@@ -54,9 +53,7 @@ class ClassFolders:
         """Image ``(channels, H, W)`` uint8."""
         self._class_of(split, name)
         pixels = read_image(self.root / split / name)
-        if self.channels == 3:
-            return pixels
-        return np.array(Pil.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))).convert("L"))[None]
+        return pixels if self.channels == 3 else to_grey(pixels)
 
     def mask(self, split: Split, name: str) -> Mask:
         """Class id of an image, shape ``()``; no file is read."""

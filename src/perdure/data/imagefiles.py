@@ -56,6 +56,11 @@ def read_image(path: Path) -> npt.NDArray[np.uint8]:
     return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB")).transpose(2, 0, 1)
 
 
+def to_grey(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Luma (ITU-R 601) of an RGB image: ``(3, H, W)`` uint8 -> ``(1, H, W)``."""
+    return np.array(Pil.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))).convert("L"))[None]
+
+
 def read_index_mask(path: Path) -> npt.NDArray[np.uint8]:
     """Read a mask of class numbers ``(H, W)`` uint8: palette indices or grey values, as stored.
 

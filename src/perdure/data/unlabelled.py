@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Final, Literal, cast
 
 import numpy as np
-from PIL import Image as Pil
 
-from perdure.data.imagefiles import IMAGE_SUFFIXES, read_image
+from perdure.data.imagefiles import IMAGE_SUFFIXES, read_image, to_grey
 from perdure.data.source import AbsentSplitError, Image, Kind, Mask, Source, Split
 from perdure.errors import DataError
 from perdure.labels import IGNORE, LabelSpace
@@ -61,9 +60,7 @@ class Unlabelled:
         if split != "train" or name not in self._files:
             raise DataError(f"{self.name} has no sample '{name}' in split '{split}'")
         pixels = read_image(self._files[name])
-        if self.channels == 3:
-            return pixels
-        return np.array(Pil.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))).convert("L"))[None]
+        return pixels if self.channels == 3 else to_grey(pixels)
 
     def mask(self, split: Split, name: str) -> Mask:
         """Nothing but ignore: ``()`` in classification, else ``(H, W)``."""

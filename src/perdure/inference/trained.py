@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from perdure.config.build import as_module, build_method
 from perdure.config.recipe import Recipe
+from perdure.data.imagefiles import to_grey
 from perdure.data.source import Kind
 from perdure.data.transforms import fit_square, normalise, resize, shorter_to
 from perdure.errors import RunError, UsageError
@@ -83,8 +83,9 @@ class Trained:
             image: ``(H, W, 3)`` uint8; made grey for a model that learned grey images.
         """
         augment = self.recipe.augment
-        pixels = np.asarray(Image.fromarray(image).convert("L"))[..., None] if len(augment.mean) == 1 else image
-        square = fit_square(torch.from_numpy(pixels.copy()).permute(2, 0, 1), augment.crop)
+        pixels = image.transpose(2, 0, 1)
+        shown = to_grey(pixels) if len(augment.mean) == 1 else pixels.copy()
+        square = fit_square(torch.from_numpy(shown), augment.crop)
         with torch.no_grad():
             scaled = normalise(square[None].to(self.device), augment.mean, augment.std)
             prediction = self.method.predict(scaled)
