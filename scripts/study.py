@@ -77,8 +77,10 @@ def page(study: Mapping[str, Any], out: Path) -> str:
     lines += [
         f"| {name} | {' '.join(f'`{w}`' for w in special) or '–'} |" for name, special in study["variants"].items()
     ]
-    example = shlex.join(["perdure", "run", study["recipe"], "seed=1", *study.get("overrides", ())])
-    lines += ["", f"Made with `python scripts/study.py {study['file']} --out runs`; a single run is `{example}`.", ""]
+    folder = ["data.root=DIR"] if study.get("root") else []
+    example = shlex.join(["perdure", "run", study["recipe"], *folder, "seed=1", *study.get("overrides", ())])
+    whole = f"python scripts/study.py {study['file']} --out runs{' --root DIR' if folder else ''}"
+    lines += ["", f"Made with `{whole}`; a single run is `{example}`.", ""]
     lines += [*(f"- {note}" for note in study.get("notes", ())), ""]
     environment = json.loads(
         (out / f"{next(iter(study['variants']))}-{seeds[0]}" / "environment.json").read_text("utf-8")
@@ -104,7 +106,10 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--page", type=Path)
     asked = parser.parse_args()
-    study = yaml.safe_load(asked.study.read_text(encoding="utf-8")) | {"file": asked.study.as_posix()}
+    study = yaml.safe_load(asked.study.read_text(encoding="utf-8")) | {
+        "file": asked.study.as_posix(),
+        "root": asked.root,
+    }
     root = [f"data.root={asked.root}"] if asked.root else []
     with ThreadPoolExecutor(asked.jobs) as pool:
         list(pool.map(run, commands(study, root, asked.out).values()))
