@@ -52,7 +52,9 @@ class Trainer:
         phase.module.train()
         self.last = machine.channels_last(phase.module, precision)
         if self.last:
-            phase.module.to(memory_format=torch.channels_last)
+            # Not `to(memory_format=…)`, which fails on a method's buffers of five axes. Through `_apply`, as that does,
+            # because methods move their frozen copies along there.
+            phase.module._apply(_sort_axes)  # type: ignore[no-untyped-call]
         self.compiled = _compilable(phase.module) if options.compile else []
         for part in self.compiled:
             part.compile()
@@ -191,6 +193,10 @@ class Window:
         self._sums.clear()
         self._count = 0
         return means
+
+
+def _sort_axes(tensor: Tensor) -> Tensor:
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
 
 
 def _channels_last(batch: Batch) -> Batch:
