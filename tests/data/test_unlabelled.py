@@ -22,7 +22,8 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "more").mkdir()
     for name, value in (("b.png", 10), ("more/a.png", 200)):
         Pil.new("RGB", (6, 4), (value, 0, 0)).save(tmp_path / name)
-    (tmp_path / "notes.txt").write_text("no image")
+    for name in ("notes.txt", "._b.png"):  # the second as macOS leaves them beside files
+        (tmp_path / name).write_text("no image")
     return tmp_path
 
 

@@ -112,8 +112,9 @@ def _pool(recipe: Recipe, source: Source) -> Pool | None:
             f"stream.pool is {pool or 'not given'} and stream.pool_folder is {folder or 'not given'}",
             "images from a folder need both: stream.pool=folder stream.pool_folder=DIR",
         )
-    if pool != "folder" or folder is None:
-        return pool if pool != "folder" else None
+    if pool != "folder":
+        return pool
+    assert folder is not None
     channels = source.image("train", source.names("train")[0]).shape[0]
     if channels not in (1, 3):
         raise UsageError(

@@ -44,7 +44,8 @@ class Unlabelled:
         if not self.root.is_dir():
             raise DataError(f"{self.root} is no folder", "stream.pool_folder names a folder of images")
         found = sorted(path for path in self.root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-        files = {path.relative_to(self.root).as_posix(): path for path in found if path.is_file()}
+        shown = [path for path in found if path.is_file() and not path.name.startswith(".")]
+        files = {path.relative_to(self.root).as_posix(): path for path in shown}
         if not files:
             raise DataError(f"{self.root} holds no image", _HINT)
         return files
