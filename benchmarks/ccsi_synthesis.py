@@ -27,13 +27,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from perdure.data.single_digits import SingleDigits
+from perdure.data.readers.single_digits import SingleDigits
 from perdure.methods.ccsi.moments import class_moment_sums, class_moments
 from perdure.methods.ccsi.objective import Objective
-from perdure.methods.ccsi.synthesis import Job, SynthesisOptions, plan_groups, start_images, synthesise
+from perdure.methods.ccsi.synthesis import Request, SynthesisOptions, plan_groups, start_images, synthesise
 from perdure.networks.classifier import Classifier
 from perdure.networks.cosine_resnet import cosine_resnet
-from perdure.seeds import fold
+from perdure.seeds import derive_seed
 
 CLASSES, PUBLISHED_STEPS = 10, 5000
 WAYS = ("straightforward", "perdure fp32", "perdure bf16")
@@ -73,7 +73,7 @@ def accuracy(network: Classifier, images: Tensor, labels: Tensor) -> float:
     return (found == labels).float().mean().item()
 
 
-def straightforward(teacher: Classifier, job: Job, options: SynthesisOptions) -> Tensor:
+def straightforward(teacher: Classifier, job: Request, options: SynthesisOptions) -> Tensor:
     """The published loop: group by group, everything by autograd, moments by hooks, torch's Adam."""
     seen: list[tuple[Tensor, Tensor]] = []
     norms = [part for part in teacher.modules() if isinstance(part, nn.BatchNorm2d)]
@@ -85,7 +85,7 @@ def straightforward(teacher: Classifier, job: Job, options: SynthesisOptions) ->
     hooks = [part.register_forward_pre_hook(look) for part in norms]
     done = []
     for row, number in enumerate(job.numbers):
-        alone = Job(job.targets[row : row + 1], [number], job.seed, job.means)
+        alone = Request(job.targets[row : row + 1], [number], job.seed, job.means)
         images, targets = start_images(alone, options).requires_grad_(), job.targets[row].to(job.means.device)
         adam = torch.optim.Adam([images], lr=options.lr, betas=options.betas)
         shifts, flips = moves(job.seed, number, options)
@@ -112,7 +112,7 @@ def straightforward(teacher: Classifier, job: Job, options: SynthesisOptions) ->
 
 def moves(seed: int, number: int, options: SynthesisOptions) -> tuple[Tensor, Tensor]:
     """Shifts ``(steps, 2)`` and mirrorings ``(steps,)`` of a group, as the package draws them."""
-    generator = torch.Generator().manual_seed(fold(seed, "moves", number))
+    generator = torch.Generator().manual_seed(derive_seed(seed, "moves", number))
     shifts = torch.randint(-options.jitter, options.jitter + 1, (options.steps, 2), generator=generator)
     return shifts, torch.rand(options.steps, generator=generator) < 0.5 * options.flip
 
@@ -123,15 +123,15 @@ def priors(x: Tensor, options: SynthesisOptions) -> Tensor:
     return options.tv2 * sum(part.norm() for part in parts) + options.l2 * x.flatten(1).norm(dim=1).mean()
 
 
-def loss_of(teacher: Classifier, images: Tensor, job: Job, options: SynthesisOptions) -> float:
+def loss_of(teacher: Classifier, images: Tensor, job: Request, options: SynthesisOptions) -> float:
     """Mean total loss of the groups."""
     with torch.no_grad():
         terms = Objective(teacher, options).terms(images, job.targets.to(images.device))
     return torch.stack(list(terms.values())).sum(0).mean().item()
 
 
-def make_job(means: Tensor, groups: int, options: SynthesisOptions) -> Job:
-    return Job(plan_groups(groups, CLASSES, options, 0), range(groups), 0, means)
+def make_job(means: Tensor, groups: int, options: SynthesisOptions) -> Request:
+    return Request(plan_groups(groups, CLASSES, options, 0), range(groups), 0, means)
 
 
 def settings(steps: int, **changed: Any) -> SynthesisOptions:

@@ -24,13 +24,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from perdure.data.views import View, collate
+from perdure.data.dataset import Dataset, collate
 from perdure.engine.checkpoint import Checkpoint, Position
 from perdure.engine.engine import Engine
-from perdure.engine.journal import Journal
 from perdure.engine.machine import Machine
 from perdure.engine.options import EngineOptions
 from perdure.engine.phases import Batches, Train
+from perdure.engine.run_logger import RunLogger
 from perdure.labels import label_space
 from perdure.methods.finetune import Finetune
 from perdure.methods.options import Setup, TrainingOptions
@@ -103,9 +103,9 @@ class Bench:
         self.machine, self.steps, self.case = machine, WARM + steps, case
         source = Pictures(case.side, 4 * case.batch)
         names = tuple(map(str, range(len(source.images))))
-        self.view = View(source, "train", names, np.arange(256, dtype=np.uint8), plain)  # type: ignore[arg-type]
-        journal = Journal(machine, folder / "log.jsonl", quiet=True)
-        self.engine = Engine(machine, machine.options, 0, Checkpoint(folder / "resume", machine, 1e9), journal)
+        self.view = Dataset(source, "train", names, np.arange(256, dtype=np.uint8), plain)  # type: ignore[arg-type]
+        logger = RunLogger(machine, folder / "log.jsonl", quiet=True)
+        self.engine = Engine(machine, machine.options, 0, Checkpoint(folder / "resume", machine, 1e9), logger)
         self.times: list[float] = []
 
     def mark(self, step: int) -> None:

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from perdure.data.voc import open_voc
+from perdure.data.readers.voc import open_voc
 from perdure.streams import lists
 from perdure.streams.class_incremental import split_classes
 

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from perdure.data.views import Batch
+from perdure.data.dataset import Batch
 from perdure.methods.options import Setup, TrainingOptions
 from perdure.methods.star import Star
 from perdure.networks.segmenter import Segmenter
@@ -95,7 +95,7 @@ def straightforward(star: Star, batch: Batch) -> dict[str, Tensor]:
         old_features = old.features(features)
         old_full = F.interpolate(old.classify(old_features), size, mode="bilinear", align_corners=False)
         best, channel = old_full.max(1)
-        believed = torch.where(best > star.options.threshold, channel + 1, 0)
+        pseudo_labels = torch.where(best > star.options.threshold, channel + 1, 0)
         drawn = []
         for c, amount in enumerate(star.replay_amounts.tolist()):
             noise = torch.randn(round(amount), WIDTH, device=labels.device) * star.spreads[c]
@@ -104,7 +104,7 @@ def straightforward(star: Star, batch: Batch) -> dict[str, Tensor]:
         replayed = torch.cat(drawn).t()[None, :, :, None]
     zeros = classifier(replayed)
     grid = (slice(None), slice(8, None, STRIDE), slice(8, None, STRIDE))
-    region = (labels[grid] == 0) & (believed[grid] == 0)
+    region = (labels[grid] == 0) & (pseudo_labels[grid] == 0)
     ground = classifier(features.movedim(1, -1)[region].t()[None, :, :, None])
     cells = region.numel()
     w_rep, w_bg = replayed.shape[2] / cells, star.repeat_factor * region.sum() / cells
@@ -118,7 +118,7 @@ def straightforward(star: Star, batch: Batch) -> dict[str, Tensor]:
             mask = F.interpolate((labels == c)[:, None].float(), features.shape[2:], mode="bilinear")
             centre = F.normalize((mask * unit).sum((0, 2, 3)), dim=0)
             push.append(1 / torch.stack([(centre - p).norm() for p in star.prototypes]).min())
-    mask = F.interpolate(((labels == 0) & (believed > 0))[:, None].float(), features.shape[2:], mode="bilinear")
+    mask = F.interpolate(((labels == 0) & (pseudo_labels > 0))[:, None].float(), features.shape[2:], mode="bilinear")
     change = (mask * (features - old_features).square()).sum() / (WIDTH * mask.sum().clamp_min(1e-6))
     return {
         "current": current.sum() / total,

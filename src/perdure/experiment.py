@@ -11,15 +11,15 @@ from perdure.config.build import Experiment, as_module, build_experiment
 from perdure.config.recipe import Recipe
 from perdure.engine.checkpoint import Checkpoint
 from perdure.engine.engine import Engine
-from perdure.engine.journal import Journal
 from perdure.engine.machine import Machine
+from perdure.engine.run_logger import RunLogger
 from perdure.errors import DataError, UsageError
 from perdure.networks.layers import sync_batch_norm
 from perdure.networks.weights import Weights
 from perdure.report.model_card import write_model_card
 from perdure.report.page import write_report
 from perdure.run_folder import RunFolder
-from perdure.sealing import begin, measure_monitor, record, restore_sealed, seal
+from perdure.sealing import begin, measure_validation, record, restore_sealed, seal
 from perdure.streams.summary import describe
 
 SPARE_BYTES = 50_000_000
@@ -60,12 +60,12 @@ def run_experiment(recipe: Recipe, out: Path, resume: bool = False, quiet: bool 
 
 def _learn(experiment: Experiment, run: RunFolder, machine: Machine, quiet: bool) -> RunFolder:
     recipe, stream, method = experiment.recipe, experiment.stream, experiment.method
-    journal = Journal(machine, run.path / "log.jsonl", quiet)
+    logger = RunLogger(machine, run.path / "log.jsonl", quiet)
     checkpoint = Checkpoint(run.resume, machine, recipe.engine.save_seconds)
-    engine = Engine(machine, recipe.engine, recipe.seed, checkpoint, journal)
+    engine = Engine(machine, recipe.engine, recipe.seed, checkpoint, logger)
     module = sync_batch_norm(as_module(method), machine.device)
     sealed = run.sealed()
-    journal.say(f"[bold]{escape(recipe.name)}[/] · {escape(f'{recipe.method.name} -> {run.path}')}")
+    logger.say(f"[bold]{escape(recipe.name)}[/] · {escape(f'{recipe.method.name} -> {run.path}')}")
     restore_sealed(method, stream.tasks, sealed, recipe.seed)
     remaining = stream.tasks[len(sealed) :]
     if remaining:
@@ -75,9 +75,9 @@ def _learn(experiment: Experiment, run: RunFolder, machine: Machine, quiet: bool
             begin(method, task, recipe.seed)
             position = checkpoint.load(module, task.index)
             module.to(machine.device)
-            monitor = measure_monitor(experiment, task, machine)
-            engine.run(module, method.phases(task), task.index, position, monitor)
-        seal(experiment, task, run, machine, journal)
+            validation = measure_validation(experiment, task, machine)
+            engine.run(module, method.phases(task), task.index, position, validation)
+        seal(experiment, task, run, machine, logger)
         checkpoint.clear()
     machine.stop_trackers()
     checkpoint.clear()  # what a kill right after the last task was sealed left behind

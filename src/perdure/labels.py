@@ -16,17 +16,24 @@ import numpy.typing as npt
 from perdure.errors import DataError, UsageError, nearest
 
 BACKGROUND: Final = 0
-IGNORE: Final = 255
-TABLE_SIZE: Final = 256
+TABLE_SIZE: Final = 4096
+"""Length of every table that is indexed by a label. Whole-body sets have up to 345 classes."""
+IGNORE: Final = TABLE_SIZE - 1
+"""Label of pixels that count nowhere. The last entry of each table, so that a look-up needs no special case."""
+IGNORE_IN_FILES: Final = 255
+"""What 8-bit masks hold where labels are to be ignored, by the custom of the published data sets."""
 
 Kind = Literal["thing", "stuff", "organ", "station", "lesion"]
-Table = npt.NDArray[np.uint8]
+Table = npt.NDArray[np.int16]
+"""Label -> label, ``(TABLE_SIZE,)``."""
+Palette = npt.NDArray[np.uint8]
+"""Label -> RGB, ``(TABLE_SIZE, 3)``."""
 Color = tuple[int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
 class ClassInfo:
-    """One class: a stable global id in 1..254, a name, a kind and a colour (RGB, 0..255)."""
+    """One class: a stable global id in 1..4094, a name, a kind and a colour (RGB, 0..255)."""
 
     id: int
     name: str
@@ -39,7 +46,7 @@ class LabelSpace:
     """All foreground classes of a data set, and what label 0 means there.
 
     Args:
-        classes: Foreground classes; ids unique, names unique, 1 <= id <= 254.
+        classes: Foreground classes; ids unique, names unique, 1 <= id <= 4094.
         background: Name of label 0, or ``None`` where every pixel of the data set has a class (figures then
             leave label 0 out).
 
@@ -57,9 +64,7 @@ class LabelSpace:
             raise UsageError("a class id or a class name occurs twice in the class list")
         bad = [c.id for c in self.classes if not BACKGROUND < c.id < IGNORE]
         if bad:
-            raise UsageError(
-                f"class id {bad[0]} is out of range", "ids run from 1 to 254; 0 is background, 255 is ignore"
-            )
+            raise UsageError(f"class id {bad[0]} is out of range", f"ids run from 1 to {IGNORE - 1}; 0 is background")
         object.__setattr__(self, "_by_id", by_id)
 
     @property
@@ -86,13 +91,13 @@ class LabelSpace:
                 return c.id
         raise UsageError(f"unknown class '{name}'", nearest(name, (c.name for c in self.classes)))
 
-    def palette(self) -> Table:
-        """RGB table ``(256, 3)`` uint8 for painting label maps; ignore is light grey."""
+    def palette(self) -> Palette:
+        """RGB table ``(TABLE_SIZE, 3)`` uint8 for painting label maps; ignore is light grey."""
         return paint_table({c.id: c.color for c in self.classes})
 
 
-def paint_table(colors: Mapping[int, Color]) -> Table:
-    """RGB table ``(256, 3)`` uint8: label -> colour; ignore is light grey, everything else black."""
+def paint_table(colors: Mapping[int, Color]) -> Palette:
+    """RGB table ``(TABLE_SIZE, 3)`` uint8: label -> colour; ignore is light grey, everything else black."""
     table = np.zeros((TABLE_SIZE, 3), np.uint8)
     for label, color in colors.items():
         table[label] = color
@@ -101,8 +106,8 @@ def paint_table(colors: Mapping[int, Color]) -> Table:
 
 
 def remap_table(keep: Iterable[int], other: int) -> Table:
-    """Table of 256 entries that keeps ``keep``, 0 and 255 and turns every other label into ``other``."""
-    table = np.full(TABLE_SIZE, other, np.uint8)
+    """Table that keeps ``keep``, background and ignore and turns every other label into ``other``."""
+    table = np.full(TABLE_SIZE, other, np.int16)
     kept = [BACKGROUND, IGNORE, *keep]
     table[kept] = kept
     return table
@@ -123,7 +128,7 @@ class ChannelMap:
             raise UsageError("a class occurs twice in the class order")
 
     def to_channel(self) -> npt.NDArray[np.int64]:
-        """Table ``(256,)``: label -> channel; labels without a channel (0, 255, others) -> -1."""
+        """Table ``(TABLE_SIZE,)``: label -> channel; labels without a channel (background, ignore, others) -> -1."""
         table = np.full(TABLE_SIZE, -1, np.int64)
         table[list(self.ids)] = np.arange(len(self.ids))
         return table

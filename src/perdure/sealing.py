@@ -9,28 +9,28 @@ import torch
 from torch import Tensor
 
 from perdure.config.build import Experiment, as_module
-from perdure.data.views import View
-from perdure.engine.journal import Journal
+from perdure.data.dataset import Dataset
 from perdure.engine.machine import Machine
+from perdure.engine.run_logger import RunLogger
 from perdure.engine.state import restore
 from perdure.files import write_json
 from perdure.kept.ledger import preview_entry, read_kept, write_kept, write_ledger
 from perdure.methods.method import Method
-from perdure.metrics.counts import Counts, read_counts, write_counts
+from perdure.metrics.confusion import ConfusionMatrix, read_counts, write_counts
 from perdure.metrics.described import parse_stream
 from perdure.metrics.evaluate import count
-from perdure.metrics.figures import class_values, headline, make_evidence
+from perdure.metrics.figures import class_values, headline, run_results
 from perdure.metrics.figures import evaluate as value_of
 from perdure.metrics.results import write_results
 from perdure.report.samples import write_class_samples, write_samples
 from perdure.run_folder import RunFolder
-from perdure.seeds import fold, seeded
+from perdure.seeds import derive_seed, seeded
 from perdure.streams.task import Task
 
 
 def begin(method: Method, task: Task, seed: int) -> None:
     """Let a method get ready for a task; fresh classifiers depend on the seed and the task only."""
-    with seeded(fold(seed, "begin", task.index)):
+    with seeded(derive_seed(seed, "begin", task.index)):
         method.begin(task)
 
 
@@ -42,7 +42,7 @@ def restore_sealed(method: Method, tasks: Sequence[Task], sealed: Sequence[Path]
         restore(as_module(method), read_kept(sealed[-1]))
 
 
-def seal(experiment: Experiment, task: Task, run: RunFolder, machine: Machine, journal: Journal) -> None:
+def seal(experiment: Experiment, task: Task, run: RunFolder, machine: Machine, logger: RunLogger) -> None:
     """Write weights, kept items, ledger, counts, samples and results of a task; the mark ``done`` comes last."""
     method = experiment.method
     module = as_module(method).eval()
@@ -56,14 +56,14 @@ def seal(experiment: Experiment, task: Task, run: RunFolder, machine: Machine, j
         write_ledger(folder, task.name, entries, patients)
         write_json(folder / "done", {"task": task.index})
         figures = record(run, task)
-        journal.log(task=task.index, event="sealed", **figures)
+        logger.log(task=task.index, event="sealed", **figures)
         text = "  ".join(f"{name.partition('[')[0]} [bold]{value:.1f}[/]" for name, value in figures.items())
-        journal.say(f"[green]sealed[/] task {task.index + 1} of {len(experiment.stream)} ({task.name})  {text}")
+        logger.say(f"[green]sealed[/] task {task.index + 1} of {len(experiment.stream)} ({task.name})  {text}")
     machine.barrier()
 
 
-def measure_monitor(experiment: Experiment, task: Task, machine: Machine) -> Callable[[], Mapping[str, float]]:
-    """Return a function that measures the new classes on the task's monitor set, for information only.
+def measure_validation(experiment: Experiment, task: Task, machine: Machine) -> Callable[[], Mapping[str, float]]:
+    """Return a function that measures the new classes on the task's validation set, for information only.
 
     Their mean IoU, or their mean recall where an image has one class.
     """
@@ -71,15 +71,15 @@ def measure_monitor(experiment: Experiment, task: Task, machine: Machine) -> Cal
 
     def measure() -> Mapping[str, float]:
         as_module(experiment.method).eval()
-        counts = _count(experiment, task.monitor(), task, machine)
+        counts = _count(experiment, task.validation(), task, machine)
         values = class_values(figure, counts)
         new = [value for c in task.new if (value := values[c].value) is not None]
-        return {f"monitor.{name}.new": sum(new) / len(new)} if new else {}
+        return {f"validation.{name}.new": sum(new) / len(new)} if new else {}
 
     return measure
 
 
-def _count(experiment: Experiment, view: View, task: Task, machine: Machine) -> Counts:
+def _count(experiment: Experiment, view: Dataset, task: Task, machine: Machine) -> ConfusionMatrix:
     options, workers = experiment.recipe.evaluate, experiment.recipe.engine.workers
 
     def predict(images: Tensor) -> Tensor:
@@ -115,6 +115,6 @@ def record(run: RunFolder, task: Task) -> dict[str, float]:
     stream = parse_stream(run.stream())
     counts = {i: read_counts(folder / "counts.json") for i, folder in enumerate(run.sealed())}
     write_results(run.path, stream, counts)
-    evidence = make_evidence(stream, counts)
-    values = {name: value_of(name, evidence, task.index).value for name in headline(stream)}
+    results = run_results(stream, counts)
+    values = {name: value_of(name, results, task.index).value for name in headline(stream)}
     return {name: value for name, value in values.items() if value is not None}

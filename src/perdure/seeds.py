@@ -1,6 +1,6 @@
 """Randomness without hidden state.
 
-Every random draw of a run is a function of where it happens: ``fold(run seed, task, phase, step)``. A run that
+Every random draw of a run is a function of where it happens: ``derive_seed(run seed, task, phase, step)``. A run that
 was killed therefore needs no saved generator state, and the same sample gets the same augmentation in one
 process and in eight.
 """
@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-def fold(*parts: int | str) -> int:
+def derive_seed(*parts: int | str) -> int:
     """Hash integers and names into one seed in [0, 2**63). The same parts give the same seed on any machine."""
     text = "\x1f".join(f"{type(p).__name__[0]}{p}" for p in parts)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
-def sow(seed: int) -> None:
+def manual_seed(seed: int) -> None:
     """Seed torch on the CPU and on every GPU in use.
 
     ``torch.manual_seed`` does the same, but where no GPU is in use it formats a stack trace at each call, which

@@ -26,6 +26,7 @@ from perdure.config.load import parse_recipe
 from perdure.config.recipe import Recipe
 from perdure.data.catalog import open_source
 from perdure.errors import UsageError
+from perdure.labels import IGNORE
 from perdure.methods import METHODS
 from perdure.metrics.results import read_results
 
@@ -212,7 +213,7 @@ def test_images_with_one_class_are_squared(crop: int, border: int) -> None:
     source = open_source("single_digits", None)
     stream = build_tasks(plan, source)
     with stream.opened(stream.tasks[0]) as task:
-        for view in (task.train(), task.monitor(), task.tests()["test"]):
+        for view in (task.train(), task.validation(), task.tests()["test"]):
             image, label, name = view[0]
             assert image.shape == (1, crop, crop) and image.dtype == torch.float32
             assert label.shape == () and int(label) == int(source.mask(view.split, name))
@@ -227,7 +228,7 @@ def test_only_training_images_are_flipped() -> None:
         classes(augment={"crop": 28, "flip": 1.0, "mean": [0.0], "std": [1.0]}), open_source("single_digits", None)
     )
     with stream.opened(stream.tasks[0]) as task:
-        for view, turned in ((task.train(), True), (task.monitor(), False), (task.tests()["test"], False)):
+        for view, turned in ((task.train(), True), (task.validation(), False), (task.tests()["test"], False)):
             plain = view.source.image(view.split, view.names[0])[:, :, :: -1 if turned else 1]
             assert np.array_equal((view[0].image * 255).round().byte().numpy(), plain)
 
@@ -248,7 +249,7 @@ def test_a_pool_from_a_folder_has_the_channels_of_the_data(tmp_path: Path) -> No
     with stream.opened(stream.tasks[0]) as task:
         pool = task.pool()
         assert pool is not None
-        assert pool[0].image.shape == task.train()[0].image.shape and int(pool[0].label) == 255
+        assert pool[0].image.shape == task.train()[0].image.shape and int(pool[0].label) == IGNORE
 
 
 @pytest.mark.parametrize("stream", [{"pool": "folder"}, {"pool_folder": "x"}, {"pool": "val", "pool_folder": "x"}])

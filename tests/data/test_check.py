@@ -11,6 +11,7 @@ from PIL import Image
 
 from perdure.data.catalog import open_source
 from perdure.data.check import inspect
+from perdure.labels import IGNORE
 
 
 def test_counts_sizes_and_empty_masks(tmp_path: Path) -> None:
@@ -29,8 +30,8 @@ def test_counts_sizes_and_empty_masks(tmp_path: Path) -> None:
     assert list(found.absent) == ["val"]
     assert (report.samples, report.readable, report.empty) == (3, 3, ("b",))
     assert (report.smallest, report.largest) == ((3, 3), (8, 5))
-    assert report.images == {0: 1, 1: 1, 2: 1, 3: 0, 255: 3}
-    assert report.pixels == {0: 39, 1: 23, 2: 8, 3: 0, 255: 3}
+    assert report.images == {0: 1, 1: 1, 2: 1, 3: 0, IGNORE: 3}
+    assert report.pixels == {0: 39, 1: 23, 2: 8, 3: 0, IGNORE: 3}
     assert found.unused("train") == ("elk",)
     assert json.loads(json.dumps(found.to_dict()))["splits"]["train"]["pixels"]["1"] == 23
 

@@ -12,8 +12,8 @@ from PIL import Image
 
 from perdure.data.catalog import open_source
 from perdure.data.check import inspect
-from perdure.data.class_folders import open_class_folders
 from perdure.data.presence import label_presence
+from perdure.data.readers.class_folders import open_class_folders
 from perdure.data.source import AbsentSplitError, Source
 from perdure.errors import DataError, UsageError
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from perdure.data.check import inspect
-from perdure.data.digits import WRITERS, Digits, open_digits
+from perdure.data.readers.digits import WRITERS, Digits, open_digits
 from perdure.data.source import AbsentSplitError, Source
 
 

@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from perdure.data import medmnist, medmnist_official
 from perdure.data.catalog import open_source
 from perdure.data.check import inspect
-from perdure.data.medmnist import NpzImages, open_medmnist
-from perdure.data.medmnist_official import official_sets
 from perdure.data.presence import label_presence
+from perdure.data.readers import medmnist, medmnist_official
+from perdure.data.readers.medmnist import NpzImages, open_medmnist
+from perdure.data.readers.medmnist_official import official_sets
 from perdure.data.source import AbsentSplitError, Source
 from perdure.errors import DataError, PerdureError, UsageError
 

@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from perdure.data.ade20k import ade20k_space, open_ade20k
-from perdure.data.camvid import open_camvid
 from perdure.data.catalog import DATASETS, open_source
-from perdure.data.cityscapes import open_cityscapes
-from perdure.data.classfile import read_class_file
-from perdure.data.folders import open_folders
 from perdure.data.presence import label_presence
+from perdure.data.readers.ade20k import ade20k_space, open_ade20k
+from perdure.data.readers.camvid import open_camvid
+from perdure.data.readers.cityscapes import open_cityscapes
+from perdure.data.readers.classfile import read_class_file
+from perdure.data.readers.folders import open_folders
+from perdure.data.readers.voc import CLASSES, open_voc, voc_color
 from perdure.data.source import AbsentSplitError, Source
-from perdure.data.voc import CLASSES, open_voc, voc_color
+from perdure.labels import IGNORE
 
 
 def image(path: Path, size: tuple[int, int] = (6, 4), color: tuple[int, int, int] = (10, 200, 30)) -> None:
@@ -79,7 +80,7 @@ def test_voc_is_found_from_each_of_its_folders(tmp_path: Path, inside: str) -> N
     assert source.names("val") == source.names("test") == ("c",)
     assert [c.name for c in source.space.classes] == list(CLASSES)
     assert (source.other_label, source.patients) == (0, False)
-    np.testing.assert_array_equal(np.unique(source.mask("train", "b")), [20, 255])
+    np.testing.assert_array_equal(np.unique(source.mask("train", "b")), [20, IGNORE])
     picture = source.image("train", "a")
     assert picture.shape == (3, 4, 6)
     assert picture.dtype == np.uint8
@@ -144,7 +145,7 @@ def test_ade20k(tmp_path: Path) -> None:
     source = open_ade20k(tmp_path)
     assert source.names("val") == source.names("test") == ("ADE_val_00000001", "ADE_val_00000002")
     np.testing.assert_array_equal(np.unique(source.mask("val", "ADE_val_00000001")), [0, 1, 150])
-    assert source.other_label == 255
+    assert source.other_label == IGNORE
     with pytest.raises(AbsentSplitError, match="training"):
         source.names("train")
 
@@ -175,7 +176,7 @@ def test_camvid_in_both_layouts(tmp_path: Path, prefixed: bool) -> None:
     source = open_camvid(camvid(tmp_path, prefixed))
     for split in ("train", "val", "test"):
         assert source.names(split) == (f"{split}1",)
-        np.testing.assert_array_equal(source.mask(split, f"{split}1").ravel()[:5], [1, 11, 255, 255, 4])
+        np.testing.assert_array_equal(source.mask(split, f"{split}1").ravel()[:5], [1, 11, IGNORE, IGNORE, 4])
         assert source.image(split, f"{split}1").shape == (3, 4, 6)
     assert source.space.background is None
     assert (source.space.name(1), source.space.name(11)) == ("sky", "bicyclist")
@@ -251,7 +252,7 @@ def test_presence_and_pickling(tmp_path: Path) -> None:
     source = pickle.loads(pickle.dumps(open_voc(voc(tmp_path))))
     found = label_presence(source, "train")
     assert (found.shape, found.dtype) == ((2, 256), np.bool_)
-    assert [np.flatnonzero(row).tolist() for row in found] == [[0, 1], [20, 255]]
+    assert [np.flatnonzero(row).tolist() for row in found] == [[0, 1], [20, IGNORE]]
     one = label_presence(source, "train", ["b"], threads=1)
     np.testing.assert_array_equal(one, found[1:])
 

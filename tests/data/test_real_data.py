@@ -10,6 +10,7 @@ import pytest
 from perdure.data.catalog import open_source
 from perdure.data.check import inspect
 from perdure.data.presence import label_presence
+from perdure.labels import IGNORE
 
 pytestmark = pytest.mark.real
 
@@ -24,7 +25,7 @@ def test_camvid(shared_data: Path) -> None:
     assert not found.unused("val")
     present = label_presence(source, "train")
     assert present.shape == (367, 256)
-    assert set(np.flatnonzero(present.any(0))) == {*range(1, 12), 255}
+    assert set(np.flatnonzero(present.any(0))) == {*range(1, 12), IGNORE}
 
 
 def test_camvid_at_full_resolution_shows_the_same_scenes(shared_data: Path) -> None:

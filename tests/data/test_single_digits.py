@@ -10,9 +10,9 @@ from sklearn.datasets import load_digits
 
 from perdure.data.catalog import open_source
 from perdure.data.check import inspect
-from perdure.data.digits import WRITERS
 from perdure.data.presence import label_presence
-from perdure.data.single_digits import open_single_digits
+from perdure.data.readers.digits import WRITERS
+from perdure.data.readers.single_digits import open_single_digits
 from perdure.data.source import SPLITS, Source
 from perdure.errors import DataError, UsageError
 

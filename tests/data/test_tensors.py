@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from perdure.data.dataset import Dataset, Draw, Joined, collate
 from perdure.data.source import AbsentSplitError, Source
 from perdure.data.tensors import TensorSource, tensor_view
-from perdure.data.views import Draw, Joined, View, collate
-from perdure.engine.loader import Draws, make_loader
+from perdure.engine.loader import BatchSampler, make_loader
 from perdure.engine.phases import Batches
-from perdure.labels import label_space
+from perdure.labels import IGNORE, label_space
 
 SPACE = label_space(["a", "b", "c"], background=None)
 
@@ -23,14 +23,14 @@ def numbered(count: int, start: int = 0) -> torch.Tensor:
     return (start + torch.arange(count).float()).view(-1, 1, 1, 1).expand(-1, 3, 4, 5).clone()
 
 
-def scalar(count: int = 4, start: int = 0) -> View:
+def scalar(count: int = 4, start: int = 0) -> Dataset:
     """Images that have one class each."""
     return tensor_view(numbered(count, start), torch.arange(count, dtype=torch.uint8) % 3 + 1, SPACE)
 
 
-def mapped(count: int = 4) -> View:
+def mapped(count: int = 4) -> Dataset:
     """Images with a label map: a row of each class and one to ignore."""
-    labels = torch.tensor([1, 2, 3, 255], dtype=torch.uint8).view(1, 4, 1).expand(count, 4, 5)
+    labels = torch.tensor([1, 2, 3, IGNORE], dtype=torch.uint8).view(1, 4, 1).expand(count, 4, 5)
     return tensor_view(numbered(count), labels.clone(), SPACE)
 
 
@@ -51,7 +51,7 @@ def test_label_maps() -> None:
     view = mapped()
     assert view.source.kind == "segmentation"
     sample = view[3]
-    assert sample.label.shape == (4, 5) and sample.label[:, 0].tolist() == [1, 2, 3, 255]
+    assert sample.label.shape == (4, 5) and sample.label[:, 0].tolist() == [1, 2, 3, IGNORE]
     assert collate(list(view)).labels.shape == (4, 4, 5)
 
 
@@ -120,7 +120,7 @@ def test_view_travels_to_another_process(make) -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_of_old_and_new_images_with_and_without_workers(workers: int) -> None:
     joined = Joined((scalar(3), scalar(5, 10)))
-    draws = Draws(Batches(joined, 4), seed=1, start=0, stop=4)
+    draws = BatchSampler(Batches(joined, 4), seed=1, start=0, stop=4)
     seen = list(make_loader(draws, workers=workers, pin=False))
     for batch, step in zip(seen, draws, strict=True):
         assert batch is not None

@@ -13,6 +13,7 @@ from torchvision.transforms.v2 import functional as F
 
 from perdure.data.transforms import class_transform, eval_transform, fit_square, normalise, resize, train_transform
 from perdure.errors import DataError
+from perdure.labels import IGNORE
 from perdure.seeds import seeded
 
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
@@ -107,10 +108,10 @@ def test_eval_without_a_size_keeps_the_image() -> None:
 
 def test_void_and_float_images_survive() -> None:
     image, label = picture(40, 40)
-    label[:] = 255
+    label[:] = IGNORE
     with seeded(0):
         got, mask = train_transform(16, **PLAIN)(image.float() / 255, label)
-    assert set(mask.unique().tolist()) == {255}
+    assert set(mask.unique().tolist()) == {IGNORE}
     assert 0 <= got.min() <= got.max() <= 1
 
 

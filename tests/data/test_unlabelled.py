@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image as Pil
 
+from perdure.data.readers.unlabelled import open_unlabelled
 from perdure.data.source import AbsentSplitError, Source
-from perdure.data.unlabelled import open_unlabelled
 from perdure.errors import DataError
-from perdure.labels import label_space
+from perdure.labels import IGNORE, label_space
 
 SPACE = label_space(["cat", "dog"], background=None)
 
@@ -33,12 +33,12 @@ def test_all_images_are_there_and_nothing_is_known_of_them(folder: Path) -> None
     assert source.names("train") == ("b.png", "more/a.png")
     image = source.image("train", "more/a.png")
     assert image.shape == (3, 4, 6) and image[:, 0, 0].tolist() == [200, 0, 0]
-    assert source.mask("train", "b.png").shape == () and source.mask("train", "b.png") == 255
+    assert source.mask("train", "b.png").shape == () and source.mask("train", "b.png") == IGNORE
 
 
 def test_pixels_of_a_segmentation_pool_say_ignore(folder: Path) -> None:
     mask = open_unlabelled(folder, "segmentation", SPACE).mask("train", "b.png")
-    assert mask.shape == (4, 6) and set(mask.ravel().tolist()) == {255}
+    assert mask.shape == (4, 6) and set(mask.ravel().tolist()) == {IGNORE}
 
 
 def test_grey_beside_grey_data(folder: Path) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from perdure.cli.app import app
-from perdure.data.digits import open_digits
+from perdure.data.readers.digits import open_digits
 
 SMALL = [
     "network.backbone=tiny_resnet",

@@ -62,7 +62,7 @@ TINY: dict[str, Any] = {
     "evaluate": {"size": None, "batch_size": 4},
     "method": {"name": "star"},
     "training": {"epochs": 2, "later_epochs": 1, "batch_size": 4, "lr": 0.01},
-    "engine": {"threads": 1, "trackers": [], "save_seconds": 0, "device": "cpu", "monitor_every": 1},
+    "engine": {"threads": 1, "trackers": [], "save_seconds": 0, "device": "cpu", "validate_every": 1},
     "report": {"samples": 1},
 }
 LEFT_OUT = ("log.jsonl", ".lock")
@@ -403,7 +403,7 @@ class Dreamer(Finetune):
         self.register_buffer("dreams", None)
 
     def phases(self, task: Any) -> list[Any]:
-        def make(index: int, desk: Any) -> dict[str, torch.Tensor]:
+        def make(index: int, progress: Any) -> dict[str, torch.Tensor]:
             with torch.no_grad():
                 return {"dream": self.network.features(torch.rand(1, 3, 32, 32))}
 

@@ -15,13 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from perdure.data.views import Batch, View
+from perdure.data.dataset import Batch, Dataset
 from perdure.engine.checkpoint import Checkpoint
 from perdure.engine.engine import Engine
-from perdure.engine.journal import Journal
 from perdure.engine.machine import Machine
 from perdure.engine.options import EngineOptions
 from perdure.engine.phases import Batches, Phase, Train
+from perdure.engine.run_logger import RunLogger
 from perdure.labels import label_space
 
 
@@ -51,11 +51,11 @@ def _plain(image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @pytest.fixture
-def view() -> Callable[[int], View]:
+def view() -> Callable[[int], Dataset]:
     """A training set of so many pictures."""
 
-    def make(count: int) -> View:
-        return View(Pictures(), "train", tuple(map(str, range(count))), np.arange(256, dtype=np.uint8), _plain)  # type: ignore[arg-type]
+    def make(count: int) -> Dataset:
+        return Dataset(Pictures(), "train", tuple(map(str, range(count))), np.arange(256, dtype=np.uint8), _plain)  # type: ignore[arg-type]
 
     return make
 
@@ -103,8 +103,8 @@ class Bench:
     checkpoint: Checkpoint
     folder: Path
 
-    def run(self, method: nn.Module, phases: Sequence[Phase], task: int = 0, monitor: Any = None) -> None:
-        self.engine.run(method, phases, task, self.checkpoint.load(method, task), monitor)
+    def run(self, method: nn.Module, phases: Sequence[Phase], task: int = 0, validation: Any = None) -> None:
+        self.engine.run(method, phases, task, self.checkpoint.load(method, task), validation)
 
     @property
     def state(self) -> Path:
@@ -123,7 +123,7 @@ def bench(tmp_path: Path) -> Callable[..., Bench]:
         machine = Machine(settings, tmp_path / "tracking")
         machine.start_trackers("toy")
         checkpoint = Checkpoint(tmp_path / "resume", machine, settings.save_seconds)
-        journal = Journal(machine, tmp_path / "log.jsonl", quiet=True)
-        return Bench(Engine(machine, settings, 7, checkpoint, journal), checkpoint, tmp_path)
+        logger = RunLogger(machine, tmp_path / "log.jsonl", quiet=True)
+        return Bench(Engine(machine, settings, 7, checkpoint, logger), checkpoint, tmp_path)
 
     return make

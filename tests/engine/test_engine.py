@@ -14,7 +14,7 @@ import torch._dynamo.utils
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from perdure.data.views import Batch
+from perdure.data.dataset import Batch
 from perdure.engine.interrupt import Interrupted
 from perdure.engine.phases import Batches, Collect, Generate, Train
 from perdure.engine.schedules import poly
@@ -173,13 +173,13 @@ def test_the_monitor_is_asked_every_so_many_epochs(bench: Any, train: Any, toy: 
 
     def measure() -> dict[str, float]:
         method.eval()
-        return {"monitor.miou.new": 12.5}
+        return {"validation.miou.new": 12.5}
 
-    run = bench(monitor_every=2)
+    run = bench(validate_every=2)
     phase = train(method, Batches(view(6), 2), epochs=5, after_step=lambda step: modes.append(method.training))
-    run.run(method, [phase], monitor=measure)
-    lines = [line for line in run.lines() if line.get("event") == "monitor"]
-    assert [(line["step"], line["monitor.miou.new"]) for line in lines] == [(6, 12.5), (12, 12.5)]
+    run.run(method, [phase], validation=measure)
+    lines = [line for line in run.lines() if line.get("event") == "validation"]
+    assert [(line["step"], line["validation.miou.new"]) for line in lines] == [(6, 12.5), (12, 12.5)]
     assert modes == [True] * 15
 
 
@@ -213,7 +213,7 @@ def test_reading_in_another_process_gives_the_same_weights(bench: Any, train: An
 def test_items_are_made_once_in_order_and_only_where_they_are_missing(bench: Any, train: Any, toy: Any) -> None:
     made: list[int] = []
 
-    def make(index: int, desk: Any) -> dict[str, Tensor]:
+    def make(index: int, progress: Any) -> dict[str, Tensor]:
         made.append(index)
         if len(made) == 3:
             raise KeyboardInterrupt
@@ -233,12 +233,12 @@ def test_items_are_made_once_in_order_and_only_where_they_are_missing(bench: Any
 def test_an_item_under_way_goes_on_where_it_was_saved(bench: Any, toy: Any) -> None:
     worked: list[tuple[int, int]] = []
 
-    def make(index: int, desk: Any) -> dict[str, Tensor]:
-        value, begin = (0.0, 0) if desk.saved is None else (desk.saved["value"].item(), desk.saved["step"])
+    def make(index: int, progress: Any) -> dict[str, Tensor]:
+        value, begin = (0.0, 0) if progress.saved is None else (progress.saved["value"].item(), progress.saved["step"])
         for step in range(begin, 4):
             value += index + step
             worked.append((index, step))
-            desk.tick(step + 1, 4, "", lambda v=value, s=step: {"value": torch.tensor(v), "step": s + 1})
+            progress.checkpoint(step + 1, 4, "", lambda v=value, s=step: {"value": torch.tensor(v), "step": s + 1})
         return {"x": torch.tensor(value)}
 
     taken: list[Path] = []

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from perdure.data.views import View
-from perdure.engine.loader import Draws, make_loader
+from perdure.data.dataset import Dataset
+from perdure.engine.loader import BatchSampler, make_loader
 from perdure.engine.phases import Batches
 from perdure.errors import DataError, UsageError
 from perdure.labels import label_space
@@ -39,16 +39,16 @@ def jitter(image: torch.Tensor, label: torch.Tensor) -> tuple[torch.Tensor, torc
     return image + torch.rand(()), label.long()
 
 
-def view(count: int) -> View:
-    return View(Numbers(count), "train", tuple(str(i) for i in range(count)), np.arange(256, dtype=np.uint8), jitter)
+def view(count: int) -> Dataset:
+    return Dataset(Numbers(count), "train", tuple(str(i) for i in range(count)), np.arange(256, dtype=np.uint8), jitter)
 
 
-def positions(draws: Draws) -> list[list[int]]:
+def positions(draws: BatchSampler) -> list[list[int]]:
     return [[d.position for d in step] for step in draws]
 
 
 def test_every_epoch_shows_every_sample_in_a_new_order() -> None:
-    steps = positions(Draws(Batches(view(8), 4), seed=3, start=0, stop=4))
+    steps = positions(BatchSampler(Batches(view(8), 4), seed=3, start=0, stop=4))
     first, second = steps[0] + steps[1], steps[2] + steps[3]
     assert sorted(first) == sorted(second) == list(range(8))
     assert first != second
@@ -56,14 +56,14 @@ def test_every_epoch_shows_every_sample_in_a_new_order() -> None:
 
 def test_starting_late_gives_what_starting_early_gives_there() -> None:
     batches = Batches(view(10), 4)
-    whole = list(Draws(batches, seed=3, start=0, stop=7))
-    assert list(Draws(batches, seed=3, start=3, stop=7)) == whole[3:]
+    whole = list(BatchSampler(batches, seed=3, start=0, stop=7))
+    assert list(BatchSampler(batches, seed=3, start=3, stop=7)) == whole[3:]
 
 
 def test_processes_share_the_batch_of_one() -> None:
     batches = Batches(view(8), 4)
-    one = list(Draws(batches, seed=1, start=0, stop=2))
-    two = [list(Draws(batches, seed=1, start=0, stop=2, rank=r, world=2)) for r in (0, 1)]
+    one = list(BatchSampler(batches, seed=1, start=0, stop=2))
+    two = [list(BatchSampler(batches, seed=1, start=0, stop=2, rank=r, world=2)) for r in (0, 1)]
     assert [a + b for a, b in zip(*two, strict=True)] == one
 
 
@@ -71,17 +71,17 @@ def test_last_batch_is_dropped_or_kept_and_a_small_set_is_one_batch() -> None:
     assert Batches(view(10), 4).steps() == 2
     assert Batches(view(10), 4, drop_last=False).steps() == 3
     assert Batches(view(3), 4).steps() == 1
-    assert len(positions(Draws(Batches(view(3), 4), 0, 0, 1))[0]) == 3
+    assert len(positions(BatchSampler(Batches(view(3), 4), 0, 0, 1))[0]) == 3
 
 
 def test_weights_draw_with_replacement() -> None:
     batches = Batches(view(4), 5, weights=torch.tensor([0.0, 1.0, 0.0, 0.0]), draws=10)
     assert batches.steps() == 2
-    assert positions(Draws(batches, 0, 0, 2)) == [[1] * 5] * 2
+    assert positions(BatchSampler(batches, 0, 0, 2)) == [[1] * 5] * 2
 
 
 def test_the_same_draw_gives_the_same_augmentation_with_and_without_workers() -> None:
-    draws = Draws(Batches(view(6), 3), seed=5, start=0, stop=2)
+    draws = BatchSampler(Batches(view(6), 3), seed=5, start=0, stop=2)
     here = [batch.images for batch in make_loader(draws, workers=0, pin=False)]
     there = [batch.images for batch in make_loader(draws, workers=1, pin=False)]
     assert all(torch.equal(a, b) for a, b in zip(here, there, strict=True))
@@ -92,12 +92,12 @@ def test_reading_leaves_the_generator_outside_alone() -> None:
     torch.manual_seed(0)
     expected = torch.rand(2)
     torch.manual_seed(0)
-    next(iter(make_loader(Draws(Batches(view(6), 3), 5, 0, 1), workers=0, pin=False)))
+    next(iter(make_loader(BatchSampler(Batches(view(6), 3), 5, 0, 1), workers=0, pin=False)))
     assert torch.equal(torch.rand(2), expected)
 
 
 def test_empty_set_and_uneven_share_are_plain_errors() -> None:
     with pytest.raises(DataError, match="empty"):
-        make_loader(Draws(Batches(view(0), 3), 0, 0, 1), workers=0, pin=False)
+        make_loader(BatchSampler(Batches(view(0), 3), 0, 0, 1), workers=0, pin=False)
     with pytest.raises(UsageError, match="multiple of 2"):
-        make_loader(Draws(Batches(view(6), 3), 0, 0, 1, rank=0, world=2), workers=0, pin=False)
+        make_loader(BatchSampler(Batches(view(6), 3), 0, 0, 1, rank=0, world=2), workers=0, pin=False)

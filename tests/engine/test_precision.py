@@ -10,7 +10,7 @@ import torch
 import torch._dynamo.utils
 from torch import Tensor, nn
 
-from perdure.data.views import Batch
+from perdure.data.dataset import Batch
 from perdure.engine.machine import Machine
 from perdure.engine.options import EngineOptions
 from perdure.engine.phases import Batches

@@ -16,8 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
-from perdure.data.imagefiles import read_image
-from perdure.data.single_digits import open_single_digits
+from perdure.data.readers.imagefiles import read_image
+from perdure.data.readers.single_digits import open_single_digits
 from perdure.data.transforms import class_transform
 from perdure.errors import DataError, PerdureError
 from perdure.inference.images import classify_images, find_images, predict_images, table_names

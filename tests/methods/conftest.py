@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from perdure.data.views import Batch, Draw, View, collate
+from perdure.data.dataset import Batch, Dataset, Draw, collate
 from perdure.engine.phases import Batches, Collect, Train
-from perdure.labels import LabelSpace, label_space, remap_table
+from perdure.labels import IGNORE, LabelSpace, label_space, remap_table
 from perdure.methods.options import Setup, TrainingOptions
 from perdure.networks.segmenter import Segmenter
 from perdure.streams.task import Stream, TaskData, TaskSpec, make_stream
@@ -41,15 +41,15 @@ def wave() -> Callable[..., Tensor]:
 
 @pytest.fixture
 def lab() -> Tensor:
-    """Two label maps 64 x 64 with labels 0, 3, 4 and 255; old classes 1, 2, new classes 3, 4, 5."""
+    """Two label maps 64 x 64 with labels 0, 3, 4 and IGNORE; old classes 1, 2, new classes 3, 4, 5."""
     y, x = torch.meshgrid(torch.arange(64), torch.arange(64), indexing="ij")
     labels = torch.zeros(2, 64, 64, dtype=torch.int64)
     labels[0][(y < 32) & (x < 32)] = 3
     labels[0][(y >= 40) & (x >= 20)] = 4
-    labels[0][y >= 60] = 255
+    labels[0][y >= 60] = IGNORE
     labels[1][x + y < 50] = 3
-    labels[1][(y >= 20) & (y < 24)] = 255
-    assert torch.bincount(labels.flatten(), minlength=256)[[0, 3, 4, 255]].tolist() == [4615, 2185, 880, 512]
+    labels[1][(y >= 20) & (y < 24)] = IGNORE
+    assert torch.bincount(labels.flatten(), minlength=256)[[0, 3, 4, IGNORE]].tolist() == [4615, 2185, 880, 512]
     return labels
 
 
@@ -101,8 +101,8 @@ def make_blocks() -> Callable[..., Stream]:
 
         def spec(new: tuple[int, ...]) -> TaskSpec:
             def data(check: Callable[[], None]) -> TaskData:
-                def view() -> View:
-                    return View(source, "train", tuple(source.names("train")), remap_table(new, 0), _keep, check)
+                def view() -> Dataset:
+                    return Dataset(source, "train", tuple(source.names("train")), remap_table(new, 0), _keep, check)
 
                 return TaskData(view, view, lambda: {"test": view()})
 

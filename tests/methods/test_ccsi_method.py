@@ -11,18 +11,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from perdure.data.views import Batch, Draw, View, collate
+from perdure.data.dataset import Batch, Dataset, Draw, collate
 from perdure.engine.phases import Batches, Collect, Generate, Train
 from perdure.errors import UsageError
 from perdure.files import write_tensors
-from perdure.labels import label_space
+from perdure.labels import IGNORE, label_space
 from perdure.methods.ccsi.ccsi import WORKING, Ccsi
 from perdure.methods.ccsi.gather import class_sums, mean_directions, mean_images
 from perdure.methods.ccsi.memory import Memory
 from perdure.methods.ccsi.neighbours import Neighbours
 from perdure.methods.options import Setup, TrainingOptions
 from perdure.networks.cosine_resnet import cosine_resnet
-from perdure.seeds import fold, seeded
+from perdure.seeds import derive_seed, seeded
 from perdure.streams.class_incremental import class_incremental
 from perdure.streams.task import Stream
 
@@ -45,7 +45,7 @@ class Patterns:
         kind, shade = int(name) % 4, 1 - int(name) / 32
         y, x = np.mgrid[:32, :32]
         pattern = (x // 4 % 2, y // 4 % 2, (x + y) // 4 % 2, x * 0 + 1)[kind]
-        noise = np.random.default_rng(fold(split, name)).uniform(0, 0.1, (1, 32, 32))
+        noise = np.random.default_rng(derive_seed(split, name)).uniform(0, 0.1, (1, 32, 32))
         return (0.9 * shade * pattern[None] + noise).astype(np.float32)
 
     def fingerprint(self, split: str) -> str:
@@ -67,10 +67,10 @@ def method(network: dict[str, Any] | None = None, **options: Any) -> Ccsi:
         return Ccsi(Setup(chosen, training, lambda: cosine_resnet(1, **(network or {}))))
 
 
-class Desk:
+class Progress:
     saved = None
 
-    def tick(self, *_: Any) -> None:
+    def checkpoint(self, *_: Any) -> None:
         pass
 
 
@@ -123,7 +123,7 @@ def _generate(phase: Generate, learner: Ccsi, folder: Path) -> int:
     learner.eval()
     paths = [folder / f"{i}.safetensors" for i in range(phase.count)]
     for index, path in enumerate(paths):
-        write_tensors(path, phase.make(index, Desk()))
+        write_tensors(path, phase.make(index, Progress()))
     phase.finish(paths)
     return phase.count
 
@@ -302,14 +302,14 @@ def test_test_images_need_the_compat_switch(learn: Callable, caplog: pytest.LogC
     learn(learner, tasks, 0)
     assert "transductive" in caplog.text
     beside = learn(learner, tasks, 1)["train"]["beside"]
-    assert set(beside.labels.tolist()) == {255}
+    assert set(beside.labels.tolist()) == {IGNORE}
 
 
 def test_a_validation_pool_shows_images_of_all_seen_classes(learn: Callable) -> None:
     learner, tasks = method(idc_source="pool"), stream(pool="val")
     learn(learner, tasks, 0)
     beside = learn(learner, tasks, 1)["train"]["beside"]
-    assert set(beside.labels.tolist()) == {255} and len({int(n) % 4 for n in beside.names}) > 2
+    assert set(beside.labels.tolist()) == {IGNORE} and len({int(n) % 4 for n in beside.names}) > 2
 
 
 # Memory and neighbours ------------------------------------------------------------------------------------------
@@ -331,7 +331,7 @@ def test_previews_are_the_first_of_each_class_and_black_where_there_is_none() ->
 
 def test_the_nearest_training_image_is_found_and_a_copy_has_no_distance() -> None:
     source = Patterns()
-    view = View(source, "train", tuple(source.names("train")), np.arange(256, dtype=np.uint8), _plain)  # type: ignore[arg-type]
+    view = Dataset(source, "train", tuple(source.names("train")), np.arange(256, dtype=np.uint8), _plain)  # type: ignore[arg-type]
     copy = torch.from_numpy(source.image("train", "4"))  # class 1
     far = torch.full_like(copy, 0.5)
     neighbours = Neighbours(torch.stack([copy, far]), torch.tensor([0, 1]), view, (1, 2, 3, 4))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from perdure.errors import PerdureError
 from perdure.methods.ccsi.moments import Probe, Raw, class_moment_sums, class_moments, segment_norms
-from perdure.methods.ccsi.taps import Tap, tap_norms
+from perdure.methods.ccsi.taps import NormStatsHook, tap_norms
 from perdure.networks.classifier import Classifier
 from perdure.networks.continual_norm import ContinualNorm, continual_norms
 from perdure.networks.cosine_resnet import cosine_resnet
@@ -63,7 +63,7 @@ def test_probe_answers_as_the_network_does(norm):
     assert torch.allclose(answer.logits, logits, atol=1e-5)
     assert torch.allclose(answer.features, features, atol=1e-5)
     assert all(torch.equal(now, before[name]) for name, now in network.state_dict().items())
-    assert not any(isinstance(part, Tap) for part in network.modules())
+    assert not any(isinstance(part, NormStatsHook) for part in network.modules())
 
 
 @pytest.mark.parametrize("norm", [ContinualNorm, nn.BatchNorm2d])
@@ -154,7 +154,7 @@ def test_tap_passes_gradcheck():
     norm = ContinualNorm(8).double()
     norm.batch.running_mean.normal_()
     nn.init.normal_(norm.batch.weight)
-    tap = Tap(norm.eval())
+    tap = NormStatsHook(norm.eval())
 
     def run(x: Tensor) -> tuple[Tensor, ...]:
         return tap(x), *tap.take()
@@ -234,4 +234,4 @@ def test_normalisation_without_scale_and_shift():
     norm(torch.randn(4, 3, 5, 5))
     x = torch.randn(2, 3, 4, 4)
     expected = F.batch_norm(x, norm.running_mean, norm.running_var, eps=norm.eps)
-    assert torch.allclose(Tap(norm)(x), expected, atol=1e-6)
+    assert torch.allclose(NormStatsHook(norm)(x), expected, atol=1e-6)

@@ -15,15 +15,15 @@ from torch import Tensor
 from perdure.engine.checkpoint import Checkpoint
 from perdure.engine.engine import Engine
 from perdure.engine.interrupt import Interrupted
-from perdure.engine.journal import Journal
 from perdure.engine.machine import Machine
 from perdure.engine.options import EngineOptions
+from perdure.engine.run_logger import RunLogger
 from perdure.labels import label_space
 from perdure.methods.ccsi import synthesis
 from perdure.methods.ccsi.ccsi import Ccsi
 from perdure.methods.options import Setup, TrainingOptions
 from perdure.networks.cosine_resnet import cosine_resnet
-from perdure.seeds import fold, seeded
+from perdure.seeds import derive_seed, seeded
 from perdure.streams.class_incremental import class_incremental
 
 OPTIONS = EngineOptions(device="cpu", threads=1, trackers=(), save_seconds=1e9)
@@ -48,7 +48,7 @@ class Shades:
         return np.asarray(1 + int(name) % 4, np.uint8)
 
     def image(self, split: str, name: str) -> np.ndarray:
-        noise = np.random.default_rng(fold(split, name)).uniform(0, 0.2, (1, 32, 32))
+        noise = np.random.default_rng(derive_seed(split, name)).uniform(0, 0.2, (1, 32, 32))
         return (noise + 0.2 * (int(name) % 4)).astype(np.float32)
 
     def fingerprint(self, split: str) -> str:
@@ -72,7 +72,7 @@ def _run(folder: Path, stop_at: int | None) -> tuple[dict[str, Tensor], int]:
     def engine(due: Callable[[int, bool], tuple[bool, bool]]) -> Engine:
         checkpoint = Checkpoint(folder / "resume", machine, OPTIONS.save_seconds)
         checkpoint.due = due  # type: ignore[method-assign]
-        return Engine(machine, OPTIONS, 1, checkpoint, Journal(machine, quiet=True))
+        return Engine(machine, OPTIONS, 1, checkpoint, RunLogger(machine, quiet=True))
 
     def learn(learner: Ccsi, index: int, due: Callable[[int, bool], tuple[bool, bool]]) -> None:
         task, work = stream.tasks[index], engine(due)

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from perdure.errors import PerdureError, UsageError
-from perdure.methods.ccsi.lots import IMAGENET_RANGE, Lot, Moves
+from perdure.methods.ccsi.lots import IMAGENET_RANGE, InversionBatch, JitterFlip
 from perdure.methods.ccsi.objective import Objective
 from perdure.methods.ccsi.synthesis import (
     FAITHFUL,
-    Job,
+    Request,
     SynthesisOptions,
     plan_groups,
     start_images,
@@ -47,13 +47,13 @@ def tiny(norm: Callable[[int], nn.Module] = ContinualNorm, classes: int = 3) -> 
     return network.eval()
 
 
-def job(settings: SynthesisOptions, groups: int = 3, classes: int = 3, seed: int = 7) -> Job:
+def job(settings: SynthesisOptions, groups: int = 3, classes: int = 3, seed: int = 7) -> Request:
     means = torch.rand(classes, 2, 8, 8, generator=torch.Generator().manual_seed(1))
-    return Job(plan_groups(groups, classes, settings, seed), range(groups), seed, means)
+    return Request(plan_groups(groups, classes, settings, seed), range(groups), seed, means)
 
 
-def part(whole: Job, row: int) -> Job:
-    return Job(whole.targets[row : row + 1], [whole.numbers[row]], whole.seed, whole.means, whole.moments)
+def part(whole: Request, row: int) -> Request:
+    return Request(whole.targets[row : row + 1], [whole.numbers[row]], whole.seed, whole.means, whole.moments)
 
 
 # Terms ------------------------------------------------------------------------------------------------------------
@@ -198,14 +198,14 @@ def test_start_is_the_mean_with_noise_or_noise_alone():
     assert torch.equal(noise[2:], start_images(part(whole, 1), options(group_size=2, start="noise")))
 
 
-# Moves ------------------------------------------------------------------------------------------------------------
+# Jitter and flips -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("jitter", [0, 2, 30])
 def test_moves_are_shifts_and_mirrors_and_can_be_undone(jitter):
     settings = options(jitter=jitter, flip=True, steps=40)
     images = torch.rand(3, 4, 2, 5, 6)
-    moves = Moves([4, 9, 2], (5, 6), settings, 11, torch.device("cpu"))
+    moves = JitterFlip([4, 9, 2], (5, 6), settings, 11, torch.device("cpu"))
     for step in range(settings.steps):
         moved = moves.there(images, step)
         assert torch.equal(moves.back(moved, step), images)
@@ -214,7 +214,7 @@ def test_moves_are_shifts_and_mirrors_and_can_be_undone(jitter):
             assert abs(down) <= jitter
             expected = images[row].roll((down, right), (2, 3))
             assert torch.equal(moved[row], expected.flip(3) if flip else expected)
-            single = Moves([number], (5, 6), settings, 11, torch.device("cpu"))
+            single = JitterFlip([number], (5, 6), settings, 11, torch.device("cpu"))
             assert torch.equal(single.there(images[row : row + 1], step)[0], moved[row])
             assert torch.equal(single.back(moved[row : row + 1], step)[0], images[row])
     assert 20 < moves.table[..., 2].sum() < 100
@@ -223,12 +223,12 @@ def test_moves_are_shifts_and_mirrors_and_can_be_undone(jitter):
 # The loop ---------------------------------------------------------------------------------------------------------
 
 
-def published_loop(teacher: Classifier, whole: Job, settings: SynthesisOptions) -> Tensor:
+def published_loop(teacher: Classifier, whole: Request, settings: SynthesisOptions) -> Tensor:
     """One group, written down plainly: torch's Adam, moves in the graph, moments by hooks."""
     objective = Objective(teacher, settings, whole.moments)
     images = start_images(whole, settings).requires_grad_()
     adam = torch.optim.Adam([images], lr=1.0, betas=settings.betas)
-    moves = Moves(whole.numbers, images.shape[2:], settings, whole.seed, images.device)
+    moves = JitterFlip(whole.numbers, images.shape[2:], settings, whole.seed, images.device)
     for step in range(settings.steps):
         adam.param_groups[0]["lr"] = settings.rate(step)
         adam.zero_grad()
@@ -264,7 +264,7 @@ def test_groups_in_one_tensor_come_out_as_if_alone(keep):
     teacher, settings = tiny(), options(flip=True, keep=keep, settle_window=2, settle_tolerance=0.05)
     whole, objective = job(settings), Objective(tiny(), settings)
     images = start_images(whole, settings).view(3, 4, 2, 8, 8)
-    lot = Lot.begin(range(3), whole.numbers, whole.targets, images, keep == "best")
+    lot = InversionBatch.begin(range(3), whole.numbers, whole.targets, images, keep == "best")
     lot.advance(objective, settings, whole.seed, 0, 5)
     lot.advance(objective, settings, whole.seed, 5, settings.steps)
     expected = synthesise(teacher, whole, settings)
@@ -296,17 +296,17 @@ def test_bf16_ends_at_the_same_loss():
 
 
 class Stop(Exception):
-    """Raised by the desk below."""
+    """Raised by the progress below."""
 
 
-class Desk:
+class Progress:
     """Remembers ticks, saves copies, and stops after a number of them."""
 
     def __init__(self, saved: Mapping[str, Any] | None = None, stop: int = 10**9) -> None:
         self.saved, self.stop = saved, stop
         self.ticks: list[tuple[int, int, str]] = []
 
-    def tick(self, done: int, of: int, note: str, state: Callable[[], dict[str, object]]) -> None:
+    def checkpoint(self, done: int, of: int, note: str, state: Callable[[], dict[str, object]]) -> None:
         self.ticks.append((done, of, note))
         if len(self.ticks) == self.stop:
             self.saved = copy.deepcopy(state())
@@ -318,17 +318,17 @@ def test_a_stopped_synthesis_goes_on_to_the_same_bits(changed):
     teacher, settings = tiny(), options(steps=70, flip=True, **changed)
     whole = job(settings)
     straight = synthesise(teacher, whole, settings)
-    desk = Desk(stop=2)
+    progress = Progress(stop=2)
     with pytest.raises(Stop):
-        synthesise(teacher, whole, settings, desk)
+        synthesise(teacher, whole, settings, progress)
     torch.manual_seed(99)
-    resumed = Desk(desk.saved)
+    resumed = Progress(progress.saved)
     again = synthesise(teacher, whole, settings, resumed)
     assert torch.equal(again.images, straight.images)
     assert all(torch.equal(again.losses[name], value) for name, value in straight.losses.items())
     assert torch.equal(again.steps, straight.steps)
     if not changed:
-        assert [tick[:2] for tick in desk.ticks + resumed.ticks] == [(20, 70), (40, 70), (60, 70)]
+        assert [tick[:2] for tick in progress.ticks + resumed.ticks] == [(20, 70), (40, 70), (60, 70)]
     else:
         assert resumed.ticks or changed
 
@@ -361,7 +361,7 @@ def test_kept_image_is_the_best_under_the_noisy_criterion():
     # A learning rate far too large: the loss is lowest at the first step, and the image after it is kept.
     settings = options(steps=10, warmup=0, lr=2.0, keep="best", noise=0.0)
     whole = job(settings, groups=1)
-    lot = Lot.begin([0], [0], whole.targets, start_images(whole, settings).view(1, 4, 2, 8, 8), True)
+    lot = InversionBatch.begin([0], [0], whole.targets, start_images(whole, settings).view(1, 4, 2, 8, 8), True)
     seen = []
     for step in range(settings.steps - 1):
         lot.advance(Objective(tiny(), settings), settings, whole.seed, step, step + 1)

@@ -17,18 +17,18 @@ from perdure.config.build import kinds_of, method_class
 from perdure.engine.checkpoint import Checkpoint
 from perdure.engine.engine import Engine
 from perdure.engine.interrupt import Interrupted
-from perdure.engine.journal import Journal
 from perdure.engine.machine import Machine
 from perdure.engine.options import EngineOptions
+from perdure.engine.run_logger import RunLogger
 from perdure.kept.ledger import read_kept, read_ledger, write_kept, write_ledger
 from perdure.labels import label_space
 from perdure.methods import METHODS
 from perdure.methods.options import Setup, TrainingOptions
-from perdure.metrics.counts import Counts, confusion
+from perdure.metrics.confusion import ConfusionMatrix, confusion
 from perdure.metrics.figures import class_values
 from perdure.networks.build import NETWORKS as BUILT
 from perdure.networks.build import build_network
-from perdure.seeds import fold, seeded
+from perdure.seeds import derive_seed, seeded
 from perdure.streams.class_incremental import class_incremental
 from perdure.streams.merged import merged
 from perdure.streams.task import Stream
@@ -81,7 +81,7 @@ class Bars:
 
     def image(self, split: str, name: str) -> np.ndarray:
         mask = self.mask(split, name)
-        noise = np.random.default_rng(fold(split, name)).normal(0, 0.1, (3, *mask.shape))
+        noise = np.random.default_rng(derive_seed(split, name)).normal(0, 0.1, (3, *mask.shape))
         colors = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1], [-1, -1, -1]], np.float64)
         return (np.moveaxis(colors[mask], -1, 0) + noise).astype(np.float32)
 
@@ -108,7 +108,7 @@ class Stripes:
         return np.asarray(1 + int(name.removeprefix(split)) % 4, np.uint8)
 
     def image(self, split: str, name: str) -> np.ndarray:
-        draw = np.random.default_rng(fold(split, name))
+        draw = np.random.default_rng(derive_seed(split, name))
         y, x = np.mgrid[: self.side, : self.side]
         along = (x, y, x + y, x - y)[int(self.mask(split, name)) - 1]
         stripes = 0.5 + 0.4 * np.sin(along * 0.8 + draw.uniform(-0.5, 0.5)) + draw.normal(0, 0.05, (3, *x.shape))
@@ -167,7 +167,7 @@ def learn(tmp_path: Path, method: str, network: str) -> Callable[..., tuple[torc
         learner, sealed = built(), []
         for task in stream.tasks:
             checkpoint = Checkpoint(tmp_path / folder / "resume", machine, options.save_seconds)
-            engine = Engine(machine, options, 1, checkpoint, Journal(machine, quiet=True))
+            engine = Engine(machine, options, 1, checkpoint, RunLogger(machine, quiet=True))
             with stream.opened(task):
                 _begin(learner, task)
                 before = copy.deepcopy(learner)
@@ -177,7 +177,7 @@ def learn(tmp_path: Path, method: str, network: str) -> Callable[..., tuple[torc
                         engine.run(learner, learner.phases(task), task.index, checkpoint.load(learner, task.index))
                     learner = before
                     checkpoint = Checkpoint(tmp_path / folder / "resume", machine, options.save_seconds)
-                    engine = Engine(machine, options, 1, checkpoint, Journal(machine, quiet=True))
+                    engine = Engine(machine, options, 1, checkpoint, RunLogger(machine, quiet=True))
                 engine.run(learner, learner.phases(task), task.index, checkpoint.load(learner, task.index))
             checkpoint.clear()
             sealed.append(tmp_path / folder / task.name)
@@ -209,7 +209,7 @@ def test_learns_predicts_and_keeps_what_it_says(learn: Callable, method: str, ne
         prediction = learner.predict(images)
     assert prediction.scores.shape == (len(names), len(prediction.class_ids), *labels.shape[1:])
     assert set(prediction.class_ids) == ({0} if source.kind == "segmentation" else set()) | {1, 2, 3, 4}
-    counts = Counts.empty((1, 2, 3, 4))
+    counts = ConfusionMatrix.empty((1, 2, 3, 4))
     counts.add(confusion(labels, prediction.labels(), counts.labels))
     figure = "iou" if source.kind == "segmentation" else "recall"
     found = {c: value.value or 0.0 for c, value in class_values(figure, counts).items()}

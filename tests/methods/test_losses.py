@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from perdure.errors import PerdureError
+from perdure.labels import IGNORE
 from perdure.methods.losses import channels_of, class_bce, negative_bce
 
 
@@ -37,7 +38,7 @@ def test_replay_bce_golden(wave):
 @pytest.mark.parametrize("pos_weight", [1.0, 4.0, 30.0])
 def test_value_and_gradient_equal_the_definition(shape, pos_weight):
     torch.manual_seed(0)
-    labels = torch.tensor([0, 7, 2, 9, 1, 255])[torch.randint(6, (shape[0], *shape[2:]))]
+    labels = torch.tensor([0, 7, 2, 9, 1, IGNORE])[torch.randint(6, (shape[0], *shape[2:]))]
     ours = (4 * torch.randn(shape)).requires_grad_()
     theirs = ours.detach().clone().requires_grad_()
     weights = torch.tensor([0.3, 1.0, 2.0])
@@ -59,7 +60,7 @@ def test_extreme_logits_are_finite():
 def test_ignored_pixels_can_be_left_out(wave, lab):
     logits = wave((2, 3, 64, 64), 0.37, 0.1, 3).requires_grad_()
     loss = class_bce(logits, lab, (3, 4, 5), 4.0, ignore_as_negative=False)
-    valid = lab != 255
+    valid = lab != IGNORE
     picked = logits.movedim(1, -1)[valid].t()[None]
     torch.testing.assert_close(loss, plain(picked, lab[valid][None], (3, 4, 5), 4.0))
     loss.sum().backward()
@@ -69,7 +70,7 @@ def test_ignored_pixels_can_be_left_out(wave, lab):
 
 def test_only_ignored_pixels_give_zero():
     logits = torch.randn(1, 2, 4, 4, requires_grad=True)
-    loss = class_bce(logits, torch.full((1, 4, 4), 255), (1, 2), ignore_as_negative=False)
+    loss = class_bce(logits, torch.full((1, 4, 4), IGNORE), (1, 2), ignore_as_negative=False)
     loss.sum().backward()
     assert loss.tolist() == [0.0, 0.0] and not logits.grad.any()
 
@@ -85,7 +86,7 @@ def test_class_order_and_ids_do_not_matter(wave, lab):
 
 
 def test_channels_of_labels():
-    labels = torch.tensor([[0, 3, 9], [255, 1, 3]])
+    labels = torch.tensor([[0, 3, 9], [IGNORE, 1, 3]])
     assert channels_of(labels, (9, 3)).tolist() == [[-1, 1, 0], [-1, -1, 1]]
     assert channels_of(labels, (0, 9, 3)).tolist() == [[0, 2, 1], [-1, -1, 2]]
 
@@ -106,7 +107,7 @@ def test_shapes_that_do_not_fit_are_told(lab):
 def test_small_logits_are_upsampled(small, size, keep, monkeypatch):
     monkeypatch.setattr("perdure.methods.losses.PIECE_ON_CPU", 1)  # one image at a time
     torch.manual_seed(0)
-    labels = torch.tensor([0, 7, 2, 9, 255])[torch.randint(5, (3, *size))]
+    labels = torch.tensor([0, 7, 2, 9, IGNORE])[torch.randint(5, (3, *size))]
     ours = (4 * torch.randn(3, 3, *small)).requires_grad_()
     theirs = ours.detach().clone().requires_grad_()
     mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[len(size)]

@@ -10,9 +10,10 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from perdure.data.views import Batch
+from perdure.data.dataset import Batch
 from perdure.engine.phases import Train
 from perdure.engine.state import restore
+from perdure.labels import IGNORE
 from perdure.methods.star import Star
 from perdure.methods.star.bookkeeping import RULES, Counts
 from perdure.methods.star.grid import core_pixels, grid_pixels
@@ -262,7 +263,7 @@ def test_empty_parts_are_finite(at_second, case):
         case "no background":
             labels = torch.full_like(labels, 1)
         case "only ignored":
-            labels = torch.full_like(labels, 255)
+            labels = torch.full_like(labels, IGNORE)
         case "class absent":
             labels = labels.where(labels != 3, 0)
     terms = method.later_loss(batch._replace(labels=labels))
@@ -355,8 +356,8 @@ def test_replay_in_chunks_is_the_same_expectation(at_second):
 
 def test_core_pixels_are_needed_only(at_second):
     method, batch = at_second()
-    _, believed = method._ask_old_network(batch)
-    assert believed.shape == core_pixels(batch.labels, 4).shape
+    _, pseudo_labels = method._ask_old_network(batch)
+    assert pseudo_labels.shape == core_pixels(batch.labels, 4).shape
 
 
 def test_phases_take_the_recipes_lengths_and_rates(make_blocks, make_setup, learn):

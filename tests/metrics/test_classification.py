@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from perdure.errors import DataError
-from perdure.metrics.counts import Counts
+from perdure.labels import IGNORE
+from perdure.metrics.confusion import ConfusionMatrix
 from perdure.metrics.described import DescribedStream, parse_stream
-from perdure.metrics.figures import evaluate, group_matrix, headline, make_evidence
+from perdure.metrics.figures import evaluate, group_matrix, headline, run_results
 from perdure.metrics.results import read_results, write_results
 
 GROUPS = [[3, 1], [2], [4]]
@@ -38,11 +39,11 @@ def stream() -> DescribedStream:
 
 
 @pytest.fixture
-def counts() -> dict[int, dict[str, Counts]]:
-    """Counts in which every wrong image is called the class learned last."""
-    made: dict[int, dict[str, Counts]] = {}
+def counts() -> dict[int, dict[str, ConfusionMatrix]]:
+    """ConfusionMatrix in which every wrong image is called the class learned last."""
+    made: dict[int, dict[str, ConfusionMatrix]] = {}
     for t, right in enumerate(RIGHT):
-        sums = Counts.empty(right)
+        sums = ConfusionMatrix.empty(right)
         for k, (good, all_) in enumerate(right.values(), start=1):
             wrong = len(right) if k < len(right) else 1
             sums.matrix[k, k], sums.matrix[k, wrong] = good, all_ - good
@@ -70,7 +71,7 @@ def counts() -> dict[int, dict[str, Counts]]:
     ],
 )
 def test_figures(stream: DescribedStream, counts: Any, name: str, after: int, value: float, n: int) -> None:
-    got = evaluate(name, make_evidence(stream, counts), after)
+    got = evaluate(name, run_results(stream, counts), after)
     assert (got.value, got.n) == (pytest.approx(value), n)
 
 
@@ -81,7 +82,7 @@ def test_headline_and_matrix(stream: DescribedStream, counts: Any) -> None:
         "forgetting[max-last,of=accuracy]",
         "accuracy.average[of=accuracy,bg=out,absent=skip]",
     ]
-    assert group_matrix(make_evidence(stream, counts), "accuracy") == {
+    assert group_matrix(run_results(stream, counts), "accuracy") == {
         0: [87.5, None, None],
         1: [95, 50, None],
         2: [50, 75, 100],
@@ -115,6 +116,6 @@ def test_kind_of_a_stream() -> None:
 
 def test_batches_of_image_labels_are_counted() -> None:
     torch = pytest.importorskip("torch")
-    counts = Counts.empty((3, 1))
-    counts.update(torch.tensor([3, 3, 1, 255]), torch.tensor([3, 1, 1, 1]))
+    counts = ConfusionMatrix.empty((3, 1))
+    counts.update(torch.tensor([3, 3, 1, IGNORE]), torch.tensor([3, 1, 1, 1]))
     assert np.array_equal(counts.matrix, [[0, 0, 0], [0, 1, 1], [0, 0, 1]])

@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 
 from perdure.errors import DataError, UsageError
-from perdure.metrics.counts import Counts
+from perdure.metrics.confusion import ConfusionMatrix
 from perdure.metrics.described import DescribedStream, parse_stream
 from perdure.metrics.figures import (
     UNDEFINED,
-    Evidence,
+    RunResults,
     class_values,
     evaluate,
     forgetting_by_group,
     group_matrix,
     headline,
-    make_evidence,
+    run_results,
 )
 
 
@@ -34,25 +34,27 @@ def stream(groups: Sequence[Sequence[int]], merged: bool = False, background: st
                          "classes": classes, "tasks": tasks, "groups": [list(g) for g in groups]})  # fmt: skip
 
 
-def hits(percent: Mapping[int, int]) -> dict[str, Counts]:
+def hits(percent: Mapping[int, int]) -> dict[str, ConfusionMatrix]:
     """Counts in which each class has 100 pixels and the given number of them right, the rest called label 0."""
-    counts = Counts.empty(percent)
+    counts = ConfusionMatrix.empty(percent)
     for k, right in enumerate(percent.values(), start=1):
         counts.matrix[k, k], counts.matrix[k, 0] = right, 100 - right
     return {"all": counts}
 
 
 # IoU after task 1: label 0 40/70, class 1 20/40, class 2 is absent but predicted, class 3 10/15.
-TWO = make_evidence(
+TWO = run_results(
     stream([[1, 2], [3]]),
     {
-        0: {"all": Counts((0, 1, 2), np.array([[50, 5, 0], [10, 30, 0], [0, 5, 0]]))},
-        1: {"all": Counts((0, 1, 2, 3), np.array([[40, 0, 5, 5], [20, 20, 0, 0], [0, 0, 0, 0], [0, 0, 0, 10]]))},
+        0: {"all": ConfusionMatrix((0, 1, 2), np.array([[50, 5, 0], [10, 30, 0], [0, 5, 0]]))},
+        1: {
+            "all": ConfusionMatrix((0, 1, 2, 3), np.array([[40, 0, 5, 5], [20, 20, 0, 0], [0, 0, 0, 0], [0, 0, 0, 10]]))
+        },
     },
 )
 # R = [80 . .], [90 60 .], [50 70 40]
 THREE_STREAM = stream([[1], [2], [3]])
-THREE = make_evidence(
+THREE = run_results(
     THREE_STREAM, {0: hits({1: 80}), 1: hits({1: 90, 2: 60}), 2: hits({1: 50, 2: 70, 3: 40})}
 )  # fmt: skip
 
@@ -131,18 +133,18 @@ def test_at_the_first_task_only_all_exists() -> None:
 def test_forward_transfer_exists_only_where_it_was_measured() -> None:
     assert evaluate("fwt", THREE, 2) == UNDEFINED
     seen_early = {0: hits({1: 80, 2: 10, 3: 20}), 1: hits({1: 90, 2: 60, 3: 30}), 2: hits({1: 50, 2: 70, 3: 40})}
-    measured = make_evidence(THREE_STREAM, seen_early)
+    measured = run_results(THREE_STREAM, seen_early)
     assert evaluate("fwt[before]", measured, 2) == (pytest.approx((10 + 30) / 2), 2)
     assert evaluate("fwt[all-pairs]", measured, 2) == (pytest.approx((10 + 20 + 30) / 3), 3)
     assert evaluate("fwt[before-untrained]", measured, 2) == UNDEFINED
     fresh = hits({1: 5, 2: 4, 3: 6})["all"]
-    known = Evidence(measured.stream, measured.counts, untrained=fresh)
+    known = RunResults(measured.stream, measured.counts, untrained=fresh)
     assert evaluate("fwt[before-untrained]", known, 2) == (pytest.approx((10 - 4 + 30 - 6) / 2), 2)
 
 
 def test_joint_reference_gives_intransigence_and_keeps_old_and_new() -> None:
-    joint = make_evidence(stream([[1], [2], [3]], merged=True), {0: hits({1: 85, 2: 75, 3: 45})})
-    run = make_evidence(THREE_STREAM, {t: {"all": c} for t, c in THREE.counts.items()}, reference=joint)
+    joint = run_results(stream([[1], [2], [3]], merged=True), {0: hits({1: 85, 2: 75, 3: 45})})
+    run = run_results(THREE_STREAM, {t: {"all": c} for t, c in THREE.counts.items()}, reference=joint)
     assert evaluate("intransigence", run, 2) == (pytest.approx((5 + 15 + 5) / 3), 3)
     assert evaluate("intransigence", run, 1) == (pytest.approx((5 + 15) / 2), 2)
     assert evaluate("miou.old[bg=out]", joint, 0).value == pytest.approx(85)
@@ -161,7 +163,7 @@ def test_values_of_classes() -> None:
 
 
 def test_harmonic_mean_of_nothing_is_zero() -> None:
-    none = make_evidence(stream([[1], [2]]), {1: hits({1: 0, 2: 0})})
+    none = run_results(stream([[1], [2]]), {1: hits({1: 0, 2: 0})})
     assert evaluate("hiou[bg=out]", none, 1).value == 0.0
 
 
@@ -174,29 +176,29 @@ def test_matrix_of_groups() -> None:
 def test_a_group_that_the_ground_truth_lacks_is_left_out() -> None:
     gone = hits({1: 50, 2: 60})
     gone["all"].matrix[1] = 0
-    evidence = make_evidence(stream([[1], [2]]), {0: hits({1: 80}), 1: gone})
-    assert evaluate("forgetting", evidence, 1) == UNDEFINED
-    assert evaluate("miou.old[bg=out]", evidence, 1) == UNDEFINED
-    assert evaluate("miou.old[bg=out,absent=zero]", evidence, 1) == (0.0, 1)
+    results = run_results(stream([[1], [2]]), {0: hits({1: 80}), 1: gone})
+    assert evaluate("forgetting", results, 1) == UNDEFINED
+    assert evaluate("miou.old[bg=out]", results, 1) == UNDEFINED
+    assert evaluate("miou.old[bg=out,absent=zero]", results, 1) == (0.0, 1)
 
 
 def test_figures_do_not_depend_on_the_order_in_which_classes_are_counted() -> None:
     order = [0, 3, 1, 2]
-    mixed = {"all": Counts((0, 3, 1, 2), TWO.counts[1].matrix[np.ix_(order, order)])}
-    again = make_evidence(TWO.stream, {0: {"all": TWO.counts[0]}, 1: mixed})
+    mixed = {"all": ConfusionMatrix((0, 3, 1, 2), TWO.counts[1].matrix[np.ix_(order, order)])}
+    again = run_results(TWO.stream, {0: {"all": TWO.counts[0]}, 1: mixed})
     for name in ("miou.all", "miou.old", "miou.new", "dice.all", "accuracy.mean", "forgetting"):
         assert evaluate(name, again, 1) == evaluate(name, TWO, 1)
 
 
 def test_several_test_sets_are_pooled() -> None:
     halves = {"a": hits({1: 80})["all"], "b": hits({1: 20})["all"]}
-    evidence = make_evidence(stream([[1], [2]]), {0: halves})
-    assert evaluate("miou.all[bg=out]", evidence, 0) == (pytest.approx(50), 1)
-    assert evaluate("accuracy.all[bg=out]", evidence, 0).n == 200
+    results = run_results(stream([[1], [2]]), {0: halves})
+    assert evaluate("miou.all[bg=out]", results, 0) == (pytest.approx(50), 1)
+    assert evaluate("accuracy.all[bg=out]", results, 0).n == 200
 
 
 def test_missing_tasks_give_no_value_instead_of_another_one() -> None:
-    late = make_evidence(THREE_STREAM, {2: hits({1: 50, 2: 70, 3: 40})})
+    late = run_results(THREE_STREAM, {2: hits({1: 50, 2: 70, 3: 40})})
     assert evaluate("miou.all", late, 1) == UNDEFINED
     assert evaluate("accuracy.average", late, 2) == UNDEFINED
     assert evaluate("forgetting", late, 2) == UNDEFINED
@@ -204,9 +206,9 @@ def test_missing_tasks_give_no_value_instead_of_another_one() -> None:
 
 def test_wrong_counts_and_questions_are_plain_errors() -> None:
     with pytest.raises(DataError, match="lack class 2"):
-        make_evidence(THREE_STREAM, {1: hits({1: 50})})
+        run_results(THREE_STREAM, {1: hits({1: 50})})
     with pytest.raises(DataError, match="counts after task 3"):
-        make_evidence(THREE_STREAM, {3: hits({1: 50})})
+        run_results(THREE_STREAM, {3: hits({1: 50})})
     with pytest.raises(UsageError, match="one value for each class"):
         evaluate("iou", THREE, 1)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from perdure.errors import DataError
-from perdure.metrics.counts import Counts
+from perdure.metrics.confusion import ConfusionMatrix
 from perdure.metrics.described import DescribedStream, parse_stream
 from perdure.metrics.results import COLUMNS, ResultRow, read_results, results_rows, to_csv, write_results
 
@@ -22,10 +22,10 @@ def stream() -> DescribedStream:
 
 
 @pytest.fixture
-def counts() -> dict[int, dict[str, Counts]]:
+def counts() -> dict[int, dict[str, ConfusionMatrix]]:
     return {
-        0: {"all": Counts((0, 4), np.array([[8, 1], [1, 2]]))},
-        1: {"all": Counts((0, 4, 2), np.array([[8, 0, 1], [0, 3, 0], [0, 0, 0]]))},
+        0: {"all": ConfusionMatrix((0, 4), np.array([[8, 1], [1, 2]]))},
+        1: {"all": ConfusionMatrix((0, 4, 2), np.array([[8, 0, 1], [0, 3, 0], [0, 0, 0]]))},
     }
 
 

@@ -17,8 +17,8 @@ import yaml
 from perdure.files import sha256, write_json, write_text
 from perdure.kept.items import Kept
 from perdure.kept.ledger import preview_entry, write_kept, write_ledger
-from perdure.labels import label_space
-from perdure.metrics.counts import Counts, write_counts
+from perdure.labels import IGNORE, label_space
+from perdure.metrics.confusion import ConfusionMatrix, write_counts
 from perdure.metrics.described import parse_stream
 from perdure.metrics.results import write_results
 from perdure.report.samples import write_class_samples, write_samples
@@ -59,7 +59,7 @@ def scene(number: int) -> tuple[torch.Tensor, np.ndarray, dict[int, np.ndarray]]
             0, 0.04, (inside.sum(), 3)
         )
         labels[inside] = c
-    labels[:2] = 255
+    labels[:2] = IGNORE
     for c in range(1, 11):
         regions[c] = labels == c
     return torch.tensor(image.clip(0, 1).transpose(2, 0, 1) * 2 - 1, dtype=torch.float32), labels, regions
@@ -70,7 +70,7 @@ def guess(
 ) -> np.ndarray:
     """Prediction of a model that loses ``loss`` of a class with every task since it was learned."""
     rng = np.random.default_rng(seed)
-    predicted = np.where((labels == 255) | ~np.isin(labels, list(seen)), 0, labels)
+    predicted = np.where((labels == IGNORE) | ~np.isin(labels, list(seen)), 0, labels)
     for c, age in seen.items():
         gone = regions[c] & (rng.random(labels.shape) < 0.08)
         if age and regions[c].any():
@@ -109,7 +109,7 @@ def build(path: Path, method: str = "star", seed: int = 1, sealed: int = 4, **st
         folder = path / "tasks" / f"{task.index:02d}-{task.name}"
         born = {c: t.index for t in parsed.tasks for c in t.new}
         ages = {c: task.index - born[c] for c in task.seen}
-        total = Counts.empty(task.seen)
+        total = ConfusionMatrix.empty(task.seen)
         for n, (image, labels, regions) in enumerate(scenes):
             predicted = guess(labels, regions, ages, LOSS[method], seed * 1000 + n)
             total.update(torch.from_numpy(labels[None]), torch.from_numpy(predicted[None]))
@@ -180,7 +180,7 @@ def build_classes(
     for task in parsed.tasks[:sealed]:
         folder = path / "tasks" / f"{task.index:02d}-{task.name}"
         rng = np.random.default_rng(seed)
-        total = Counts.empty(task.seen)
+        total = ConfusionMatrix.empty(task.seen)
         for c in task.seen:
             wrong = rng.random(40 + 10 * c) < 0.05 + LOSS[method] * 0.3 * (task.index - born[c])
             guesses = np.where(wrong, rng.choice(task.new, len(wrong)), c)

@@ -12,9 +12,9 @@ import yaml
 
 from perdure.errors import UsageError
 from perdure.files import read_tensors, write_tensors
-from perdure.metrics.counts import Counts, read_counts
+from perdure.metrics.confusion import ConfusionMatrix, read_counts
 from perdure.metrics.described import parse_stream
-from perdure.metrics.figures import make_evidence
+from perdure.metrics.figures import run_results
 from perdure.report.compare import compare
 from perdure.report.compare_page import write_comparison
 from perdure.report.confusion_tables import confusion_tables
@@ -64,7 +64,7 @@ def test_confusion_tables_hold_the_counts_in_learning_order(make_class_run) -> N
     tables = confusion_tables(run)
     assert [t.task.index for t in tables] == [3, 2, 1, 0]
     last = tables[0]
-    counts = run.evidence.counts[3]
+    counts = run.results.counts[3]
     numbers = [[int(c.text.replace(",", "") or 0) for c in row.cells] for row in last.rows]
     assert numbers == counts.matrix[1:, 1:].tolist()
     assert [row.total for row in last.rows] == counts.matrix[1:, 1:].sum(1).tolist()
@@ -96,8 +96,8 @@ def test_many_classes_get_smaller_cells(make_class_run, classes: int, size: str,
                   {"index": 1, "name": "b", "new": ids[2:], "old": ids[:2], "annotated": ids[2:]}],
     })  # fmt: skip
     known = {0: ids[:2], 1: ids}
-    counts = {t: {"x": Counts((0, *seen), np.diag([0, *seen]))} for t, seen in known.items()}
-    found = confusion_tables(dataclasses.replace(run, stream=stream, evidence=make_evidence(stream, counts)))
+    counts = {t: {"x": ConfusionMatrix((0, *seen), np.diag([0, *seen]))} for t, seen in known.items()}
+    found = confusion_tables(dataclasses.replace(run, stream=stream, results=run_results(stream, counts)))
     assert (len(found), found[0].size) == (tables, size)
     assert found[0].rows[1].cells[1].text == ("2" if size == "numbers" else "")
     assert found[0].rows[1].cells[1].title.startswith("c2 called c2: 2 of 2 images, 100.0 %")

@@ -106,7 +106,7 @@ def test_a_task_without_the_done_mark_is_left_out(check_page, make_run) -> None:
     run = make_run()
     (next((run / "tasks").glob("02-*")) / "done").unlink()
     data = load_run(run)
-    assert (data.sealed, data.evidence.last, set(data.ledgers), set(data.samples)) == (2, 1, {0, 1}, {0, 1})
+    assert (data.sealed, data.results.last, set(data.ledgers), set(data.samples)) == (2, 1, {0, 1}, {0, 1})
     check_page(write_report(run))
 
 

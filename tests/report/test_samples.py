@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from perdure.errors import DataError
-from perdure.labels import label_space
+from perdure.labels import IGNORE, label_space
 from perdure.report.samples import (
     ClassSample,
     file_name,
@@ -33,7 +33,7 @@ def test_pictures_show_the_image_and_the_colours_of_the_labels(tmp_path: Path) -
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     image = (torch.from_numpy(pixels) - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
     truth = np.zeros((5, 7), np.int64)
-    truth[0], truth[1] = 1, 255
+    truth[0], truth[1] = 1, IGNORE
     prediction = np.full((5, 7), 2)
     paths = write_samples(tmp_path, "s", image, truth, prediction, PALETTE, mean, std)
     assert [p.name for p in paths] == ["s.image.png", "s.truth.png", "s.pred.png"]

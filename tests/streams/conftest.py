@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from perdure.data.source import AbsentSplitError
-from perdure.labels import BACKGROUND, LabelSpace, label_space
+from perdure.labels import BACKGROUND, TABLE_SIZE, LabelSpace, label_space
 from perdure.streams import lists
 
 
@@ -32,7 +32,7 @@ class FakeSource:
         return list(self.splits[split])
 
     def mask(self, split, name):
-        return np.asarray([self.splits[split][name]], np.uint8)
+        return np.asarray([self.splits[split][name]], np.int16)
 
     def image(self, split, name):
         return np.full((3, *self.mask(split, name).shape), 128, np.uint8)
@@ -72,7 +72,7 @@ def reads(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> li
 
     def label_presence(source, split):
         calls.append((source.name, split))
-        rows = np.zeros((len(source.names(split)), 256), bool)
+        rows = np.zeros((len(source.names(split)), TABLE_SIZE), bool)
         for row, name in enumerate(source.names(split)):
             rows[row, np.unique(source.mask(split, name))] = True
         return rows

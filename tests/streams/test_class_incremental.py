@@ -10,7 +10,7 @@ import torch
 
 from perdure.data.source import AbsentSplitError
 from perdure.errors import DataError, PerdureError, SealedDataError, UsageError
-from perdure.labels import label_space
+from perdure.labels import IGNORE, label_space
 from perdure.streams.class_incremental import (
     class_incremental,
     learning_order,
@@ -21,13 +21,13 @@ from perdure.streams.class_incremental import (
 
 NAMES = ["ant", "bee", "cat", "dog", "elk", "traffic light"]
 SAMPLES = {
-    "s1": [0, 1, 255],
+    "s1": [0, 1, IGNORE],
     "s2": [0, 1, 2, 3],
     "s3": [3, 4],
     "s4": [0, 5, 1],
     "s5": [6, 2, 5],
     "s6": [4],
-    "s7": [0, 255],
+    "s7": [0, IGNORE],
 }
 
 
@@ -70,8 +70,8 @@ def test_tasks_of_a_stream(build):
 def test_images_of_a_task(build, setting, expected):
     stream = build(setting=setting)
     assert [list(t.data.train().names) for t in stream.tasks] == expected
-    # monitor and test lists are the same in every setting
-    assert [list(t.data.monitor().names) for t in stream.tasks] == [
+    # validation and test lists are the same in every setting
+    assert [list(t.data.validation().names) for t in stream.tasks] == [
         ["s1", "s2", "s3", "s4", "s5"],
         ["s3", "s6"],
         ["s4", "s5"],
@@ -80,16 +80,16 @@ def test_images_of_a_task(build, setting, expected):
     assert [len(t.tests()["test"]) for t in stream.tasks] == [5, 6, 6, 6]
 
 
-@pytest.mark.parametrize("other", [0, 255])
+@pytest.mark.parametrize("other", [0, IGNORE])
 def test_label_views(build, make_source, other):
     """The remapping table of the protocol, split by split (STAR section 1.4)."""
     stream = build(make_source(NAMES, SAMPLES, other_label=other))
     task = stream.tasks[2]  # teaches 5, knows 1..4, 6 comes later
     with stream.opened(task):
         assert labels(task.train()) == {"s4": [0, 5, 0], "s5": [0, 0, 5]}  # s5 holds 6, 2, 5
-        assert labels(task.monitor()) == {"s4": [0, 5, other], "s5": [other, other, 5]}
+        assert labels(task.validation()) == {"s4": [0, 5, other], "s5": [other, other, 5]}
     tests = labels(task.tests()["test"])
-    assert tests["s1"] == [0, 1, 255]
+    assert tests["s1"] == [0, 1, IGNORE]
     assert tests["s2"] == [0, 1, 2, 3]
     assert tests["s5"] == [other, 2, 5]
     last = labels(stream.tasks[-1].tests()["test"])
@@ -97,20 +97,20 @@ def test_label_views(build, make_source, other):
 
 
 def test_every_label_of_every_table(build):
-    stream = build(base=2, step=2, other_label=255)
+    stream = build(base=2, step=2, other_label=IGNORE)
     for task in stream.tasks:
-        tables = {"train": task.data.train().table, "val": task.data.monitor().table}
+        tables = {"train": task.data.train().table, "val": task.data.validation().table}
         tables["test"] = task.tests()["test"].table
         for label in range(256):
-            kept = label in (0, 255)
+            kept = label in (0, IGNORE)
             assert tables["train"][label] == (label if kept or label in task.new else 0)
-            assert tables["val"][label] == (label if kept or label in task.new else 255)
-            assert tables["test"][label] == (label if kept or label in task.seen else 255)
+            assert tables["val"][label] == (label if kept or label in task.new else IGNORE)
+            assert tables["test"][label] == (label if kept or label in task.seen else IGNORE)
 
 
 def test_other_label_can_be_chosen(build):
-    view = build(other_label=255).tasks[0].tests()["test"]
-    assert view.table[6] == 255
+    view = build(other_label=IGNORE).tasks[0].tests()["test"]
+    assert view.table[6] == IGNORE
     with pytest.raises(UsageError, match="other_label is 7"):
         build(other_label=7)
 
@@ -156,7 +156,7 @@ def test_past_data_is_closed_even_through_a_kept_view(build):
     with pytest.raises(SealedDataError, match="no task is open"):
         first.train()
     with stream.opened(first):
-        kept, watched = first.train(), first.monitor()
+        kept, watched = first.train(), first.validation()
         assert kept[0].name == "s1"
         with pytest.raises(SealedDataError, match="training data of task 1"):
             second.train()
@@ -190,7 +190,7 @@ def test_monitor_is_not_needed_to_learn(build, make_source):
     with stream.opened(stream.tasks[0]) as task:
         assert len(task.train()) == 5
         with pytest.raises(DataError, match="no split val"):
-            task.monitor()
+            task.validation()
 
 
 def test_masks_are_read_once(build, make_source, reads):
@@ -198,8 +198,8 @@ def test_masks_are_read_once(build, make_source, reads):
     build(source, base=6)
     assert reads == [("fake", "train"), ("fake", "test")]
     stream = build(source, base=3, step=3, order=[6, 5, 4, 3, 2, 1], setting="overlap")
-    stream.tasks[0].data.monitor()
-    stream.tasks[1].data.monitor()
+    stream.tasks[0].data.validation()
+    stream.tasks[1].data.validation()
     assert reads == [("fake", "train"), ("fake", "test"), ("fake", "val")]
 
 
@@ -332,7 +332,7 @@ def test_lists_follow_the_order_of_the_source(build, make_source):
     assert np.array_equal(view.table[[1, 2, 3, 4]], [1, 2, 3, 0])
 
 
-POOLS = {"train": SAMPLES, "val": {"v1": [1, 4], "v2": [6], "v3": [0, 255], "v4": [4, 5]}, "test": SAMPLES}
+POOLS = {"train": SAMPLES, "val": {"v1": [1, 4], "v2": [6], "v3": [0, IGNORE], "v4": [4, 5]}, "test": SAMPLES}
 
 
 @pytest.fixture
@@ -353,9 +353,9 @@ def test_pool_grows_with_the_classes_and_hides_every_label(pooled, transform):
             pool = task.pool()
             assert list(pool.names) == names and pool.split == "val"
             assert pool.transform is transform
-            assert set(pool.table.tolist()) == {255}
+            assert set(pool.table.tolist()) == {IGNORE}
             for i in range(len(pool)):
-                assert pool[i].label.unique().tolist() == [255] and pool[i].image.unique().tolist() == [128]
+                assert pool[i].label.unique().tolist() == [IGNORE] and pool[i].image.unique().tolist() == [128]
 
 
 def test_pool_of_test_images(pooled):
@@ -371,7 +371,7 @@ def test_pool_of_another_source_is_granted_whole_from_the_first_task(pooled, mak
         with stream.opened(task):
             pool = task.pool()
             assert list(pool.names) == ["u2", "u1"] and pool.source is not task.train().source
-            assert set(pool[0].label.unique().tolist()) == {255}
+            assert set(pool[0].label.unique().tolist()) == {IGNORE}
 
 
 def test_pool_is_shown_as_training_images_are(make_source, transform):
@@ -382,7 +382,7 @@ def test_pool_is_shown_as_training_images_are(make_source, transform):
     stream = class_incremental(source, base=6, step=1, train_transform=other, eval_transform=transform, pool="val")
     with stream.opened(stream.tasks[0]) as task:
         assert task.pool()[0].image.unique().tolist() == [129]
-        assert task.monitor()[0].image.unique().tolist() == [128]
+        assert task.validation()[0].image.unique().tolist() == [128]
 
 
 def test_pool_is_closed_with_its_task(pooled):

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from perdure.data.class_folders import open_class_folders
-from perdure.data.medmnist import open_medmnist
-from perdure.data.single_digits import open_single_digits
+from perdure.data.dataset import Draw, collate
+from perdure.data.readers.class_folders import open_class_folders
+from perdure.data.readers.medmnist import open_medmnist
+from perdure.data.readers.single_digits import open_single_digits
 from perdure.data.transforms import class_transform
-from perdure.data.views import Draw, collate
 from perdure.errors import SealedDataError, UsageError
+from perdure.labels import IGNORE
 from perdure.streams import lists
 from perdure.streams.class_incremental import class_incremental
 from perdure.streams.merged import merged
@@ -40,7 +41,7 @@ def four(tmp_path):
 def test_every_image_is_in_the_task_of_its_class(four, setting) -> None:
     stream = class_incremental(four, base=2, step=1, setting=setting, order=["d", "a", "b", "c"], **BOTH)
     assert [t.new for t in stream.tasks] == [(4, 1), (2,), (3,)]
-    assert list_sizes(stream) == {"train": [5, 2, 2], "monitor": [2, 1, 1], "test": [3, 4, 5]}
+    assert list_sizes(stream) == {"train": [5, 2, 2], "validation": [2, 1, 1], "test": [3, 4, 5]}
     for task in stream.tasks:
         with stream.opened(task):
             view = task.train()
@@ -73,7 +74,7 @@ def test_unlabelled_images_of_a_pool(four) -> None:
     with stream.opened(stream.tasks[0]) as task:
         pool = task.pool()
         assert [pool[k].name for k in range(len(pool))] == ["00002", "00003", "00004"]
-        assert {int(pool[k].label) for k in range(len(pool))} == {255}
+        assert {int(pool[k].label) for k in range(len(pool))} == {IGNORE}
 
 
 def test_merged_stream(four) -> None:
@@ -93,7 +94,7 @@ def test_summary_counts_images_of_classes_and_no_background(four) -> None:
     assert first["shown_by_images"]["train"]["train"] == {"a": 2, "b": 2}
     assert second["shown_by_images"]["train"]["train"] == {"c": 2, "d": 3}
     assert second["shown_by_images"]["test"]["test"] == {"a": 2, "b": 1, "c": 1, "d": 1}
-    assert first["without_images"] == [] and second["images"]["monitor"] == {"monitor": 2}
+    assert first["without_images"] == [] and second["images"]["validation"] == {"validation": 2}
 
 
 def test_description_says_what_a_label_describes(four) -> None:
@@ -115,7 +116,7 @@ def test_data_sets_one_after_another(four, tmp_path) -> None:
         view = task.train()
         assert [view[k].name for k in range(len(view))] == ["00000", "00002", "00004", "00006"]
         assert [int(view[k].label) for k in range(len(view))] == [1, 2, 1, 2]
-        assert len(task.monitor()) == 2 and len(task.tests()["four"]) == 3
+        assert len(task.validation()) == 2 and len(task.tests()["four"]) == 3
     with stream.opened(stream.tasks[1]) as task:
         view = task.train()
         assert len(view) == 230 and {int(view[k].label) for k in range(len(view))} == {1, 3}
@@ -160,7 +161,7 @@ def test_mednist_in_tasks_of_two(shared_data) -> None:
     source = open_medmnist(shared_data / "medmnist_format", file="mednist6_28.npz")
     eval_transform = class_transform(32, (0.0,), (1.0,))
     stream = class_incremental(source, base=2, step=2, train_transform=eval_transform, eval_transform=eval_transform)
-    assert list_sizes(stream) == {"train": [2134] * 3, "monitor": [268] * 3, "test": [196, 462, 728]}
+    assert list_sizes(stream) == {"train": [2134] * 3, "validation": [268] * 3, "test": [196, 462, 728]}
     with stream.opened(stream.tasks[2]) as task:
         sample = task.train()[0]
         assert sample.image.shape == (1, 32, 32) and not sample.image[:, :2].any() and int(sample.label) in (5, 6)

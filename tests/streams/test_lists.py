@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from perdure.errors import DataError
+from perdure.labels import IGNORE
 from perdure.streams import lists
 from perdure.streams.partition_file import partition, read_partition
 
@@ -15,10 +16,10 @@ GROUPS = ((1, 2), (3,), (4,))
 SAMPLES = {
     "a": [0, 1],
     "b": [0, 1, 3],
-    "c": [3, 255],
+    "c": [3, IGNORE],
     "d": [2, 4],
     "e": [3, 4],
-    "f": [0, 255],
+    "f": [0, IGNORE],
     "g": [1, 2],
     "h": [4, 9],  # 9 is taught by no task
     "i": [9],
@@ -92,13 +93,13 @@ def test_rarest_class_keeps_all_its_images():
 
 
 def test_second_call_reads_no_mask(make_source, reads):
-    source = make_source("abcd", {"x": [0, 1], "y": [2, 255], "z": [3, 4]})
+    source = make_source("abcd", {"x": [0, 1], "y": [2, IGNORE], "z": [3, 4]})
     first = lists.cached_presence(source, "train")
     second = lists.cached_presence(source, "train")
     assert reads == [("fake", "train")]
     assert second.dtype == np.bool_ and second.shape == (3, 256)
     assert np.array_equal(first, second)
-    assert np.argwhere(second).tolist() == [[0, 0], [0, 1], [1, 2], [1, 255], [2, 3], [2, 4]]
+    assert np.argwhere(second).tolist() == [[0, 0], [0, 1], [1, 2], [1, IGNORE], [2, 3], [2, 4]]
 
 
 def test_cache_follows_the_content(make_source, reads):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from perdure.errors import DataError, SealedDataError, UsageError
-from perdure.labels import label_space
+from perdure.labels import IGNORE, label_space
 from perdure.streams.class_incremental import class_incremental
 from perdure.streams.merged import merged
 from perdure.streams.partial_labels import DataSet, global_space, partial_labels
@@ -15,7 +15,7 @@ from perdure.streams.partial_labels import DataSet, global_space, partial_labels
 def hospitals(make_source):
     """Three data sets: liver and kidney; kidney (another id) and spleen; tumour."""
     return [
-        DataSet(make_source(["liver", "kidney"], {"p": [0, 1, 2, 255]}, name="north", patients=True)),
+        DataSet(make_source(["liver", "kidney"], {"p": [0, 1, 2, IGNORE]}, name="north", patients=True)),
         DataSet(make_source(["spleen", "kidney"], {"p": [0, 1, 2], "q": [0, 2]}, name="south")),
         DataSet(make_source(["tumour"], {"r": [1, 0]}, name="east")),
     ]
@@ -42,7 +42,7 @@ def test_classes_of_one_name_are_one_class(build, hospitals):
     assert stream.groups == ((1, 2), (3,), (4,))
     with stream.opened(stream.tasks[1]) as task:
         assert labels(task.train()) == {"p": [0, 3, 2], "q": [0, 2]}
-        assert labels(task.monitor()) == {"p": [0, 3, 2], "q": [0, 2]}
+        assert labels(task.validation()) == {"p": [0, 3, 2], "q": [0, 2]}
     with pytest.raises(SealedDataError):
         stream.tasks[0].train()
 
@@ -51,7 +51,7 @@ def test_one_test_set_a_task_seen_so_far(build, hospitals):
     stream = build(hospitals)
     assert [list(t.tests()) for t in stream.tasks] == [["north"], ["north", "south"], ["north", "south", "east"]]
     tests = stream.tasks[-1].tests()
-    assert labels(tests["north"]) == {"p": [0, 1, 2, 255]}
+    assert labels(tests["north"]) == {"p": [0, 1, 2, IGNORE]}
     assert labels(tests["south"]) == {"p": [0, 3, 2], "q": [0, 2]}
     assert labels(tests["east"]) == {"r": [4, 0]}
 
@@ -84,7 +84,7 @@ def test_published_offsets(make_source):
 
 
 def test_rename_and_choice_of_classes(build, make_source):
-    one = DataSet(make_source(["Leber", "Niere", "Milz"], {"x": [1, 2, 3]}, name="eins", other_label=255),
+    one = DataSet(make_source(["Leber", "Niere", "Milz"], {"x": [1, 2, 3]}, name="eins", other_label=IGNORE),
                   classes=["Milz", "Leber"], rename={"Leber": "liver"})  # fmt: skip
     two = DataSet(make_source(["liver"], {"y": [1]}, name="two"), name="second set")
     stream = build([one, two])
@@ -93,7 +93,7 @@ def test_rename_and_choice_of_classes(build, make_source):
     assert stream.tasks[1].new == () and stream.tasks[1].annotated == {2}
     with stream.opened(stream.tasks[0]) as task:
         assert labels(task.train()) == {"x": [2, 0, 1]}  # a class outside the choice is background in training
-        assert labels(task.monitor()) == {"x": [2, 255, 1]}
+        assert labels(task.validation()) == {"x": [2, IGNORE, 1]}
 
 
 def test_same_classes_again_is_a_domain_stream(build, make_source):
@@ -138,11 +138,11 @@ def test_bad_data_sets(build, make_source):
         build([DataSet(make_source(["a"], train={"x": [1]}))])
 
 
-SAMPLES = {"s1": [0, 1, 255], "s2": [2, 3], "s3": [3, 4], "s4": [1, 4], "s5": [0, 255]}
+SAMPLES = {"s1": [0, 1, IGNORE], "s2": [2, 3], "s3": [3, 4], "s4": [1, 4], "s5": [0, IGNORE]}
 
 
 def test_merged_class_incremental_stream(make_source, transform):
-    source = make_source("abcd", SAMPLES, other_label=255)
+    source = make_source("abcd", SAMPLES, other_label=IGNORE)
     split = {"train_transform": transform, "eval_transform": transform}
     parts = class_incremental(source, base=2, step=1, **split)
     whole = merged(parts)
@@ -157,8 +157,8 @@ def test_merged_class_incremental_stream(make_source, transform):
     with whole.opened(task):
         kept = task.train()
         # images recur in the tasks, each is here once, with every label
-        assert labels(kept) == {"s1": [0, 1, 255], "s2": [2, 3], "s3": [3, 4], "s4": [1, 4]}
-        assert labels(task.monitor()) == labels(kept)
+        assert labels(kept) == {"s1": [0, 1, IGNORE], "s2": [2, 3], "s3": [3, 4], "s4": [1, 4]}
+        assert labels(task.validation()) == labels(kept)
     with pytest.raises(SealedDataError):
         kept[0]
     assert labels(task.tests()["test"]) == labels(parts.tasks[-1].tests()["test"])
@@ -169,7 +169,7 @@ def test_merged_stream_holds_the_images_of_its_tasks_only(make_source, transform
     settings = {"train_transform": transform, "eval_transform": transform}
     parts = class_incremental(make_source("abcd", SAMPLES), base=1, step=1, order=[1, 2], **settings)
     with (whole := merged(parts)).opened(whole.tasks[0]) as task:
-        assert labels(task.train()) == {"s1": [0, 1, 255], "s2": [2, 0], "s4": [1, 0]}
+        assert labels(task.train()) == {"s1": [0, 1, IGNORE], "s2": [2, 0], "s4": [1, 0]}
 
 
 def test_merged_data_sets(build, hospitals):
@@ -177,7 +177,7 @@ def test_merged_data_sets(build, hospitals):
     whole = merged(stream)
     with whole.opened(whole.tasks[0]) as task:
         view = task.train()
-        assert labels(view) == {"0/p": [0, 1, 2, 255], "1/p": [0, 3, 2], "1/q": [0, 2], "2/r": [4, 0]}
+        assert labels(view) == {"0/p": [0, 1, 2, IGNORE], "1/p": [0, 3, 2], "1/q": [0, 2], "2/r": [4, 0]}
         assert view.source.patients and view.source.name == "north+south+east"
         assert view.source.fingerprint("train") == task.train().source.fingerprint("train")
         with pytest.raises(DataError, match="no sample '7/p'"):

@@ -38,7 +38,7 @@ def test_every_list_has_one_number_a_step_and_fits_the_data_set():
     seen = 0
     for dataset, images, name, entry in entries():
         steps = len(split_classes(range(1, CLASSES[dataset] + 1), *parse_split(name)))
-        for split in {"monitor", "test"} & set(entry):
+        for split in {"validation", "test"} & set(entry):
             counts = entry[split]
             assert len(counts) == steps and max(counts) <= images[split]
         if "test" in entry:
@@ -92,7 +92,7 @@ def test_order_b_is_a_permutation():
 
 
 def test_compare():
-    ours = {"train": [9568, 2144], "monitor": None, "test": [1240, 1449]}
+    ours = {"train": [9568, 2144], "validation": None, "test": [1240, 1449]}
     rows = compare_counts(ours, "voc", "15-5", "overlap")
     assert rows == [
         (0, "train", 9568, 9568, True),

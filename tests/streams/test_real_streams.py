@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from perdure.data.camvid import open_camvid
-from perdure.data.voc import open_voc
+from perdure.data.readers.camvid import open_camvid
+from perdure.data.readers.voc import open_voc
 from perdure.errors import DataError
+from perdure.labels import IGNORE, TABLE_SIZE
 from perdure.streams import lists
 from perdure.streams.class_incremental import class_incremental
 from perdure.streams.merged import merged
@@ -24,7 +25,7 @@ def test_camvid_six_then_one_by_one(shared_data, transform):
         "01-06", "sign", "fence", "car", "pedestrian", "bicyclist",
     ]  # fmt: skip
     sizes = list_sizes(stream)
-    assert sizes["train"][0] == 367 and sizes["test"][-1] == 233 and sizes["monitor"][0] == 101
+    assert sizes["train"][0] == 367 and sizes["test"][-1] == 233 and sizes["validation"][0] == 101
     # counted independently of the package: raw label k is class k + 1
     folder = shared_data / "camvid" / "trainannot"
     names = (shared_data / "camvid" / "train.txt").read_text().split()
@@ -36,7 +37,7 @@ def test_camvid_six_then_one_by_one(shared_data, transform):
     with stream.opened(stream.tasks[5]) as task:
         sample = task.train()[0]
         assert sample.image.shape == (3, 180, 240)
-        assert set(sample.label.unique().tolist()) <= {0, 11, 255} and 11 in sample.label
+        assert set(sample.label.unique().tolist()) <= {0, 11, IGNORE} and 11 in sample.label
     joint = merged(stream)
     with joint.opened(joint.tasks[0]) as task:
         assert len(task.train()) == 367
@@ -49,7 +50,7 @@ def test_camvid_settings_split_the_images(shared_data, transform):
     parts = class_incremental(source, setting="partition-rarest", **settings)
     assert sum(list_sizes(parts)["train"]) == 367
     presence = lists.cached_presence(source, "train")
-    assert presence.shape == (367, 256) and presence[:, 1:12].any(0).all() and not presence[:, 12:255].any()
+    assert presence.shape == (367, TABLE_SIZE) and presence[:, 1:12].any(0).all() and not presence[:, 12:IGNORE].any()
 
 
 def test_clothes_in_the_voc_layout(shared_data, transform):

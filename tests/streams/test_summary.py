@@ -7,12 +7,13 @@ import json
 import pytest
 
 from perdure.errors import DataError, SealedDataError, UsageError
+from perdure.labels import IGNORE
 from perdure.streams.class_incremental import class_incremental
 from perdure.streams.merged import merged
 from perdure.streams.partial_labels import DataSet, partial_labels
 from perdure.streams.summary import describe, left_out_rows, list_sizes, restore, summarize
 
-SAMPLES = {"s1": [0, 1, 255], "s2": [2, 3], "s3": [3, 4], "s4": [1, 4], "s5": [0, 255], "s6": [5, 1]}
+SAMPLES = {"s1": [0, 1, IGNORE], "s2": [2, 3], "s3": [3, 4], "s4": [1, 4], "s5": [0, IGNORE], "s6": [5, 1]}
 
 
 @pytest.fixture
@@ -35,8 +36,8 @@ def parts(make_source, split):
 
 
 def test_sizes(stream, parts):
-    assert list_sizes(stream) == {"train": [4, 2], "monitor": [4, 2], "test": [4, 5]}
-    assert list_sizes(parts) == {"train": [2, 1], "monitor": None, "test": [2, 3]}
+    assert list_sizes(stream) == {"train": [4, 2], "validation": [4, 2], "test": [4, 5]}
+    assert list_sizes(parts) == {"train": [2, 1], "validation": None, "test": [2, 3]}
 
 
 def test_left_out_rows(stream):
@@ -50,7 +51,7 @@ def test_summary(stream):
     assert whole["classes"] == 3 and whole["left_out"] == ["d"]
     first, second = whole["tasks"]
     assert first["name"] == "1-2" and first["new"] == ["a", "b"] and first["index"] == 0
-    assert first["images"] == {"train": {"train": 4}, "monitor": {"monitor": 4}, "test": {"test": 4}}
+    assert first["images"] == {"train": {"train": 4}, "validation": {"validation": 4}, "test": {"test": 4}}
     # s1 0 1; s2 2 and background (3 is of the future); s4 1 and background; s6 1 and background
     assert first["shown_by_images"]["train"]["train"] == {"background": 4, "a": 3, "b": 1}
     assert second["shown_by_images"]["train"]["train"] == {"background": 2, "c": 2}
@@ -65,8 +66,8 @@ def test_summary_names_classes_that_no_image_shows(make_source, split):
 
 def test_summary_of_data_sets(parts):
     first, second = summarize(parts)["tasks"]
-    assert first["images"]["monitor"] == {"monitor": 2}
-    assert second["images"] == {"train": {"train": 1}, "monitor": None, "test": {"one": 2, "two": 1}}
+    assert first["images"]["validation"] == {"validation": 2}
+    assert second["images"] == {"train": {"train": 1}, "validation": None, "test": {"one": 2, "two": 1}}
     assert second["shown_by_images"]["train"] == {"train": {"background": 1, "b": 1}}
     assert second["shown_by_images"]["test"] == {"one": {"background": 1, "a": 2, "b": 1}, "two": {"c": 1}}
     assert second["annotated"] == ["b", "c"] and second["new"] == ["c"] and second["without_images"] == ["c"]

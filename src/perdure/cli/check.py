@@ -107,11 +107,13 @@ def _published(recipe: Recipe, source: Source, sizes: Mapping[str, Sequence[int]
 
 
 def _show_recipe(recipe: Recipe, summary: dict[str, Any], published: list[dict[str, Any]], console: Console) -> None:
-    table = Table("task", "teaches", "train", "monitor", "test", title=escape(f"{recipe.name}: {summary['protocol']}"))
+    table = Table(
+        "task", "teaches", "train", "validation", "test", title=escape(f"{recipe.name}: {summary['protocol']}")
+    )
     for task in summary["tasks"]:
         images = [
             str(sum(v.values())) if v is not None else "–"
-            for v in (task["images"][s] for s in ("train", "monitor", "test"))
+            for v in (task["images"][s] for s in ("train", "validation", "test"))
         ]
         table.add_row(escape(task["name"]), escape(", ".join(task["new"])), *images)
     console.print(table)

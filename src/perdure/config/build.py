@@ -12,16 +12,16 @@ from pydantic import BaseModel, ValidationError
 from perdure.config.load import explain
 from perdure.config.recipe import Recipe
 from perdure.data.catalog import open_source
+from perdure.data.dataset import Transform
+from perdure.data.readers.unlabelled import open_unlabelled
 from perdure.data.source import Kind, Source
 from perdure.data.transforms import class_transform, eval_transform, train_transform
-from perdure.data.unlabelled import open_unlabelled
-from perdure.data.views import Transform
 from perdure.errors import UsageError, nearest
 from perdure.methods import METHODS
 from perdure.methods.method import Method
 from perdure.methods.options import Setup
 from perdure.networks.build import NETWORKS, AnyNetwork, build_network
-from perdure.seeds import fold, seeded
+from perdure.seeds import derive_seed, seeded
 from perdure.streams.class_incremental import class_incremental
 from perdure.streams.merged import merged
 from perdure.streams.pool import Pool
@@ -142,7 +142,7 @@ def build_method(recipe: Recipe, pretrained: bool = True) -> Method:
     """
     kind = method_class(recipe.method.name)
     setup = Setup(check_method(recipe), recipe.training, lambda: _network(recipe, pretrained))
-    with seeded(fold(recipe.seed, "network")):
+    with seeded(derive_seed(recipe.seed, "network")):
         return cast("Method", cast(Any, kind)(setup))
 
 

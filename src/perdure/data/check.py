@@ -40,7 +40,7 @@ class SplitReport:
         empty: Names of samples whose mask holds no class at all, only background or ignore; none in classification.
         smallest: Spatial size of the smallest image (fewest pixels); ``()`` without images.
         largest: Spatial size of the largest image.
-        images: Class id -> samples that hold it. All classes are there, in segmentation 0 and 255 too.
+        images: Class id -> samples that hold it. All classes are there, in segmentation background and ignore too.
         pixels: Class id -> pixels; empty in classification.
         repeated: Samples with exactly the pixels of an earlier sample of the split; counted in classification only.
     """
@@ -61,7 +61,7 @@ class Inspection:
 
     Args:
         dataset: Name of the source.
-        classes: Id -> name; in segmentation 0 and 255 included.
+        classes: Id -> name; in segmentation background and ignore included.
         splits: Report of each split that could be listed.
         absent: Split -> why the data set does not have it (no problem by itself).
         problems: The first problems, in the order of splits and samples.

@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from perdure.data.source import Source, Split
 from perdure.labels import TABLE_SIZE
@@ -26,7 +25,7 @@ def label_presence(
         threads: Readers at once; decoding releases the interpreter's lock. All cores if not given.
 
     Returns:
-        Bool ``(N, 256)``: row n is sample n, column k is label k (0 background and 255 ignore included).
+        Bool ``(N, TABLE_SIZE)``: row n is sample n, column k is label k (background and ignore included).
 
     Raises:
         DataError: A mask cannot be read or holds an unknown label.
@@ -39,8 +38,7 @@ def label_presence(
 
     def fill(index: int) -> None:
         mask = source.mask(split, wanted[index])
-        # Pillow's histogram runs in C without a copy per pixel: four times as fast as indexing with the mask
-        table[index] = np.asarray(Image.fromarray(mask.reshape(len(mask), -1)).histogram()) > 0
+        table[index] = np.bincount(mask.ravel(), minlength=TABLE_SIZE) > 0
 
     with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
         try:

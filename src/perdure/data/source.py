@@ -15,7 +15,7 @@ Split = Literal["train", "val", "test"]
 Kind = Literal["segmentation", "classification"]
 SPLITS: Final[tuple[Split, ...]] = ("train", "val", "test")
 Image = npt.NDArray[Any]
-Mask = npt.NDArray[np.uint8]
+Mask = npt.NDArray[np.int16]
 
 
 class AbsentSplitError(DataError):
@@ -32,7 +32,7 @@ class Source(Protocol):
         space: Its classes.
         patients: True where images come from patients: nothing of them may stay in a run folder.
         other_label: What classes outside the wanted ones become in views of ``val`` and ``test`` (STAR, section
-            1.4): 0 where label 0 is a real background, 255 (ignore) where it means "not annotated" (ADE20K).
+            1.4): 0 where label 0 is a real background, ``IGNORE`` where it means "not annotated" (ADE20K).
             Training views always use 0.
     """
 
@@ -51,7 +51,7 @@ class Source(Protocol):
         ...
 
     def mask(self, split: Split, name: str) -> Mask:
-        """Label map ``(*S)`` uint8 in global ids, 0 background, 255 ignore. Unknown label: DataError.
+        """Label map ``(*S)`` int16 in global ids, 0 background, ``IGNORE``. Unknown label: DataError.
 
         In classification the label of the whole image: an array of shape ``()``, never 0.
         """

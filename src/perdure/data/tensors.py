@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor
 
+from perdure.data.dataset import Dataset
 from perdure.data.source import AbsentSplitError, Image, Kind, Mask, Split
-from perdure.data.views import View
 from perdure.labels import TABLE_SIZE, LabelSpace
 
 
@@ -20,7 +20,7 @@ class TensorSource:
 
     Args:
         images: ``(N, C, *S)`` float32, as networks see them.
-        labels: Global ids ``(N,)`` of the images, or label maps ``(N, *S)``; uint8.
+        labels: Global ids ``(N,)`` of the images, or label maps ``(N, *S)``.
         space: The classes.
     """
 
@@ -47,7 +47,7 @@ class TensorSource:
 
     def mask(self, split: Split, name: str) -> Mask:  # noqa: ARG002
         """Label ``()`` or ``(*S)``."""
-        return np.asarray(self.labels[int(name)].numpy(), np.uint8)
+        return np.asarray(self.labels[int(name)].numpy(), np.int16)
 
     def fingerprint(self, split: Split) -> str:
         """Digest of the labels."""
@@ -56,11 +56,11 @@ class TensorSource:
         return digest.hexdigest()
 
 
-def tensor_view(images: Tensor, labels: Tensor, space: LabelSpace) -> View:
-    """View of images that need no further preparation; see :class:`TensorSource`."""
+def tensor_view(images: Tensor, labels: Tensor, space: LabelSpace) -> Dataset:
+    """Dataset of images that need no further preparation; see :class:`TensorSource`."""
     source = TensorSource(images.cpu(), labels.cpu(), space)
-    table = np.arange(TABLE_SIZE, dtype=np.uint8)
-    return View(source, "train", tuple(source.names("train")), table, _as_it_is)
+    table = np.arange(TABLE_SIZE, dtype=np.int16)
+    return Dataset(source, "train", tuple(source.names("train")), table, _as_it_is)
 
 
 def _as_it_is(image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.v2 import functional as F
 
-from perdure.data.views import Transform
+from perdure.data.dataset import Transform
 from perdure.errors import DataError
 
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)

@@ -10,20 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from perdure.data.views import Batch
+from perdure.data.dataset import Batch
 from perdure.engine.checkpoint import Checkpoint, Position
 from perdure.engine.interrupt import Interrupted, StopSignal
-from perdure.engine.journal import Journal
-from perdure.engine.loader import Draws, check_shares, make_loader
+from perdure.engine.loader import BatchSampler, check_shares, make_loader
 from perdure.engine.machine import Machine
 from perdure.engine.options import EngineOptions
 from perdure.engine.phases import Batches, Collect, Generate, Phase, Train
+from perdure.engine.run_logger import RunLogger
 from perdure.engine.trainer import Trainer, Window, add_sums
 from perdure.errors import PerdureError, UsageError
 from perdure.files import write_tensors
-from perdure.seeds import fold, sow
+from perdure.seeds import derive_seed, manual_seed
 
-Monitor = Callable[[], Mapping[str, float]]
+Validate = Callable[[], Mapping[str, float]]
 
 
 class Engine:
@@ -34,14 +34,14 @@ class Engine:
         options: Engine options of the recipe.
         seed: The run's seed.
         checkpoint: Where to save.
-        journal: Where to report.
+        logger: Where to report.
     """
 
     def __init__(
-        self, machine: Machine, options: EngineOptions, seed: int, checkpoint: Checkpoint, journal: Journal
+        self, machine: Machine, options: EngineOptions, seed: int, checkpoint: Checkpoint, logger: RunLogger
     ) -> None:
         self.machine, self.options, self.seed = machine, options, seed
-        self.checkpoint, self.journal = checkpoint, journal
+        self.checkpoint, self.logger = checkpoint, logger
         self._steps: int | None = None  # optimiser steps of the run's finished phases, once known
 
     def run(
@@ -50,7 +50,7 @@ class Engine:
         phases: Sequence[Phase],
         task: int,
         position: Position,
-        monitor: Monitor | None = None,
+        validation: Validate | None = None,
     ) -> None:
         """Run a task's phases from ``position`` on.
 
@@ -68,7 +68,7 @@ class Engine:
                 work = _Work(self, method, task, number, phase, stop)
                 match phase:
                     case Train():
-                        self._train(phase, here, work, monitor)
+                        self._train(phase, here, work, validation)
                     case Collect():
                         self._collect(phase, here, work)
                     case Generate():
@@ -76,7 +76,7 @@ class Engine:
                 self.checkpoint.save(method, task, Position(number + 1))
                 work.leave_if_asked()
 
-    def _train(self, phase: Train, here: Position, work: _Work, monitor: Monitor | None) -> None:
+    def _train(self, phase: Train, here: Position, work: _Work, validation: Validate | None) -> None:
         trainer = Trainer(phase, self.machine, self.options)
         trainer.resume(here.inside)
         batches = phase.data() if phase.data is not None else None
@@ -89,12 +89,12 @@ class Engine:
         reads = self._reads(batches, *span, work.seed)
         if beside is not None:
             check_shares(beside, self.machine.world)
-            reads = _side_by_side(reads, self._reads(beside, *span, fold(work.seed, "beside")))
+            reads = _side_by_side(reads, self._reads(beside, *span, derive_seed(work.seed, "beside")))
         before = self._steps_before(work)
         window = Window()
-        with self.journal.progress(work.title, total, here.step) as bar:
+        with self.logger.progress(work.title, total, here.step) as bar:
             for step in range(here.step, total):
-                sow(fold(work.seed, "step", step, self.machine.rank))
+                manual_seed(derive_seed(work.seed, "step", step, self.machine.rank))
                 window.add(trainer.step(reads, step, total))
                 if phase.after_step is not None:
                     phase.after_step(step)
@@ -105,8 +105,8 @@ class Engine:
                     bar.to(done, f"loss {self._report(work, place, window):.3f}")
                 else:
                     bar.to(done)
-                if monitor is not None and self._monitor_due(epoch, trainer.accumulate / per_epoch):
-                    self._monitor(work, done, before + done, monitor, phase.module)
+                if validation is not None and self._validation_due(epoch, trainer.accumulate / per_epoch):
+                    self._validate(work, done, before + done, validation, phase.module)
                 if not last:
                     work.save_if_due(step, lambda: {"trainer": trainer.state()}, partial(_check, window, trainer))
         work.refuse_nonfinite(total - 1, trainer.nonfinite())
@@ -119,13 +119,13 @@ class Engine:
         """This process's batches of the steps ``start .. stop - 1``; ``None`` for ever where a phase has no data."""
         if batches is None:
             return repeat(None)
-        draws = Draws(batches, seed, start, stop, self.machine.rank, self.machine.world)
+        draws = BatchSampler(batches, seed, start, stop, self.machine.rank, self.machine.world)
         return iter(make_loader(draws, self.options.workers, self.machine.device.type == "cuda", seed))
 
     def _steps_before(self, work: _Work) -> int:
         """Optimiser steps of the run before this phase; the log knows them where an earlier process did them."""
         if self._steps is None:
-            line = self.journal.last_step or {"run_step": 0, "step": 0}
+            line = self.logger.last_step or {"run_step": 0, "step": 0}
             here = (line.get("task"), line.get("phase")) == (work.task, work.phase.name)
             self._steps = int(line["run_step"]) - (int(line["step"]) if here else 0)
         return self._steps
@@ -139,12 +139,12 @@ class Engine:
         reads = self._reads(batches, here.step, total, work.seed)
         phase.module.eval()
         with (
-            self.journal.progress(work.title, total, here.step) as bar,
+            self.logger.progress(work.title, total, here.step) as bar,
             torch.no_grad(),
             self.machine.autocast("fp32"),
         ):
             for step, batch in enumerate(reads, here.step):
-                sow(fold(work.seed, "step", step, self.machine.rank))
+                manual_seed(derive_seed(work.seed, "step", step, self.machine.rank))
                 if batch is not None:
                     add_sums(sums, phase.measure(batch.to(self.machine.device)))
                 bar.to(step + 1)
@@ -154,7 +154,7 @@ class Engine:
         if self.machine.world > 1:
             totals = {k: v.to(self.machine.device) for k, v in _broadcast(totals).items()}
         phase.finish(totals)
-        self.journal.log(task=work.task, phase=phase.name, event="collected", steps=total)
+        self.logger.log(task=work.task, phase=phase.name, event="collected", steps=total)
 
     def _share_sums(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
         """Move all partial sums to the main process and return them."""
@@ -175,51 +175,51 @@ class Engine:
         rank, world = self.machine.rank, self.machine.world
         rounds = -(-phase.count // world)
         phase.module.eval()
-        with self.journal.progress(work.title, phase.count, here.step * world) as bar:
+        with self.logger.progress(work.title, phase.count, here.step * world) as bar:
             for turn in range(rounds):
                 index = turn * world + rank
                 if index < phase.count and not paths[index].exists():  # one that exists is whole
-                    sow(fold(work.seed, "item", index))
+                    manual_seed(derive_seed(work.seed, "item", index))
                     saved = here.inside if turn == here.step and world == 1 else {}
-                    desk = _Desk(work, turn, saved.get("item"), partial(bar.to, turn))
-                    write_tensors(paths[index], phase.make(index, desk))
+                    progress = _ItemProgress(work, turn, saved.get("item"), partial(bar.to, turn))
+                    write_tensors(paths[index], phase.make(index, progress))
                 bar.to(min(phase.count, (turn + 1) * world))
                 if turn + 1 < rounds:
                     work.save_if_due(turn, dict)
         self.machine.barrier()
         phase.finish(paths)
-        self.journal.log(task=work.task, phase=phase.name, event="generated", items=phase.count)
+        self.logger.log(task=work.task, phase=phase.name, event="generated", items=phase.count)
 
     def _report(self, work: _Work, place: Mapping[str, float], window: Window) -> float:
         """Log and track the mean terms since the last report; returns their sum."""
         work.refuse_nonfinite(int(place["step"]) - 1, window.nonfinite(self.machine))
         terms = window.means()
         loss = sum(terms.values())
-        self.journal.log(task=work.task, phase=work.phase.name, **place, loss=loss, **terms)
+        self.logger.log(task=work.task, phase=work.phase.name, **place, loss=loss, **terms)
         figures = {"loss": loss, "lr": place["lr"], **terms}
-        self.journal.track({f"{work.tag}/{k}": v for k, v in figures.items()}, int(place["run_step"]))
+        self.logger.track({f"{work.tag}/{k}": v for k, v in figures.items()}, int(place["run_step"]))
         return loss
 
-    def _monitor_due(self, epoch: float, share: float) -> bool:
-        """Whether the step of ``share`` epochs that ends at ``epoch`` crossed a multiple of ``monitor_every``."""
-        every = self.options.monitor_every
+    def _validation_due(self, epoch: float, share: float) -> bool:
+        """Whether the step of ``share`` epochs that ends at ``epoch`` crossed a multiple of ``validate_every``."""
+        every = self.options.validate_every
         return every > 0 and int(epoch / every + 1e-9) > int((epoch - share) / every + 1e-9)
 
-    def _monitor(self, work: _Work, step: int, run_step: int, monitor: Monitor, module: nn.Module) -> None:
-        figures = monitor()
+    def _validate(self, work: _Work, step: int, run_step: int, validation: Validate, module: nn.Module) -> None:
+        figures = validation()
         module.train()
-        self.journal.log(task=work.task, phase=work.phase.name, step=step, event="monitor", **figures)
-        self.journal.track({f"{work.tag}/{k}": v for k, v in figures.items()}, run_step)
+        self.logger.log(task=work.task, phase=work.phase.name, step=step, event="validation", **figures)
+        self.logger.track({f"{work.tag}/{k}": v for k, v in figures.items()}, run_step)
 
 
-class _Desk:
-    """See :class:`~perdure.engine.phases.Desk`."""
+class _ItemProgress:
+    """See :class:`~perdure.engine.phases.Progress`."""
 
     def __init__(self, work: _Work, turn: int, saved: Mapping[str, Any] | None, note: Callable[[str], None]) -> None:
         self.saved = saved
         self._work, self._turn, self._note = work, turn, note
 
-    def tick(self, done: int, of: int, note: str, state: Callable[[], dict[str, object]]) -> None:
+    def checkpoint(self, done: int, of: int, note: str, state: Callable[[], dict[str, object]]) -> None:
         self._note(f"{done} of {of} {note}")
         if self._work.engine.machine.world == 1:  # processes work on different items: there is no common moment
             self._work.save_inside(self._turn, lambda: {"item": state()})
@@ -239,7 +239,7 @@ class _Work:
             phase,
             stop,
         )
-        self.seed = fold(engine.seed, "task", task, "phase", number, phase.name)
+        self.seed = derive_seed(engine.seed, "task", task, "phase", number, phase.name)
         self.title = f"task {task + 1} · {phase.name}"
         self.tag = f"task{task}/{phase.name}"
 

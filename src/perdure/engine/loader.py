@@ -8,16 +8,17 @@ import signal
 from collections.abc import Callable, Iterator
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Dataset as TorchDataset
 
-from perdure.data.views import Batch, Draw, Joined, Sample, Samples, collate
+from perdure.data.dataset import Batch, Draw, Joined, Sample, Samples, collate
 from perdure.engine.phases import Batches
 from perdure.errors import DataError, PerdureError, UsageError
-from perdure.seeds import fold
+from perdure.seeds import derive_seed
 
 
-class Draws(Sampler[list[Draw]]):
-    """Draws of the steps ``start .. stop - 1`` for one of ``world`` processes.
+class BatchSampler(Sampler[list[Draw]]):
+    """Samples of the steps ``start .. stop - 1`` for one of ``world`` processes.
 
     Process r gets the r-th share of every global batch, so n processes see together what one process with
     the same global batch would see, with the same augmentation.
@@ -40,11 +41,11 @@ class Draws(Sampler[list[Draw]]):
                 order = self._order(epoch)
             at = (step % per_epoch) * size
             mine = range(at + self.rank * share, min(at + size, at + (self.rank + 1) * share, len(order)))
-            yield [Draw(order[i], fold(self.seed, epoch, i)) for i in mine]
+            yield [Draw(order[i], derive_seed(self.seed, epoch, i)) for i in mine]
 
     def _order(self, epoch: int) -> list[int]:
         batches = self.batches
-        generator = torch.Generator().manual_seed(fold(self.seed, "order", epoch))
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
         if batches.weights is not None:
             count = batches.draws or len(batches.view)
             return torch.multinomial(batches.weights, count, replacement=True, generator=generator).tolist()
@@ -53,7 +54,7 @@ class Draws(Sampler[list[Draw]]):
         return list(range(len(batches.view)))
 
 
-def make_loader(draws: Draws, workers: int, pin: bool, context_seed: int = 0) -> Iterator[Batch | None]:
+def make_loader(draws: BatchSampler, workers: int, pin: bool, context_seed: int = 0) -> Iterator[Batch | None]:
     """Read the draws; the batches are :class:`Batch`, or ``None`` where this process has no share.
 
     What a worker process finds wrong with a sample is raised here as it was raised there. Worker processes start
@@ -118,7 +119,7 @@ def _nothing() -> None:
     pass
 
 
-class _Told(Dataset["Sample | PerdureError"]):
+class _Told(TorchDataset["Sample | PerdureError"]):
     """A view that hands errors over instead of raising them: torch would put a traceback into their text."""
 
     def __init__(self, view: Samples) -> None:

@@ -20,7 +20,7 @@ class EngineOptions(BaseModel):
         120.0, ge=0, description="seconds between saves inside a phase; 0 saves after every step"
     )
     log_every: int = Field(20, ge=1, description="steps between log lines")
-    monitor_every: int = Field(
+    validate_every: int = Field(
         0, ge=0, description="epochs between validations while training; 0 never (information only)"
     )
     compile: bool = Field(False, description="torch.compile the parts of the trained network")

@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from perdure.data.views import Batch, Samples
+from perdure.data.dataset import Batch, Samples
 from perdure.engine.schedules import Schedule, constant
 
 Terms = dict[str, Tensor]
@@ -109,16 +109,16 @@ class Collect:
     finish: Callable[[dict[str, Tensor]], None]
 
 
-class Desk(Protocol):
+class Progress(Protocol):
     """Where an item of a :class:`Generate` phase is worked on.
 
     Attributes:
-        saved: What the last ``tick`` before a stop handed over for saving; ``None`` for an item not begun.
+        saved: What the last ``checkpoint`` before a stop handed over for saving; ``None`` for an item not begun.
     """
 
     saved: Mapping[str, Any] | None
 
-    def tick(self, done: int, of: int, note: str, state: Callable[[], dict[str, object]]) -> None:
+    def checkpoint(self, done: int, of: int, note: str, state: Callable[[], dict[str, object]]) -> None:
         """Show progress; save ``state()`` when that is due, and leave if a stop was asked for.
 
         Args:
@@ -137,14 +137,14 @@ class Desk(Protocol):
 class Generate:
     """Make ``count`` numbered items; each is written to disk as it is done, so a killed run goes on with the next.
 
-    ``make(index, desk)`` returns named tensors; ``finish`` receives the files in order and takes what it needs.
-    An item that takes longer than some seconds tells the :class:`Desk` how far it is.
+    ``make(index, progress)`` returns named tensors; ``finish`` receives the files in order and takes what it needs.
+    An item that takes longer than some seconds tells the :class:`Progress` how far it is.
     """
 
     name: str
     module: nn.Module
     count: int
-    make: Callable[[int, Desk], Mapping[str, Tensor]]
+    make: Callable[[int, Progress], Mapping[str, Tensor]]
     finish: Callable[[Iterable[Path]], None]
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from perdure.data.views import Batch
+from perdure.data.dataset import Batch
 from perdure.engine.machine import Machine
 from perdure.engine.options import EngineOptions
 from perdure.engine.phases import Precision, Terms, Train

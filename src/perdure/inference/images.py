@@ -13,7 +13,7 @@ from typing import Final
 
 from PIL import Image
 
-from perdure.data.imagefiles import IMAGE_SUFFIXES, read_image
+from perdure.data.readers.imagefiles import IMAGE_SUFFIXES, read_image
 from perdure.errors import DataError
 from perdure.files import write_atomic, write_failure, write_json, write_text
 from perdure.inference.trained import Trained

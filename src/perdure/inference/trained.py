@@ -12,7 +12,7 @@ from torch import Tensor
 
 from perdure.config.build import as_module, build_method
 from perdure.config.recipe import Recipe
-from perdure.data.imagefiles import to_grey
+from perdure.data.readers.imagefiles import to_grey
 from perdure.data.source import Kind
 from perdure.data.transforms import fit_square, normalise, resize, shorter_to
 from perdure.errors import RunError, UsageError

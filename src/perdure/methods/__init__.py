@@ -26,8 +26,8 @@ METHODS: Final[dict[str, Entry]] = {
         "classification: replays images synthesised from the frozen model and class means",
         "CCSI, MedIA 2024",
     ),
-    "ccsi-seg": Entry(
-        "perdure.methods.layout_impressions:LayoutImpressions",
+    "ccsi_seg": Entry(
+        "perdure.methods.ccsi_seg:CcsiSeg",
         "segmentation: replays images synthesised under drawn layouts (ours, not published)",
         "ours, after CCSI",
     ),

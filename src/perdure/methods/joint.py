@@ -8,8 +8,8 @@ from typing import ClassVar
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
+from perdure.data.dataset import Batch
 from perdure.data.source import Kind
-from perdure.data.views import Batch
 from perdure.engine.phases import Phase, Terms
 from perdure.kept.items import Kept
 from perdure.methods import training

@@ -27,7 +27,7 @@ def channels_of(labels: Tensor, class_ids: Sequence[int]) -> Tensor:
     """Channel of every label: position in ``class_ids``, or -1 for labels that are not among them.
 
     Args:
-        labels: Global ids, any shape, int64, 0..255.
+        labels: Global ids, any shape, int64.
         class_ids: Id of each channel; 0 may be one of them.
     """
     table = torch.as_tensor(ChannelMap(tuple(class_ids)).to_channel(), device=labels.device)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from perdure.data.views import Batch
+from perdure.data.dataset import Batch
 from perdure.engine.phases import Batches, Terms, Train
 from perdure.engine.schedules import by_name
 from perdure.labels import BACKGROUND

@@ -13,7 +13,7 @@ from typing import Any, get_args
 from perdure.data.source import Kind
 from perdure.errors import DataError
 from perdure.files import read_json
-from perdure.labels import BACKGROUND, Color, Table, paint_table
+from perdure.labels import BACKGROUND, Color, Palette, paint_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +85,8 @@ class DescribedStream:
         """Index of the group that teaches a class."""
         return next(j for j, group in enumerate(self.groups) if class_id in group)
 
-    def palette(self) -> Table:
-        """RGB table ``(256, 3)`` uint8 for painting label maps."""
+    def palette(self) -> Palette:
+        """RGB table ``(TABLE_SIZE, 3)`` uint8 for painting label maps."""
         return paint_table({c.id: c.color for c in self.classes})
 
 

@@ -7,20 +7,20 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from perdure.data.views import View
-from perdure.engine.loader import Draws, make_loader
+from perdure.data.dataset import Dataset
+from perdure.engine.loader import BatchSampler, make_loader
 from perdure.engine.machine import Machine
 from perdure.engine.phases import Batches
 from perdure.errors import DataError
-from perdure.metrics.counts import Counts, confusion
+from perdure.metrics.confusion import ConfusionMatrix, confusion
 
 Predict = Callable[[Tensor], Tensor]
 """Images ``(N, C, *S)`` -> labels ``(N, *S)`` in global ids."""
 
 
 def count(
-    predict: Predict, view: View, class_ids: Sequence[int], machine: Machine, batch_size: int, workers: int
-) -> Counts:
+    predict: Predict, view: Dataset, class_ids: Sequence[int], machine: Machine, batch_size: int, workers: int
+) -> ConfusionMatrix:
     """Confusion counts of a model on a test set, over all processes; fp32, no gradients.
 
     Args:
@@ -34,9 +34,9 @@ def count(
     Raises:
         DataError: The set is empty, or images of one batch differ in size.
     """
-    counts = Counts.empty(class_ids)
+    counts = ConfusionMatrix.empty(class_ids)
     batches = Batches(view, batch_size * machine.world, shuffle=False, drop_last=False)
-    reads = make_loader(Draws(batches, 0, 0, batches.steps(), machine.rank, machine.world), workers, pin=False)
+    reads = make_loader(BatchSampler(batches, 0, 0, batches.steps(), machine.rank, machine.world), workers, pin=False)
     total = counts.tensor().to(machine.device)
     try:
         with torch.no_grad(), machine.autocast("fp32"):

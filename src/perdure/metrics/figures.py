@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from perdure.errors import DataError, UsageError
 from perdure.labels import BACKGROUND
-from perdure.metrics.counts import Counts, pooled
+from perdure.metrics.confusion import ConfusionMatrix, pooled
 from perdure.metrics.definitions import Figure, figure
 from perdure.metrics.described import DescribedStream
 
@@ -38,20 +38,20 @@ _AVERAGED: Final = {"miou": "miou.all", "dice": "dice.all", "accuracy": "accurac
 
 
 @dataclass(frozen=True)
-class Evidence:
+class RunResults:
     """What figures of a run are computed from.
 
     Args:
         stream: Which task teaches what.
-        counts: Counts pooled over test sets, by the task after which they were taken.
-        reference: Evidence of a joint run over the same groups, for intransigence.
-        untrained: Counts of the untrained model over all classes, for forward transfer.
+        counts: Confusion matrices pooled over test sets, by the task after which they were taken.
+        reference: Results of a joint run over the same groups, for intransigence.
+        untrained: Confusion matrix of the untrained model over all classes, for forward transfer.
     """
 
     stream: DescribedStream
-    counts: Mapping[int, Counts]
-    reference: Evidence | None = None
-    untrained: Counts | None = None
+    counts: Mapping[int, ConfusionMatrix]
+    reference: RunResults | None = None
+    untrained: ConfusionMatrix | None = None
 
     @property
     def last(self) -> int | None:
@@ -59,15 +59,17 @@ class Evidence:
         return max(self.counts, default=None)
 
 
-def make_evidence(
-    stream: DescribedStream, counts_by_task: Mapping[int, Mapping[str, Counts]], reference: Evidence | None = None
-) -> Evidence:
+def run_results(
+    stream: DescribedStream,
+    counts_by_task: Mapping[int, Mapping[str, ConfusionMatrix]],
+    reference: RunResults | None = None,
+) -> RunResults:
     """Pool the test sets of each task.
 
     Raises:
-        DataError: Counts of a task that the stream does not have, or that lack a class learned by then.
+        DataError: ConfusionMatrix of a task that the stream does not have, or that lack a class learned by then.
     """
-    counts: dict[int, Counts] = {}
+    counts: dict[int, ConfusionMatrix] = {}
     for t in sorted(counts_by_task):
         if not 0 <= t < len(stream.tasks):
             raise DataError(f"there are counts after task {t}, but the stream has {len(stream.tasks)} tasks")
@@ -76,7 +78,7 @@ def make_evidence(
         if lacking:
             raise DataError(f"the counts after task {t} lack class {lacking[0]}, which was learned by then",
                             "measure the task again: remove its counts.json and run with --resume")  # fmt: skip
-    return Evidence(stream, counts, reference)
+    return RunResults(stream, counts, reference)
 
 
 def headline(stream: DescribedStream) -> list[str]:
@@ -87,7 +89,7 @@ def headline(stream: DescribedStream) -> list[str]:
     return [str(figure(name, background=stream.background is not None)) for name in names]
 
 
-def class_values(name: str, counts: Counts) -> dict[int, Value]:
+def class_values(name: str, counts: ConfusionMatrix) -> dict[int, Value]:
     """One value for each label, 0 included: ``iou``, ``dice``, ``recall`` or ``precision`` in percent."""
     values, support = _by_class(name, counts.matrix)
     return {
@@ -96,30 +98,30 @@ def class_values(name: str, counts: Counts) -> dict[int, Value]:
     }
 
 
-def evaluate(wanted: Figure | str, evidence: Evidence, after: int) -> Value:
+def evaluate(wanted: Figure | str, results: RunResults, after: int) -> Value:
     """Value of a figure after a task.
 
     Raises:
         UsageError: The figure has one value a class; use :func:`class_values`.
     """
-    fig = wanted if isinstance(wanted, Figure) else figure(wanted, evidence.stream.background is not None)
+    fig = wanted if isinstance(wanted, Figure) else figure(wanted, results.stream.background is not None)
     if fig.definition.scope == "class":
         raise UsageError(f"'{fig}' has one value for each class", "ask for miou.all, dice.all or accuracy.mean instead")
-    if after not in evidence.counts:
+    if after not in results.counts:
         return UNDEFINED
     if fig.definition.scope == "task":
-        return _task_figure(fig, evidence, after)
-    return _stream_figure(fig, evidence, after)
+        return _task_figure(fig, results, after)
+    return _stream_figure(fig, results, after)
 
 
-def group_matrix(evidence: Evidence, of: str = "miou") -> dict[int, Row]:
+def group_matrix(results: RunResults, of: str = "miou") -> dict[int, Row]:
     """R: for each measured task t the figure of each group j of classes, ``None`` where it was not measured.
 
     Args:
-        evidence: The run.
+        results: The run.
         of: ``miou``, ``dice``, ``accuracy`` or ``balanced``, in percent, without label 0; absent classes are left out.
     """
-    return {t: [_group(counts, group, of) for group in evidence.stream.groups] for t, counts in evidence.counts.items()}
+    return {t: [_group(counts, group, of) for group in results.stream.groups] for t, counts in results.counts.items()}
 
 
 def forgetting_by_group(rows: Mapping[int, Row], after: int, rule: str = "max-last") -> list[float | None]:
@@ -153,7 +155,7 @@ def _by_class(name: str, matrix: npt.NDArray[np.int64]) -> tuple[Floats, Floats]
     return values, support
 
 
-def _class_mean(name: str, counts: Counts, ids: Iterable[int], absent: str) -> Value:
+def _class_mean(name: str, counts: ConfusionMatrix, ids: Iterable[int], absent: str) -> Value:
     """Mean over classes; ``absent`` says what a class without ground truth does."""
     at = [counts.labels.index(c) for c in ids]
     values = _by_class(name, counts.matrix)[0][at]
@@ -161,18 +163,18 @@ def _class_mean(name: str, counts: Counts, ids: Iterable[int], absent: str) -> V
     return Value(float(values.mean()), len(values)) if len(values) else UNDEFINED
 
 
-def _share_right(counts: Counts, ids: Iterable[int]) -> Value:
+def _share_right(counts: ConfusionMatrix, ids: Iterable[int]) -> Value:
     """Percentage of what shows some classes that is labelled right."""
     at = [counts.labels.index(c) for c in ids]
     total = int(counts.matrix[at].sum())
     return Value(100.0 * int(np.diagonal(counts.matrix)[at].sum()) / total, total) if total else UNDEFINED
 
 
-def _task_figure(fig: Figure, evidence: Evidence, after: int) -> Value:
-    counts, stream = evidence.counts[after], evidence.stream
+def _task_figure(fig: Figure, results: RunResults, after: int) -> Value:
+    counts, stream = results.counts[after], results.stream
     name, seen = fig.definition.name, stream.tasks[after].seen
     if name == "hiou":
-        return _harmonic(fig, evidence, after)
+        return _harmonic(fig, results, after)
     absent = dict(fig.choices).get("absent", "skip")
     label_0 = (BACKGROUND,) if dict(fig.choices).get("bg") == "in" else ()
     base = tuple(c for c in stream.groups[0] if c in seen)
@@ -186,17 +188,17 @@ def _task_figure(fig: Figure, evidence: Evidence, after: int) -> Value:
     return _class_mean(kind, counts, ids, absent)
 
 
-def _harmonic(fig: Figure, evidence: Evidence, after: int) -> Value:
+def _harmonic(fig: Figure, results: RunResults, after: int) -> Value:
     chosen = f"[bg={fig['bg']},absent={fig['absent']}]"
-    old = evaluate(f"miou.old{chosen}", evidence, after)
-    new = evaluate(f"miou.new[absent={fig['absent']}]", evidence, after)
+    old = evaluate(f"miou.old{chosen}", results, after)
+    new = evaluate(f"miou.new[absent={fig['absent']}]", results, after)
     if old.value is None or new.value is None:
         return UNDEFINED
     both = old.value + new.value
     return Value(2 * old.value * new.value / both if both else 0.0, old.n + new.n)
 
 
-def _group(counts: Counts, group: Sequence[int], of: str) -> float | None:
+def _group(counts: ConfusionMatrix, group: Sequence[int], of: str) -> float | None:
     if any(c not in counts.labels for c in group):
         return None
     if of == "accuracy":
@@ -204,24 +206,24 @@ def _group(counts: Counts, group: Sequence[int], of: str) -> float | None:
     return _class_mean({"miou": "iou", "dice": "dice", "balanced": "recall"}[of], counts, group, "skip").value
 
 
-def _stream_figure(fig: Figure, evidence: Evidence, after: int) -> Value:
+def _stream_figure(fig: Figure, results: RunResults, after: int) -> Value:
     name = fig.definition.name
     if name == "accuracy.average":
-        return _average(fig, evidence, after)
-    rows = {t: row for t, row in group_matrix(evidence, fig["of"]).items() if t <= after}
+        return _average(fig, results, after)
+    rows = {t: row for t, row in group_matrix(results, fig["of"]).items() if t <= after}
     if name == "forgetting":
         return _mean(forgetting_by_group(rows, after, fig["rule"]))
     if name == "bwt":
         return _backward(rows, after, fig["rule"])
     if name == "fwt":
-        return _forward(rows, after, fig, evidence)
-    return _intransigence(rows, after, fig["of"], evidence)
+        return _forward(rows, after, fig, results)
+    return _intransigence(rows, after, fig["of"], results)
 
 
-def _average(fig: Figure, evidence: Evidence, after: int) -> Value:
+def _average(fig: Figure, results: RunResults, after: int) -> Value:
     base = _AVERAGED[fig["of"]]
     absent = "" if fig["of"] == "accuracy" else f",absent={fig['absent']}"
-    values = [evaluate(f"{base}[bg={fig['bg']}{absent}]", evidence, t).value for t in range(after + 1)]
+    values = [evaluate(f"{base}[bg={fig['bg']}{absent}]", results, t).value for t in range(after + 1)]
     return UNDEFINED if None in values else _mean(values)
 
 
@@ -230,22 +232,22 @@ def _backward(rows: Mapping[int, Row], after: int, rule: str) -> Value:
     return _mean(_minus(_cell(rows, i, j), _cell(rows, j, j)) for i in tasks for j in range(i))
 
 
-def _forward(rows: Mapping[int, Row], after: int, fig: Figure, evidence: Evidence) -> Value:
+def _forward(rows: Mapping[int, Row], after: int, fig: Figure, results: RunResults) -> Value:
     rule, tasks = fig["rule"], range(1, after + 1)
     if rule == "all-pairs":
         return _mean(_cell(rows, i, j) for j in tasks for i in range(j))
     before = [_cell(rows, j - 1, j) for j in tasks]
     if rule == "before":
         return _mean(before)
-    if evidence.untrained is None:
+    if results.untrained is None:
         return UNDEFINED
-    fresh = [_group(evidence.untrained, group, fig["of"]) for group in evidence.stream.groups[1 : after + 1]]
+    fresh = [_group(results.untrained, group, fig["of"]) for group in results.stream.groups[1 : after + 1]]
     return _mean(_minus(b, f) for b, f in zip(before, fresh, strict=True))
 
 
-def _intransigence(rows: Mapping[int, Row], after: int, of: str, evidence: Evidence) -> Value:
-    joint = evidence.reference
-    if joint is None or joint.last is None or evidence.stream.merged:
+def _intransigence(rows: Mapping[int, Row], after: int, of: str, results: RunResults) -> Value:
+    joint = results.reference
+    if joint is None or joint.last is None or results.stream.merged:
         return UNDEFINED
     best = group_matrix(joint, of)[joint.last]
     return _mean(_minus(best[j], _cell(rows, j, j)) for j in range(after + 1))

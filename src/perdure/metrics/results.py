@@ -11,10 +11,10 @@ from typing import Any, Final, NamedTuple
 
 from perdure.errors import DataError, PerdureError
 from perdure.files import write_json, write_text
-from perdure.metrics.counts import Counts
+from perdure.metrics.confusion import ConfusionMatrix
 from perdure.metrics.definitions import DEFINITIONS, figure, variants
 from perdure.metrics.described import DescribedStream
-from perdure.metrics.figures import Evidence, class_values, evaluate, group_matrix, headline, make_evidence
+from perdure.metrics.figures import RunResults, class_values, evaluate, group_matrix, headline, run_results
 
 COLUMNS: Final = ("after_task", "task", "class_id", "class_name", "figure", "value", "n")
 VERSION: Final = 1
@@ -32,30 +32,32 @@ class ResultRow(NamedTuple):
     n: int
 
 
-def results_rows(stream: DescribedStream, counts_by_task: Mapping[int, Mapping[str, Counts]]) -> list[ResultRow]:
+def results_rows(
+    stream: DescribedStream, counts_by_task: Mapping[int, Mapping[str, ConfusionMatrix]]
+) -> list[ResultRow]:
     """All figures that exist after each measured task: first those of the model, then those of each class."""
-    evidence = make_evidence(stream, counts_by_task)
+    results = run_results(stream, counts_by_task)
     rows: list[ResultRow] = []
-    for t in evidence.counts:
-        rows += _figure_rows(evidence, t)
-        rows += _class_rows(evidence, t)
+    for t in results.counts:
+        rows += _figure_rows(results, t)
+        rows += _class_rows(results, t)
     return rows
 
 
-def _figure_rows(evidence: Evidence, t: int) -> list[ResultRow]:
-    name = evidence.stream.tasks[t].name
-    kind = evidence.stream.kind
+def _figure_rows(results: RunResults, t: int) -> list[ResultRow]:
+    name = results.stream.tasks[t].name
+    kind = results.stream.kind
     figures = [f for d in DEFINITIONS.values() if d.scope != "class" for f in variants(d, kind)]
-    values = [(str(f), evaluate(f, evidence, t)) for f in figures]
+    values = [(str(f), evaluate(f, results, t)) for f in figures]
     return [ResultRow(t, name, None, "", f, v.value, v.n) for f, v in values if v.value is not None]
 
 
-def _class_rows(evidence: Evidence, t: int) -> list[ResultRow]:
-    counts, names = evidence.counts[t], evidence.stream.names
-    kind = evidence.stream.kind
+def _class_rows(results: RunResults, t: int) -> list[ResultRow]:
+    counts, names = results.counts[t], results.stream.names
+    kind = results.stream.kind
     figures = [d.name for d in DEFINITIONS.values() if d.scope == "class" and kind in d.kinds]
     values = {f: class_values(f, counts) for f in figures}
-    task = evidence.stream.tasks[t].name
+    task = results.stream.tasks[t].name
     return [
         ResultRow(t, task, label, names.get(label, str(label)), f, value, n)
         for label in counts.labels
@@ -66,22 +68,22 @@ def _class_rows(evidence: Evidence, t: int) -> list[ResultRow]:
 
 
 def results_document(
-    stream: DescribedStream, counts_by_task: Mapping[int, Mapping[str, Counts]], rows: Sequence[ResultRow]
+    stream: DescribedStream, counts_by_task: Mapping[int, Mapping[str, ConfusionMatrix]], rows: Sequence[ResultRow]
 ) -> dict[str, Any]:
     """Content of ``results.json``: the rows, R[t][j], the headline figures' names and every definition used.
 
     R[t][j] stands under ``group_miou``, in classification under ``group_accuracy``.
     """
-    evidence = make_evidence(stream, counts_by_task)
+    results = run_results(stream, counts_by_task)
     used = dict.fromkeys(row.figure for row in rows)
     of = "accuracy" if stream.kind == "classification" else "miou"
-    matrix = group_matrix(evidence, of)
+    matrix = group_matrix(results, of)
     return {
         "version": VERSION,
         "dataset": stream.dataset,
         "protocol": stream.protocol,
         "tasks": [t.name for t in stream.tasks],
-        "measured": list(evidence.counts),
+        "measured": list(results.counts),
         "headline": headline(stream),
         f"group_{of}": {str(t): matrix[t] for t in matrix},
         "figures": {name: _definition(name) for name in used},
@@ -96,7 +98,7 @@ def _definition(name: str) -> dict[str, str]:
 
 
 def write_results(
-    run: Path, stream: DescribedStream, counts_by_task: Mapping[int, Mapping[str, Counts]]
+    run: Path, stream: DescribedStream, counts_by_task: Mapping[int, Mapping[str, ConfusionMatrix]]
 ) -> list[ResultRow]:
     """Write ``results.csv`` and ``results.json`` into a run folder; equal counts give equal bytes."""
     rows = results_rows(stream, counts_by_task)

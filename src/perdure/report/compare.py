@@ -1,4 +1,4 @@
-"""Runs side by side: the same figures after the same task, seeds put together, the best one marked."""
+"""Runs side by side: the same figures after the same task, seeds put alike, the best one marked."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from perdure.errors import UsageError
 from perdure.metrics.definitions import Figure, figure
-from perdure.metrics.figures import Evidence, evaluate, headline
+from perdure.metrics.figures import RunResults, evaluate, headline
 from perdure.report.comparable import about_protocols, check_same
 from perdure.report.render import NONE, number
 from perdure.report.run_data import RunData, load_run
@@ -106,31 +106,31 @@ def compare(runs: Sequence[Path], figures: Sequence[str] | None = None) -> Compa
         RunError: A folder is not a run.
         DataError: No task is done in one of the runs.
     """
-    groups, notes = gather([load_run(path) for path in runs])
+    groups, notes = group_runs([load_run(path) for path in runs])
     return compare_groups(groups, notes, figures)
 
 
-def gather(runs: Sequence[RunData]) -> tuple[list[Group], list[str]]:
-    """Check that runs can be compared; put those together that differ by seed only; give joint runs as reference."""
+def group_runs(runs: Sequence[RunData]) -> tuple[list[Group], list[str]]:
+    """Check that runs can be compared; put those alike that differ by seed only; give joint runs as reference."""
     if not runs:
         raise UsageError("there is nothing to compare", "give two or more run folders")
     for run in runs[1:]:
         check_same(runs[0], run)
     for run in runs:
-        if run.evidence.last is None:
+        if run.results.last is None:
             raise UsageError(f"run '{run.name}' has no finished task yet", "leave it out, or go on with it: --resume")
     tasks = max(len(r.stream.tasks) for r in runs)
     stepwise = [r for r in runs if len(r.stream.tasks) == tasks]
-    after = min(r.evidence.last or 0 for r in stepwise)
-    joint = next((r.evidence for r in runs if r.stream.merged), None)
-    together: dict[tuple[str, str, bool], list[RunData]] = {}
+    after = min(r.results.last or 0 for r in stepwise)
+    joint = next((r.results for r in runs if r.stream.merged), None)
+    alike: dict[tuple[str, str, bool], list[RunData]] = {}
     for run in runs:
-        known = replace(run, evidence=replace(run.evidence, reference=joint))
-        together.setdefault((run.method, run.settings, run.stream.merged), []).append(known)
+        known = replace(run, results=replace(run.results, reference=joint))
+        alike.setdefault((run.method, run.settings, run.stream.merged), []).append(known)
     whole = after == tasks - 1
     groups = [
         Group(label, tuple(members), after if len(members[0].stream.tasks) == tasks else (0 if whole else None))
-        for label, members in zip(_labels(list(together.values())), together.values(), strict=True)
+        for label, members in zip(_labels(list(alike.values())), alike.values(), strict=True)
     ]
     notes = []
     if not whole:
@@ -220,7 +220,7 @@ def _labels(groups: Sequence[Sequence[RunData]]) -> list[str]:
 
 def _entry(group: Group, figures: Sequence[Figure]) -> Entry:
     first = group.runs[0]
-    values = {str(f): [_value(f, r.evidence, group.after) for r in group.runs] for f in figures}
+    values = {str(f): [_value(f, r.results, group.after) for r in group.runs] for f in figures}
     return Entry(
         group.label,
         first.method,
@@ -233,11 +233,11 @@ def _entry(group: Group, figures: Sequence[Figure]) -> Entry:
     )
 
 
-def _value(fig: Figure, evidence: Evidence, after: int | None) -> float | None:
+def _value(fig: Figure, results: RunResults, after: int | None) -> float | None:
     """Value to compare; figures over tasks mean nothing for a joint run."""
-    if after is None or (evidence.stream.merged and fig.definition.scope == "stream"):
+    if after is None or (results.stream.merged and fig.definition.scope == "stream"):
         return None
-    return evaluate(fig, evidence, after).value
+    return evaluate(fig, results, after).value
 
 
 def _score(values: Sequence[float | None]) -> Score:

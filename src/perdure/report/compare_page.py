@@ -13,7 +13,7 @@ from perdure.metrics.definitions import figure
 from perdure.metrics.figures import class_values, evaluate
 from perdure.report.cells import Cell, HeatRow
 from perdure.report.colors import difference, heat, hex_color
-from perdure.report.compare import Comparison, Group, compare_groups, gather, score_text
+from perdure.report.compare import Comparison, Group, compare_groups, group_runs, score_text
 from perdure.report.kept_items import picture_rows, what_they_are
 from perdure.report.plots import Line, curves
 from perdure.report.render import definitions, environment
@@ -25,7 +25,7 @@ from perdure.report.words import words
 
 def write_comparison(runs: Sequence[Path], page: Path, figures: Sequence[str] | None = None) -> Comparison:
     """Compare runs and write the page; see :func:`perdure.report.compare.compare` for arguments and errors."""
-    groups, notes = gather([load_run(path) for path in runs])
+    groups, notes = group_runs([load_run(path) for path in runs])
     comparison = compare_groups(groups, notes, figures)
     text = environment().get_template("compare.html.j2").render(page_values(comparison, groups))
     write_text(page, text)
@@ -76,7 +76,7 @@ def _over_tasks(group: Group, name: str, tasks: int) -> list[float | None]:
 
 
 def _mean(group: Group, name: str, after: int) -> float | None:
-    values = [evaluate(name, r.evidence, after).value for r in group.runs]
+    values = [evaluate(name, r.results, after).value for r in group.runs]
     known = [v for v in values if v is not None]
     return sum(known) / len(known) if known and len(known) == len(values) else None
 
@@ -107,7 +107,7 @@ def difference_rows(groups: Sequence[Group]) -> list[HeatRow]:
 def _class_means(group: Group) -> dict[int, float]:
     """Mean IoU (recall) over an entry's runs of each class that all of them measured."""
     by_class = words(group.runs[0].stream).by_class
-    values = [class_values(by_class, r.evidence.counts[group.after or 0]) for r in group.runs]
+    values = [class_values(by_class, r.results.counts[group.after or 0]) for r in group.runs]
     means: dict[int, float] = {}
     for c in values[0]:
         known = [v for run in values if (v := run[c].value) is not None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from perdure.metrics.counts import Counts
+from perdure.metrics.confusion import ConfusionMatrix
 from perdure.metrics.described import DescribedStream, DescribedTask
 from perdure.report.cells import Cell
 from perdure.report.colors import share
@@ -29,7 +29,10 @@ class ConfusionRow:
 
 @dataclass(frozen=True)
 class ConfusionTable:
-    """Counts after one task. ``size`` is ``numbers``, ``small`` or ``tiny``; ``edges`` says where tasks begin."""
+    """Confusion matrix after one task. ``size`` is ``numbers``, ``small`` or ``tiny``.
+
+    ``edges`` says where tasks begin.
+    """
 
     task: DescribedTask
     size: str
@@ -43,13 +46,13 @@ def confusion_tables(run: RunData) -> list[ConfusionTable]:
     stream = run.stream
     if stream.kind != "classification":
         return []
-    measured = sorted(run.evidence.counts, reverse=True)
+    measured = sorted(run.results.counts, reverse=True)
     if measured and len(stream.tasks[measured[0]].seen) > MOST_SMALL:
         measured = measured[:1]
-    return [_table(stream, stream.tasks[t], run.evidence.counts[t]) for t in measured]
+    return [_table(stream, stream.tasks[t], run.results.counts[t]) for t in measured]
 
 
-def _table(stream: DescribedStream, task: DescribedTask, counts: Counts) -> ConfusionTable:
+def _table(stream: DescribedStream, task: DescribedTask, counts: ConfusionMatrix) -> ConfusionTable:
     """Rows are the true classes, columns what the model said, both in learning order."""
     order = [c for c in stream.order if c in task.seen]
     starts = {group[0] for group in stream.groups[1:] if group}

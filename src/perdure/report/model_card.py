@@ -31,13 +31,13 @@ def card_values(data: RunData) -> dict[str, Any]:
     """All that the card's template lays out."""
     section = data.recipe.get("data")
     about = section if isinstance(section, dict) else {}
-    last = data.evidence.last
+    last = data.results.last
     return {
         "run": data,
         "stream": data.stream,
         "names": data.stream.names,
         "last": last,
-        "measured": [data.stream.tasks[t] for t in data.evidence.counts],
+        "measured": [data.stream.tasks[t] for t in data.results.counts],
         "figures": sections.figure_table(data),
         "heat": [] if last is None else sections.heat_rows(data),
         "ledger": sections.ledger_table(data),

@@ -34,7 +34,7 @@ def write_report(run: Path) -> Path:
 
 def report_values(data: RunData) -> dict[str, Any]:
     """All that the template lays out."""
-    last = data.evidence.last
+    last = data.results.last
     shown = data.shown.get(max(data.ledgers, default=-1), ())
     columns, pictures = kept_items.picture_rows(data.stream, shown)
     distances = memorisation(data.stream, shown)
@@ -45,7 +45,7 @@ def report_values(data: RunData) -> dict[str, Any]:
         "last_name": None if last is None else data.stream.tasks[last].name,
         "cards": [] if last is None else sections.cards(data, last),
         "curves": sections.run_curves(data),
-        "measured": [data.stream.tasks[t] for t in data.evidence.counts],
+        "measured": [data.stream.tasks[t] for t in data.results.counts],
         "figures": sections.figure_table(data),
         "heat": [] if last is None else sections.heat_rows(data),
         "words": words(data.stream),

@@ -13,9 +13,9 @@ import yaml
 
 from perdure.errors import DataError, RunError
 from perdure.files import read_json
-from perdure.metrics.counts import read_counts
+from perdure.metrics.confusion import read_counts
 from perdure.metrics.described import DescribedStream, DescribedTask, read_stream
-from perdure.metrics.figures import Evidence, make_evidence
+from perdure.metrics.figures import RunResults, run_results
 from perdure.report.kept_items import ShownItem, shown_items
 from perdure.report.samples import Sample, read_samples
 
@@ -30,7 +30,7 @@ class RunData:
     Args:
         name: Name of the folder.
         stream: Its classes and tasks.
-        evidence: Counts after each measured task.
+        results: Counts after each measured task.
         sealed: Number of tasks that are done.
         ledgers: Content of ``ledger.json`` by task.
         samples: Test samples by task and name; empty where none may be shown.
@@ -41,7 +41,7 @@ class RunData:
 
     name: str
     stream: DescribedStream
-    evidence: Evidence
+    results: RunResults
     sealed: int
     ledgers: Mapping[int, dict[str, Any]]
     samples: Mapping[int, dict[str, Sample]]
@@ -92,7 +92,7 @@ def load_run(path: Path) -> RunData:
     return RunData(
         name=path.resolve().name,
         stream=stream,
-        evidence=make_evidence(stream, counts),
+        results=run_results(stream, counts),
         sealed=len(folders),
         ledgers=ledgers,
         samples={t: read_samples(f / "samples") for t, f in folders.items()} if shown else {},

@@ -16,7 +16,7 @@ from PIL import Image
 
 from perdure.errors import DataError
 from perdure.files import read_json, write_atomic, write_json
-from perdure.labels import Table
+from perdure.labels import TABLE_SIZE, Palette
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,7 +54,7 @@ def write_samples(
     image: Tensor,
     truth: npt.NDArray[Any],
     prediction: npt.NDArray[Any],
-    palette: Table,
+    palette: Palette,
     mean: Sequence[float],
     std: Sequence[float],
 ) -> list[Path]:
@@ -64,9 +64,9 @@ def write_samples(
         folder: Where to write.
         name: The sample's name; characters that do not belong in a file name are replaced.
         image: Normalised image ``(C, *S)`` float.
-        truth: Labels ``(*S)`` in global ids, 255 for ignore.
+        truth: Labels ``(*S)`` in global ids, ``IGNORE`` included.
         prediction: Labels ``(*S)`` in global ids.
-        palette: RGB of each label, ``(256, 3)`` uint8.
+        palette: RGB of each label, ``(TABLE_SIZE, 3)`` uint8.
         mean: Subtracted mean, one a channel (or one for all).
         std: Divisor, one a channel (or one for all).
 
@@ -143,10 +143,10 @@ def _read_classes(path: Path) -> tuple[int, int]:
     return truth, predicted
 
 
-def paint(labels: npt.NDArray[Any], palette: Table) -> Pixels:
-    """Colour a label map: ``(H, W)`` -> ``(H, W, 3)`` uint8. A label outside 0..255 is a DataError."""
+def paint(labels: npt.NDArray[Any], palette: Palette) -> Pixels:
+    """Colour a label map: ``(H, W)`` -> ``(H, W, 3)`` uint8. A label outside the table is a DataError."""
     if labels.size and (labels.min() < 0 or labels.max() >= len(palette)):
-        raise DataError(f"a label map holds {labels.min()} to {labels.max()}; labels run from 0 to 255")
+        raise DataError(f"a label map holds {labels.min()} to {labels.max()}; labels run from 0 to {TABLE_SIZE - 1}")
     painted: Pixels = palette[labels.astype(np.int64)]
     return painted
 

@@ -23,20 +23,20 @@ def cards(run: RunData, after: int) -> list[dict[str, Any]]:
     for name in headline(run.stream):
         fig = figure(name)
         d = fig.definition
-        value, n = evaluate(name, run.evidence, after)
+        value, n = evaluate(name, run.results, after)
         made.append({"name": name, "title": fig.title, "value": value, "n": n, "unit": d.unit, "better": d.better})
     return made
 
 
 def figure_table(run: RunData) -> list[tuple[str, list[Value]]]:
     """Headline figures by task."""
-    return [(n, [evaluate(n, run.evidence, t) for t in run.evidence.counts]) for n in headline(run.stream)]
+    return [(n, [evaluate(n, run.results, t) for t in run.results.counts]) for n in headline(run.stream)]
 
 
 def heat_rows(run: RunData) -> list[HeatRow]:
     """IoU (recall) of each class after each task, in learning order; background first where there is one."""
-    stream, evidence, said = run.stream, run.evidence, words(run.stream)
-    values = {t: class_values(said.by_class, counts) for t, counts in evidence.counts.items()}
+    stream, results, said = run.stream, run.results, words(run.stream)
+    values = {t: class_values(said.by_class, counts) for t, counts in results.counts.items()}
     order = ([BACKGROUND] if stream.background is not None else []) + list(stream.order)
     colors = {c.id: hex_color(c.color) for c in stream.classes} | {BACKGROUND: hex_color((0, 0, 0))}
     firsts = {group[0] for group in stream.groups if group}
@@ -46,7 +46,7 @@ def heat_rows(run: RunData) -> list[HeatRow]:
         taught = 0 if stream.merged else max(group, 0)
         cells = [_cell(values, t, class_id, taught, said) for t in range(len(stream.tasks))]
         if not stream.merged:
-            cells.append(_change(values, evidence.last, class_id, taught))
+            cells.append(_change(values, results.last, class_id, taught))
         when = "" if group < 0 or stream.merged else stream.tasks[taught].name
         rows.append(HeatRow(class_id, stream.names[class_id], colors[class_id], when, tuple(cells), class_id in firsts))
     return rows
@@ -92,7 +92,7 @@ def run_curves(run: RunData) -> list[dict[str, str]]:
 
 
 def _over_tasks(run: RunData, name: str) -> list[float | None]:
-    return [evaluate(name, run.evidence, t).value for t in range(len(run.stream.tasks))]
+    return [evaluate(name, run.results, t).value for t in range(len(run.stream.tasks))]
 
 
 def _mious(run: RunData) -> list[Line]:
@@ -105,7 +105,7 @@ def _mious(run: RunData) -> list[Line]:
 def _accuracies(run: RunData) -> list[Line]:
     """Accuracy over all images, balanced, and on the images of each task's classes."""
     tasks = run.stream.tasks
-    rows = group_matrix(run.evidence, words(run.stream).of)
+    rows = group_matrix(run.results, words(run.stream).of)
     every, balanced = headline(run.stream)[:2]
     lines = [
         Line("all images", _over_tasks(run, every), 0),
@@ -118,7 +118,7 @@ def _accuracies(run: RunData) -> list[Line]:
 def _losses(run: RunData) -> list[Line]:
     """Forgetting of each task's classes and its mean."""
     tasks, said = run.stream.tasks, words(run.stream)
-    rows = group_matrix(run.evidence, said.of)
+    rows = group_matrix(run.results, said.of)
     lost = {t: forgetting_by_group(rows, t) for t in rows}
     fading = [
         Line(tasks[j].name, [lost[t.index][j] if j < len(lost.get(t.index, [])) else None for t in tasks], j + 1)

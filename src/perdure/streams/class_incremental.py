@@ -16,8 +16,8 @@ from typing import Final, Literal, get_args
 
 import numpy as np
 
+from perdure.data.dataset import Dataset, Transform
 from perdure.data.source import Source, Split
-from perdure.data.views import Transform, View
 from perdure.errors import DataError, UsageError, nearest
 from perdure.labels import BACKGROUND, IGNORE, LabelSpace, remap_table
 from perdure.streams import lists
@@ -48,7 +48,7 @@ def class_incremental(
 ) -> Stream:
     """Stream that teaches ``base`` classes first and ``step`` more with every further task.
 
-    Training and test lists are made here (from masks, once, see :mod:`perdure.streams.lists`); the monitor list
+    Training and test lists are made here (from masks, once, see :mod:`perdure.streams.lists`); the validation list
     when it is first asked for, so that a data set without a validation split can still be learned.
 
     Args:
@@ -56,15 +56,15 @@ def class_incremental(
         base: Classes of the first task.
         step: Classes of every further task.
         train_transform: Augmentation and normalisation of training images.
-        eval_transform: Geometry and normalisation of monitor and test images.
+        eval_transform: Geometry and normalisation of validation and test images.
         setting: Which images a task holds: ``overlap``, ``disjoint``, ``partition`` (lists from
             ``partition_file``) or ``partition-rarest`` (computed, our own rule).
         order: ``natural``, ``shuffled`` (by ``order_seed``), or class ids or names in learning order. Classes
             that a given order leaves out are never taught and stay background.
         order_seed: Seed of the shuffled order.
         partition_file: See :mod:`perdure.streams.partition_file`.
-        other_label: Label of not yet learned classes in monitor and test views: 0 counts them as background,
-            255 leaves their pixels out. By default what the data set's benchmark does.
+        other_label: Label of not yet learned classes in validation and test views: 0 counts them as background,
+            ``IGNORE`` leaves their pixels out. By default what the data set's benchmark does.
         short_last: Let the last task teach fewer classes than ``step`` where it does not divide the rest.
         pool: Images that a method may use without their labels: those of the classes seen so far in a split, or
             all of a source. With ``test`` the figures are transductive, and the protocol's name says so.
@@ -76,7 +76,7 @@ def class_incremental(
     groups = split_classes(learning_order(source.space, order, order_seed), base, step, short_last)
     other = source.other_label if other_label is None else other_label
     if other not in (BACKGROUND, IGNORE):
-        raise UsageError(f"other_label is {other}", "0 counts later classes as background, 255 ignores them")
+        raise UsageError(f"other_label is {other}", f"0 counts later classes as background, {IGNORE} ignores them")
     names = task_names(source.space, groups)
     train = _train_rows(source, groups, setting, partition_file)
     test = lists.seen(lists.cached_presence(source, "test"), groups)
@@ -107,7 +107,7 @@ class _Plan:
     pool: Pool | None
 
     @cached_property
-    def monitor(self) -> list[lists.Rows]:
+    def validation(self) -> list[lists.Rows]:
         return lists.overlap(lists.cached_presence(self.source, "val"), self.groups)
 
     def open(self, index: int, check: Callable[[], None]) -> TaskData:
@@ -116,24 +116,24 @@ class _Plan:
         every = [c for group in self.groups for c in group]
         return TaskData(
             train=lambda: self.view("train", index, new, check),
-            monitor=lambda: self.view("val", index, new, check),
+            validation=lambda: self.view("val", index, new, check),
             tests=lambda: {"test": self.view("test", index, seen, None)},
             joint=lambda split: self.view(split, index, every, check),
             pool=self._pool(index, check),
         )
 
-    def _pool(self, index: int, check: Callable[[], None]) -> Callable[[], View] | None:
+    def _pool(self, index: int, check: Callable[[], None]) -> Callable[[], Dataset] | None:
         if self.pool is None:
             return None
         return partial(pool_view, self.source, self.pool, self.groups, index, self.train_transform, check)
 
-    def view(self, split: Split, index: int, keep: Sequence[int], check: Callable[[], None] | None) -> View:
+    def view(self, split: Split, index: int, keep: Sequence[int], check: Callable[[], None] | None) -> Dataset:
         """Images of one task that keep the labels ``keep``; the rest becomes background or ``other``."""
-        rows = {"train": lambda: self.train, "val": lambda: self.monitor, "test": lambda: self.test}[split]()
+        rows = {"train": lambda: self.train, "val": lambda: self.validation, "test": lambda: self.test}[split]()
         names = self.source.names(split)
         table = remap_table(keep, BACKGROUND if split == "train" else self.other)
         transform = self.train_transform if split == "train" else self.eval_transform
-        return View(self.source, split, tuple(names[row] for row in rows[index]), table, transform, check)
+        return Dataset(self.source, split, tuple(names[row] for row in rows[index]), table, transform, check)
 
 
 def parse_split(text: str) -> tuple[int, int]:

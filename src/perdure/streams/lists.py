@@ -45,13 +45,13 @@ def cache_dir() -> Path:
 
 
 def cached_presence(source: Source, split: Split) -> Presence:
-    """Presence matrix ``(N, 256)`` of a split in the order of ``source.names(split)``, read from masks only once.
+    """Presence matrix ``(N, TABLE_SIZE)`` of a split in the order of ``source.names(split)``, read once.
 
     The file is named after the split's fingerprint and holds a checksum and packed bits, no sample names. A
     damaged file is computed again; a cache that cannot be written is logged and does without.
     """
     count = len(source.names(split))
-    key = hashlib.blake2b(f"presence 1 {source.fingerprint(split)}".encode(), digest_size=20).hexdigest()
+    key = hashlib.blake2b(f"presence 2 {source.fingerprint(split)}".encode(), digest_size=20).hexdigest()
     path = cache_dir() / "presence" / f"{key}.bits"
     known = _read(path, count)
     if known is not None:

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from perdure.data.dataset import Dataset
 from perdure.data.source import Image, Kind, Mask, Split
-from perdure.data.views import View
 from perdure.errors import DataError, UsageError
 from perdure.labels import BACKGROUND, LabelSpace, remap_table
 from perdure.streams.task import Stream, TaskData, TaskSpec, make_stream
@@ -28,7 +28,7 @@ def merged(stream: Stream) -> Stream:
     annotated = frozenset().union(*(task.annotated for task in stream.tasks))
 
     def data(check: Callable[[], None]) -> TaskData:
-        def joined(split: Split) -> View:
+        def joined(split: Split) -> Dataset:
             return join([_joint(task.data, split) for task in stream.tasks if task.data], stream.space, check)
 
         return TaskData(lambda: joined("train"), lambda: joined("val"), last.tests, joined)
@@ -44,13 +44,13 @@ def merged(stream: Stream) -> Stream:
     return make_stream(stream.space, [spec], f"{stream.protocol}, merged", stream.groups)
 
 
-def _joint(data: TaskData, split: Split) -> View:
+def _joint(data: TaskData, split: Split) -> Dataset:
     if data.joint is None:
         raise UsageError("a task without merged labels was merged")
     return data.joint(split)
 
 
-def join(views: Sequence[View], space: LabelSpace, check: Callable[[], None] | None) -> View:
+def join(views: Sequence[Dataset], space: LabelSpace, check: Callable[[], None] | None) -> Dataset:
     """One view over several. Views of one source and one label table share their images (each once, in order)."""
     first = views[0]
     if all(v.source is first.source and np.array_equal(v.table, first.table) for v in views):
@@ -58,7 +58,7 @@ def join(views: Sequence[View], space: LabelSpace, check: Callable[[], None] | N
         names = tuple(name for name in first.source.names(first.split) if name in chosen)
         return replace(first, names=names, check=check)
     source = JoinedSource(views, space)
-    return View(
+    return Dataset(
         source,
         first.split,
         tuple(source.names(first.split)),
@@ -76,7 +76,7 @@ class JoinedSource:
         space: The label space of their tables' values.
     """
 
-    def __init__(self, views: Sequence[View], space: LabelSpace) -> None:
+    def __init__(self, views: Sequence[Dataset], space: LabelSpace) -> None:
         # without their checks: the view over this source carries the check of its own stream
         self._views = tuple(replace(view, check=None) for view in views)
         self._split = views[0].split
@@ -111,7 +111,7 @@ class JoinedSource:
             digest.update("\0".join(view.names).encode())
         return digest.hexdigest()
 
-    def _find(self, split: Split, name: str) -> tuple[View, str]:
+    def _find(self, split: Split, name: str) -> tuple[Dataset, str]:
         number, _, own = name.partition("/")
         if split != self._split or not number.isdecimal() or int(number) >= len(self._views):
             raise DataError(f"{self.name}: no sample '{name}' in split {split}")

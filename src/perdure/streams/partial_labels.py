@@ -13,8 +13,8 @@ from typing import Literal
 
 import numpy as np
 
+from perdure.data.dataset import Dataset, Transform
 from perdure.data.source import Source, Split
-from perdure.data.views import Transform, View
 from perdure.errors import DataError, UsageError, nearest
 from perdure.labels import BACKGROUND, IGNORE, TABLE_SIZE, ClassInfo, Color, LabelSpace, Table, spread_colors
 from perdure.streams.class_incremental import slug
@@ -78,7 +78,7 @@ def partial_labels(
     Args:
         sets: The data sets in learning order.
         train_transform: Augmentation and normalisation of training images.
-        eval_transform: Geometry and normalisation of monitor and test images.
+        eval_transform: Geometry and normalisation of validation and test images.
         union: ``names``: classes of the same name (after ``rename``) are one class. ``offset``: every data set
             has classes of its own; its ids follow those of the sets before it.
         elsewhere: Whether images of one data set may show classes of the others (``unlabelled``) or cannot
@@ -143,8 +143,8 @@ def global_space(sets: Sequence[DataSet], union: Union = "names") -> tuple[Label
 
 
 def label_table(local: Mapping[int, int], other: int) -> Table:
-    """Table of 256 entries: local id -> global id; 0 and 255 stay; every other label becomes ``other``."""
-    table = np.full(TABLE_SIZE, other, np.uint8)
+    """Table: local id -> global id; background and ignore stay; every other label becomes ``other``."""
+    table = np.full(TABLE_SIZE, other, np.int16)
     table[[BACKGROUND, IGNORE]] = BACKGROUND, IGNORE
     table[list(local)] = list(local.values())
     return table
@@ -166,7 +166,7 @@ def _opener(
 ) -> Callable[[Callable[[], None]], TaskData]:
     train_transform, eval_transform = transforms
 
-    def view(task: int, split: Split, guard: Callable[[], None] | None) -> View:
+    def view(task: int, split: Split, guard: Callable[[], None] | None) -> Dataset:
         source = sets[task].source
         names = tuple(source.names(split))
         if source.kind == "classification" and len(maps[task]) < len(source.space):
@@ -176,9 +176,9 @@ def _opener(
             raise DataError(f"{sets[task].label}: the {split} split is empty", "a task needs at least one sample")
         other = BACKGROUND if split == "train" else source.other_label
         transform = train_transform if split == "train" else eval_transform
-        return View(source, split, names, label_table(maps[task], other), transform, guard)
+        return Dataset(source, split, names, label_table(maps[task], other), transform, guard)
 
-    def tests() -> dict[str, View]:
+    def tests() -> dict[str, Dataset]:
         return {sets[task].label: view(task, "test", None) for task in range(index + 1)}
 
     view(index, "train", None)  # a missing split is found before any work starts
@@ -187,7 +187,7 @@ def _opener(
     def data(check: Callable[[], None]) -> TaskData:
         return TaskData(
             train=lambda: view(index, "train", check),
-            monitor=lambda: view(index, "val", check),
+            validation=lambda: view(index, "val", check),
             tests=tests,
             joint=(lambda split: view(index, split, check)) if mergeable else None,
         )

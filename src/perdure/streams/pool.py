@@ -7,8 +7,8 @@ from typing import Literal
 
 import numpy as np
 
+from perdure.data.dataset import Dataset, Transform
 from perdure.data.source import Source
-from perdure.data.views import Transform, View
 from perdure.labels import IGNORE, TABLE_SIZE
 from perdure.streams import lists
 
@@ -23,7 +23,7 @@ def pool_view(
     index: int,
     transform: Transform,
     check: Callable[[], None],
-) -> View:
+) -> Dataset:
     """What a task may use: of a split the images that show a class seen so far; every label hidden.
 
     Args:
@@ -34,11 +34,11 @@ def pool_view(
         transform: As of training images.
         check: Called before every read; raises when the task is sealed.
     """
-    hidden = np.full(TABLE_SIZE, IGNORE, np.uint8)
+    hidden = np.full(TABLE_SIZE, IGNORE, np.int16)
     if not isinstance(pool, str):
-        return View(pool, "train", tuple(pool.names("train")), hidden, transform, check)
+        return Dataset(pool, "train", tuple(pool.names("train")), hidden, transform, check)
     names, rows = source.names(pool), lists.seen(lists.cached_presence(source, pool), groups)[index]
-    return View(source, pool, tuple(names[row] for row in rows), hidden, transform, check)
+    return Dataset(source, pool, tuple(names[row] for row in rows), hidden, transform, check)
 
 
 def find_pool(source: Source, pool: Pool) -> None:

@@ -11,7 +11,7 @@ from perdure.errors import DataError, UsageError, nearest
 
 
 class Comparison(NamedTuple):
-    """One number of images: ``split`` is ``train``, ``monitor`` or ``test``; ``step`` counts from 0."""
+    """One number of images: ``split`` is ``train``, ``validation`` or ``test``; ``step`` counts from 0."""
 
     step: int
     split: str
@@ -36,7 +36,7 @@ def published(dataset: str) -> dict[str, Any]:
 
 
 def published_counts(dataset: str, split_name: str, setting: str, order: str = "natural") -> dict[str, list[int]]:
-    """Images per step of ``train``, ``monitor`` and ``test`` as far as they are published; empty where nothing is.
+    """Images per step of ``train``, ``validation`` and ``test`` as far as they are published; empty where nothing is.
 
     Args:
         dataset: Name of the data set, e.g. ``"voc"``.
@@ -49,7 +49,7 @@ def published_counts(dataset: str, split_name: str, setting: str, order: str = "
     content = published(dataset)
     splits = content["splits"] if order == "natural" else content.get("orders", {}).get(order, {}).get("splits", {})
     entry = splits.get(split_name, {})
-    counts = {split: list(entry[split]) for split in ("monitor", "test") if split in entry}
+    counts = {split: list(entry[split]) for split in ("validation", "test") if split in entry}
     train = entry.get("train", {}).get(setting)
     return ({"train": list(train)} if train else {}) | counts
 
@@ -64,7 +64,7 @@ def compare_counts(
     """Compare numbers of images with the published ones, step by step.
 
     Args:
-        ours: Images per step of ``train``, ``monitor`` and ``test``, see
+        ours: Images per step of ``train``, ``validation`` and ``test``, see
             :func:`perdure.streams.summary.list_sizes`; a missing or None entry is not compared.
         dataset: See :func:`published_counts`.
         split_name: See :func:`published_counts`.

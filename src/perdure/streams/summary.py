@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from perdure.data.dataset import Dataset
 from perdure.data.source import AbsentSplitError, Kind, Source
-from perdure.data.views import View
 from perdure.errors import DataError, PerdureError, UsageError
 from perdure.labels import BACKGROUND, IGNORE, ClassInfo, LabelSpace
 from perdure.streams.lists import Presence, cached_presence
@@ -16,11 +16,11 @@ from perdure.streams.task import Stream, Task, TaskData, TaskSpec, make_stream
 
 
 def list_sizes(stream: Stream) -> dict[str, list[int] | None]:
-    """Images per task of ``train``, ``monitor`` and ``test`` (all test sets together).
+    """Images per task of ``train``, ``validation`` and ``test`` (all test sets together).
 
-    ``monitor`` is None where the data set has no validation split. No image is read.
+    ``validation`` is None where the data set has no validation split. No image is read.
     """
-    sizes: dict[str, list[int] | None] = {"train": [], "monitor": [], "test": []}
+    sizes: dict[str, list[int] | None] = {"train": [], "validation": [], "test": []}
     for task in stream.tasks:
         for split, views in _views(task).items():
             so_far = sizes[split]
@@ -45,7 +45,7 @@ def left_out_rows(stream: Stream) -> list[int]:
 def summarize(stream: Stream) -> dict[str, Any]:
     """What a stream holds, ready for JSON.
 
-    Each task has its name, classes, numbers of images, and for train, monitor and test the number of images that
+    Each task has its name, classes, numbers of images, and for train, validation and test the number of images that
     show each class *after* the view's label table (``"background"`` or its name here, classes by name);
     ``without_images`` names annotated classes that no training image shows.
     """
@@ -147,13 +147,13 @@ class _Known(NamedTuple):
     row_of: dict[str, int]
 
 
-def _views(task: Task) -> dict[str, dict[str, View] | None]:
+def _views(task: Task) -> dict[str, dict[str, Dataset] | None]:
     """All views of a task by split and name. Reading samples stays forbidden: only sizes and lists are used."""
     data = _open(task)
-    monitor = _or_none(data.monitor)
+    validation = _or_none(data.validation)
     return {
         "train": {"train": data.train()},
-        "monitor": None if monitor is None else {"monitor": monitor},
+        "validation": None if validation is None else {"validation": validation},
         "test": data.tests(),
     }
 
@@ -164,14 +164,14 @@ def _open(task: Task) -> TaskData:
     return task.data
 
 
-def _or_none(opener: Callable[[], View]) -> View | None:
+def _or_none(opener: Callable[[], Dataset]) -> Dataset | None:
     try:
         return opener()
     except AbsentSplitError:
         return None
 
 
-def _histogram(view: View, space: LabelSpace, memory: dict[tuple[int, str], _Known]) -> dict[str, int]:
+def _histogram(view: Dataset, space: LabelSpace, memory: dict[tuple[int, str], _Known]) -> dict[str, int]:
     """Images that show each class through the view's table, by class name; ignore is left out."""
     key = (id(view.source), view.split)
     if key not in memory:

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
+from perdure.data.dataset import Dataset
 from perdure.data.source import Split
-from perdure.data.views import View
 from perdure.errors import SealedDataError
 from perdure.labels import ChannelMap, LabelSpace
 
@@ -17,18 +17,18 @@ from perdure.labels import ChannelMap, LabelSpace
 class TaskData:
     """How to open what belongs to a task; nothing is read until a view is indexed.
 
-    ``train`` and ``monitor`` belong to this task alone. ``tests`` are named test sets for *all* classes seen so
+    ``train`` and ``validation`` belong to this task alone. ``tests`` are named test sets for *all* classes seen so
     far (one pooled set in class-incremental streams, one set a task in task-incremental ones). ``joint`` opens the
     task's ``"train"`` or ``"val"`` images with every label they have; upper bounds only, through
     :func:`perdure.streams.merged.merged`. ``None`` where merging would teach wrong background. ``pool`` opens
     unlabelled images that may show any class seen so far, where the protocol grants them.
     """
 
-    train: Callable[[], View]
-    monitor: Callable[[], View]
-    tests: Callable[[], dict[str, View]]
-    joint: Callable[[Split], View] | None = None
-    pool: Callable[[], View] | None = None
+    train: Callable[[], Dataset]
+    validation: Callable[[], Dataset]
+    tests: Callable[[], dict[str, Dataset]]
+    joint: Callable[[Split], Dataset] | None = None
+    pool: Callable[[], Dataset] | None = None
 
 
 @dataclass(frozen=True)
@@ -65,15 +65,15 @@ class Task:
         """Class <-> channel map after this task."""
         return ChannelMap(self.seen)
 
-    def train(self) -> View:
+    def train(self) -> Dataset:
         """Training data. Raises :class:`SealedDataError` unless this is the current task."""
         return self._open().train()
 
-    def monitor(self) -> View:
+    def validation(self) -> Dataset:
         """Validation data with the new classes, for information while training."""
-        return self._open().monitor()
+        return self._open().validation()
 
-    def tests(self) -> dict[str, View]:
+    def tests(self) -> dict[str, Dataset]:
         """Test sets for all classes seen so far, by name."""
         if self.data is None:
             raise SealedDataError(
@@ -81,8 +81,8 @@ class Task:
             )
         return self.data.tests()
 
-    def pool(self) -> View | None:
-        """Unlabelled images of the classes seen so far (every label is 255), if the protocol grants any."""
+    def pool(self) -> Dataset | None:
+        """Unlabelled images of the classes seen so far (every label is ``IGNORE``), if the protocol grants any."""
         opener = self._open().pool
         return None if opener is None else opener()
 

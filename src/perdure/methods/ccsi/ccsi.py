@@ -21,9 +21,9 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 
+from perdure.data.dataset import Batch, Dataset
 from perdure.data.source import Kind
-from perdure.data.views import Batch, View
-from perdure.engine.phases import Batches, Collect, Desk, Generate, Phase, Terms, Train
+from perdure.engine.phases import Batches, Collect, Generate, Phase, Progress, Terms, Train
 from perdure.errors import UsageError
 from perdure.files import read_tensors
 from perdure.kept.items import Kept
@@ -34,14 +34,14 @@ from perdure.methods.ccsi.mixture import first_batches, mixed_batches
 from perdure.methods.ccsi.moments import class_moment_sums, class_moments
 from perdure.methods.ccsi.neighbours import Neighbours
 from perdure.methods.ccsi.options import CcsiOptions
-from perdure.methods.ccsi.studio import Studio, frozen
+from perdure.methods.ccsi.studio import ImpressionGenerator, frozen
 from perdure.methods.ccsi.update import Update
 from perdure.methods.losses import channels_of
 from perdure.methods.method import Prediction
 from perdure.methods.options import Setup
 from perdure.networks.classifier import Classifier
 from perdure.networks.continual_norm import GROUP_BUFFERS, continual_norms
-from perdure.seeds import fold
+from perdure.seeds import derive_seed
 from perdure.streams.task import Task
 
 WORKING: Final = ("counts", "replay_images", "replay_labels", "checked_images", "checked_labels", "centroids")
@@ -190,10 +190,12 @@ class Ccsi(nn.Module):
 
     # Making and checking impressions ------------------------------------------------------------------------------
 
-    def _studio(self, task: int) -> Studio:
+    def _studio(self, task: int) -> ImpressionGenerator:
         """Where the images that stand for the old classes of a task are made."""
         options, known = self.all_options.at(task), len(self.old if task == self.task else self.class_ids)
-        return Studio(options.synthesis, known, options.groups_before(task, known), fold(self.seed, "task", task))
+        return ImpressionGenerator(
+            options.synthesis, known, options.groups_before(task, known), derive_seed(self.seed, "task", task)
+        )
 
     def _generate(
         self, name: str, task: int, teacher: Callable[[], Classifier], take: Callable[[Tensor, Tensor], None]
@@ -203,9 +205,9 @@ class Ccsi(nn.Module):
         early = task > self.task
         first_only = early and self.options.checked == "first"
 
-        def make(lot: int, desk: Desk) -> Mapping[str, Tensor]:
+        def make(lot: int, progress: Progress) -> Mapping[str, Tensor]:
             ready = self._early.pop((task, lot), None)
-            return ready if ready is not None else studio.make(lot, teacher(), self.memory, desk)
+            return ready if ready is not None else studio.make(lot, teacher(), self.memory, progress)
 
         def finish(files: Iterable[Path]) -> None:
             made = [read_tensors(file) for file in files]
@@ -268,7 +270,7 @@ class Ccsi(nn.Module):
         beside = (lambda: self._unlabelled(task)) if contrast else None
         return replace(phase, beside=beside, after_step=after_step, finish=self._clear)
 
-    def _batches(self, new: View) -> Batches:
+    def _batches(self, new: Dataset) -> Batches:
         options, size = self.options, self.training_options.batch_size
         if self.replay_images is None or self.replay_labels is None:
             return first_batches(new, options, size)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from perdure.methods.ccsi.objective import Objective
-from perdure.seeds import fold
+from perdure.seeds import derive_seed
 
 if TYPE_CHECKING:
     from perdure.methods.ccsi.synthesis import SynthesisOptions
@@ -30,7 +30,7 @@ class Finished:
 
 
 @dataclass
-class Lot:
+class InversionBatch:
     """Groups under way.
 
     Args:
@@ -103,7 +103,7 @@ class Lot:
 
     def advance(self, objective: Objective, options: SynthesisOptions, seed: int, first: int, last: int) -> None:
         """Take the steps from ``first`` up to, but not including, ``last``."""
-        moves = Moves(self.numbers, self.images.shape[-2:], options, seed, self.images.device)
+        moves = JitterFlip(self.numbers, self.images.shape[-2:], options, seed, self.images.device)
         for step in range(first, last):
             if not self.rows:
                 return
@@ -117,7 +117,7 @@ class Lot:
             self.latest = loss
             self.summed += loss
             if self._settle(options, step):
-                moves = Moves(self.numbers, self.images.shape[-2:], options, seed, self.images.device)
+                moves = JitterFlip(self.numbers, self.images.shape[-2:], options, seed, self.images.device)
         if last == options.steps:
             self._finish(torch.ones(len(self.rows), dtype=torch.bool), last, options)
 
@@ -163,7 +163,7 @@ class Lot:
             setattr(self, name, getattr(self, name)[on_device])
 
 
-class Moves:
+class JitterFlip:
     """Random circular shifts and mirrorings of groups of images, one a group and step.
 
     The gradient is moved back by the inverse permutation of pixels, so the moves are no part of the graph.
@@ -182,7 +182,7 @@ class Moves:
         self.size, self.device, steps = tuple(size), device, options.steps
         drawn = []
         for number in numbers:
-            generator = torch.Generator().manual_seed(fold(seed, "moves", number))
+            generator = torch.Generator().manual_seed(derive_seed(seed, "moves", number))
             shifts = torch.randint(-options.jitter, options.jitter + 1, (steps, 2), generator=generator)
             flips = torch.rand(steps, generator=generator) < 0.5 * options.flip
             drawn.append(torch.cat([shifts, flips[:, None]], 1))

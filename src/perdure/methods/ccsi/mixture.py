@@ -7,20 +7,20 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from perdure.data.dataset import Dataset, Joined
 from perdure.data.tensors import tensor_view
-from perdure.data.views import Joined, View
 from perdure.engine.phases import Batches
 from perdure.methods.ccsi.options import CcsiOptions
 
 
-def first_batches(new: View, options: CcsiOptions, size: int) -> Batches:
+def first_batches(new: Dataset, options: CcsiOptions, size: int) -> Batches:
     """Batches of ``size`` new images alone; with ``replacement`` (published) some come twice an epoch, some never."""
     weights = torch.ones(len(new)) if options.replacement else None
     return Batches(new, size, drop_last=False, weights=weights)
 
 
 def mixed_batches(
-    new: View, images: Tensor, channels: Tensor, class_ids: Sequence[int], options: CcsiOptions, size: int
+    new: Dataset, images: Tensor, channels: Tensor, class_ids: Sequence[int], options: CcsiOptions, size: int
 ) -> Batches:
     """Batches of ``size`` in which replayed images have the wanted share, drawn with replacement.
 
@@ -32,7 +32,7 @@ def mixed_batches(
         options: ``share`` r and ``balance``; without the sampler in it every image comes once an epoch.
         size: Images a batch.
     """
-    ids = torch.as_tensor(class_ids, dtype=torch.uint8)[channels.cpu()]
+    ids = torch.as_tensor(class_ids, dtype=torch.int16)[channels.cpu()]
     replayed = tensor_view(images, ids, new.source.space)
     both = Joined((new, replayed))
     if "sampler" not in options.balance:

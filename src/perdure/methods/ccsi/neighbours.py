@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from perdure.data.views import Batch, View, collate
+from perdure.data.dataset import Batch, Dataset, collate
 from perdure.methods.ccsi.memorisation import distance_counts, nearest
 from perdure.methods.losses import channels_of
 
@@ -26,7 +26,7 @@ class Neighbours:
         class_ids: Ids of the task's classes.
     """
 
-    def __init__(self, images: Tensor, codes: Tensor, view: View, class_ids: Sequence[int]) -> None:
+    def __init__(self, images: Tensor, codes: Tensor, view: Dataset, class_ids: Sequence[int]) -> None:
         self.images, self.codes, self.class_ids = images, codes, tuple(class_ids)
         positions = np.unique(np.linspace(0, len(view) - 1, REFERENCES).round().astype(int)).tolist()
         own = collate([view[position] for position in positions])

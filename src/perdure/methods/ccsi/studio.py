@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from perdure.engine.phases import Desk
+from perdure.engine.phases import Progress
 from perdure.methods.ccsi.memory import Memory
-from perdure.methods.ccsi.synthesis import Job, SynthesisOptions, plan_groups, synthesise
+from perdure.methods.ccsi.synthesis import Request, SynthesisOptions, plan_groups, synthesise
 from perdure.networks.classifier import Classifier
 
 
@@ -21,7 +21,7 @@ def frozen(network: Classifier) -> Classifier:
 
 
 @dataclass(frozen=True)
-class Studio:
+class ImpressionGenerator:
     """Makes the images that stand for the first classes of a memory.
 
     Args:
@@ -41,7 +41,7 @@ class Studio:
         """Number of lots; each is optimised in one piece and saved when it is done."""
         return -(-self.groups // self.options.groups_at_once)
 
-    def make(self, lot: int, teacher: Classifier, memory: Memory, desk: Desk) -> Mapping[str, Tensor]:
+    def make(self, lot: int, teacher: Classifier, memory: Memory, progress: Progress) -> Mapping[str, Tensor]:
         """One lot: ``images (n, C, H, W)`` float32, ``labels (n,)`` channels, and how it ended by group.
 
         ``loss`` is the sum of all terms and ``steps`` the steps taken, ``(G,)`` each.
@@ -50,14 +50,14 @@ class Studio:
         numbers = range(self.groups)[lot * size : (lot + 1) * size]
         means, moments = self._of(memory.means), memory.moments
         assert means is not None
-        job = Job(
+        job = Request(
             targets=self._targets()[numbers.start : numbers.stop],
             numbers=numbers,
             seed=self.seed,
             means=means.float() / 255,
             moments=self._of(moments) if self.options.statistics == "class" else None,
         )
-        made = synthesise(teacher, job, self.options, desk)
+        made = synthesise(teacher, job, self.options, progress)
         loss = torch.stack(list(made.losses.values())).sum(0)
         return {"images": made.images, "labels": made.labels, "loss": loss, "steps": made.steps}
 

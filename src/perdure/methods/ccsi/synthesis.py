@@ -16,16 +16,16 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from perdure.engine.phases import Desk
+from perdure.engine.phases import Progress
 from perdure.errors import PerdureError
-from perdure.methods.ccsi.lots import Lot
+from perdure.methods.ccsi.lots import InversionBatch
 from perdure.methods.ccsi.objective import Objective
 from perdure.methods.options import Options
 from perdure.networks.classifier import Classifier
-from perdure.seeds import fold
+from perdure.seeds import derive_seed
 
 BETWEEN_TICKS: Final = 20
-"""Steps between two looks at the desk."""
+"""Steps between two looks at the progress."""
 CPU_PIXELS: Final = 2 * 40 * 32 * 32
 """Pixels of the images that a CPU takes in one tensor: few enough for its cache, enough for several threads."""
 
@@ -113,7 +113,7 @@ FAITHFUL: Final[dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Job:
+class Request:
     """Which impressions to make.
 
     Args:
@@ -159,7 +159,7 @@ def plan_groups(groups: int, classes: int, options: SynthesisOptions, seed: int)
     return torch.stack(rows)
 
 
-def start_images(job: Job, options: SynthesisOptions) -> Tensor:
+def start_images(job: Request, options: SynthesisOptions) -> Tensor:
     """Images to start from ``(G * B, C, H, W)`` on the device of the means (spec 3.2).
 
     The class mean plus noise of standard deviation ``noise``; or standard normal noise alone.
@@ -179,26 +179,31 @@ def start_images(job: Job, options: SynthesisOptions) -> Tensor:
     return job.means.float()[job.targets.flatten().to(job.means.device)] + options.noise * drawn
 
 
-def synthesise(teacher: Classifier, job: Job, options: SynthesisOptions, desk: Desk | None = None) -> Impressions:
+def synthesise(
+    teacher: Classifier, job: Request, options: SynthesisOptions, progress: Progress | None = None
+) -> Impressions:
     """Make impressions on the teacher's device.
 
     Args:
         teacher: Is not changed and gets no gradients; it is used as in evaluation mode.
         job: What to make.
         options: How.
-        desk: Shows progress and saves the work; a saved one goes on where it was, to the same result.
+        progress: Shows progress and saves the work; a saved one goes on where it was, to the same result.
 
     Raises:
         PerdureError: The teacher or the means hold numbers that are not finite, or the loss stops being finite.
         UsageError: The statistics asked for do not exist.
-        Interrupted: The desk was asked to stop; the work is saved.
+        Interrupted: The progress was asked to stop; the work is saved.
     """
     device = teacher.head.scale.device
     objective = Objective(teacher, options, job.moments, _half(options, device))
-    if desk is None or desk.saved is None:
+    if progress is None or progress.saved is None:
         done, lots = 0, _lots(job, options, device)
     else:
-        done, lots = int(desk.saved["done"]), [Lot.restore(lot, device) for lot in desk.saved["lots"]]
+        done, lots = (
+            int(progress.saved["done"]),
+            [InversionBatch.restore(lot, device) for lot in progress.saved["lots"]],
+        )
     if device.type == "cpu":
         _hold_memory()
     while done < options.steps and any(lot.rows for lot in lots):
@@ -206,12 +211,12 @@ def synthesise(teacher: Classifier, job: Job, options: SynthesisOptions, desk: D
         for lot in lots:
             lot.advance(objective, options, job.seed, done, until)
         done, note = until, _progress(lots)
-        if desk is not None and done < options.steps:
-            desk.tick(done, options.steps, note, partial(_state, done, lots))
+        if progress is not None and done < options.steps:
+            progress.checkpoint(done, options.steps, note, partial(_state, done, lots))
     return _collect(job, lots, Objective(teacher, options, job.moments))
 
 
-def _lots(job: Job, options: SynthesisOptions, device: torch.device) -> list[Lot]:
+def _lots(job: Request, options: SynthesisOptions, device: torch.device) -> list[InversionBatch]:
     """On a GPU all groups in one tensor; on a CPU as many as its cache likes, and at least one."""
     groups, size = job.targets.shape
     images = start_images(job, options).to(device)
@@ -220,7 +225,7 @@ def _lots(job: Job, options: SynthesisOptions, device: torch.device) -> list[Lot
     each = max(1, CPU_PIXELS // images[0, :, 0].numel()) if device.type == "cpu" else groups
     parts = [slice(i, min(i + each, groups)) for i in range(0, groups, each)]
     return [
-        Lot.begin(range(groups)[p], job.numbers[p], targets[p], images[p].clone(), options.keep == "best")
+        InversionBatch.begin(range(groups)[p], job.numbers[p], targets[p], images[p].clone(), options.keep == "best")
         for p in parts
     ]
 
@@ -242,11 +247,11 @@ def _hold_memory() -> None:
     torch.empty(31 * 2**20, dtype=torch.uint8)
 
 
-def _state(done: int, lots: Sequence[Lot]) -> dict[str, object]:
+def _state(done: int, lots: Sequence[InversionBatch]) -> dict[str, object]:
     return {"done": done, "lots": [lot.state() for lot in lots]}
 
 
-def _progress(lots: Sequence[Lot]) -> str:
+def _progress(lots: Sequence[InversionBatch]) -> str:
     """Mean loss of the groups under way, in words.
 
     Raises:
@@ -265,7 +270,7 @@ def _finite(loss: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _collect(job: Job, lots: Sequence[Lot], objective: Objective) -> Impressions:
+def _collect(job: Request, lots: Sequence[InversionBatch], objective: Objective) -> Impressions:
     """Finished groups in the order of the job, and the loss of each by itself."""
     finished = sorted((done for lot in lots for done in lot.finished), key=lambda done: done.row)
     device = finished[0].images.device
@@ -281,4 +286,4 @@ def _collect(job: Job, lots: Sequence[Lot], objective: Objective) -> Impressions
 
 def _generator(seed: int, what: str, number: int) -> torch.Generator:
     """Random numbers of one group; on the CPU, so that every device gets the same."""
-    return torch.Generator().manual_seed(fold(seed, what, number))
+    return torch.Generator().manual_seed(derive_seed(seed, what, number))

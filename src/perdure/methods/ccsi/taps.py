@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from perdure.networks.continual_norm import ContinualNorm
 
 
-class Tap(nn.Module):
+class NormStatsHook(nn.Module):
     """A normalisation layer in evaluation mode that remembers the moments of its last input.
 
     Args:
@@ -83,13 +83,13 @@ class HalfConv(nn.Module):
         return half.float()
 
 
-def tap_norms(network: nn.Module) -> list[Tap]:
-    """Put a :class:`Tap` in the place of every BatchNorm and ContinualNorm; returns them in module order.
+def tap_norms(network: nn.Module) -> list[NormStatsHook]:
+    """Put a :class:`NormStatsHook` in the place of every BatchNorm and ContinualNorm; returns them in module order.
 
     Layers that share their statistics between processes count too: in evaluation mode they are like any other.
     """
-    _replace(network, lambda part: isinstance(part, (ContinualNorm, _BatchNorm)), Tap)
-    return [part for part in network.modules() if isinstance(part, Tap)]
+    _replace(network, lambda part: isinstance(part, (ContinualNorm, _BatchNorm)), NormStatsHook)
+    return [part for part in network.modules() if isinstance(part, NormStatsHook)]
 
 
 def halve_convolutions(network: nn.Module) -> None:

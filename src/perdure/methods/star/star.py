@@ -18,8 +18,8 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
+from perdure.data.dataset import Batch
 from perdure.data.source import Kind
-from perdure.data.views import Batch
 from perdure.engine.phases import Batches, Collect, Phase, Terms
 from perdure.kept.items import Kept
 from perdure.labels import BACKGROUND
@@ -143,7 +143,7 @@ class Star(nn.Module):
     def later_loss(self, batch: Batch) -> Terms:
         """4.5: balanced binary cross-entropy of the new classes, OCFM and SAD."""
         options = self.options
-        old_features, believed = self._ask_old_network(batch)
+        old_features, pseudo_labels = self._ask_old_network(batch)
         features = self.network.features(batch.images)
         logits = self.network.classify(features, first=-1)
         labels = core_pixels(batch.labels, self.network.stride)
@@ -151,7 +151,7 @@ class Star(nn.Module):
 
         # 4.2: current images, replayed prototypes, repeated true background; shares of the grid's cells S
         replayed, number = self._replay()
-        true_background = unlabelled[-1] & (believed[-1] == 0)
+        true_background = unlabelled[-1] & (pseudo_labels[-1] == 0)
         cells = true_background.numel()
         assert self.repeat_factor is not None
         mbce = balance(
@@ -162,7 +162,7 @@ class Star(nn.Module):
             self.repeat_factor * true_background.sum() / cells,
         )
         # 4.3: where the labels say nothing and the old network sees an old class
-        kept_in_place = ocfm(features, old_features, (unlabelled & (believed > 0)).float().mean(0))
+        kept_in_place = ocfm(features, old_features, (unlabelled & (pseudo_labels > 0)).float().mean(0))
         # 4.4
         channels = channels_of(labels, self.new)
         away = sad(features, channels, len(self.new), self.prototypes, "sad_constant" in options.compat)
@@ -216,8 +216,8 @@ class Star(nn.Module):
         labels = grid_pixels(batch.labels, self.network.stride)
         found = {"labels": statistics.tally(channels_of(labels, (BACKGROUND, *self.new)), 1 + len(self.new))}
         if self.old:
-            believed = self._ask_old_network(batch)[1][-1]
-            unlabelled = torch.where(labels == BACKGROUND, believed, -1)
+            pseudo_labels = self._ask_old_network(batch)[1][-1]
+            unlabelled = torch.where(labels == BACKGROUND, pseudo_labels, -1)
             found["predicted"] = statistics.tally(unlabelled, 1 + len(self.old))
         return found
 

@@ -1,0 +1,67 @@
+"""CamVid road scenes with the 11 classes of the SegNet release; every pixel has a class, 11 is void."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+from perdure.data.readers.listing import Line, Pair, from_list, read_list
+from perdure.data.readers.pairs import PairSource, decoder
+from perdure.data.source import SPLITS, AbsentSplitError, Split
+from perdure.errors import DataError
+from perdure.labels import IGNORE, IGNORE_IN_FILES, ClassInfo, Color, Kind, LabelSpace
+
+# raw label k is class k + 1
+CLASSES: Final[tuple[tuple[str, Kind, Color], ...]] = (
+    ("sky", "stuff", (128, 128, 128)),
+    ("building", "stuff", (128, 0, 0)),
+    ("pole", "stuff", (192, 192, 128)),
+    ("road", "stuff", (128, 64, 128)),
+    ("pavement", "stuff", (60, 40, 222)),
+    ("tree", "stuff", (128, 128, 0)),
+    ("sign", "stuff", (192, 128, 128)),
+    ("fence", "stuff", (64, 64, 128)),
+    ("car", "thing", (64, 0, 128)),
+    ("pedestrian", "thing", (64, 64, 0)),
+    ("bicyclist", "thing", (0, 128, 192)),
+)
+VOID: Final = 11
+
+
+def open_camvid(root: Path) -> PairSource:
+    """Open CamVid: ``{train,val,test}/``, ``{train,val,test}annot/`` and ``{train,val,test}.txt``.
+
+    A line of a list is a name, or an image path and a mask path with any prefix (the original lists say
+    ``/SegNet/CamVid/train/x.png``); images may be JPEG or PNG. Label 0 does not occur in the masks: it appears
+    only in views, for pixels of classes that a view does not show.
+
+    Args:
+        root: The folder that holds the lists.
+
+    Raises:
+        DataError: The layout is not there.
+    """
+    if not any((root / f"{split}.txt").is_file() for split in SPLITS):
+        raise DataError(
+            f"{root} is not the CamVid data set",
+            "expected train.txt, val.txt, test.txt and the folders train/, trainannot/, val/, ... in it",
+        )
+    space = LabelSpace(tuple(ClassInfo(k, *row) for k, row in enumerate(CLASSES, 1)), background=None)
+    table = decoder({VOID: IGNORE, IGNORE_IN_FILES: IGNORE} | {k: k + 1 for k in range(len(CLASSES))})
+    remedy = "CamVid masks of this release hold 0..10 and 11 or 255 for void; the 32-class masks are another release"
+    return PairSource("camvid", space, partial(_samples, root), table, remedy)
+
+
+def _samples(root: Path, split: Split) -> dict[str, Pair]:
+    path = root / f"{split}.txt"
+    if not path.is_file():
+        raise AbsentSplitError(f"split '{split}' of CamVid is absent: {path} does not exist", "add the list")
+    return from_list(path, read_list(path), partial(_locate, root, split))
+
+
+def _locate(root: Path, split: Split, line: Line) -> tuple[Path, Path]:
+    if len(line.columns) == 2:  # the last two parts of each path are folder and file
+        image, mask = (root.joinpath(*PurePosixPath(column).parts[-2:]) for column in line.columns)
+        return image, mask
+    return root / split / f"{line.columns[0]}.png", root / f"{split}annot" / f"{line.columns[0]}.png"

@@ -1,0 +1,140 @@
+"""Class files: which number in the masks means what.
+
+Text (``classes.txt``, ``class_names.txt``): either ``id name`` on each line (the name may contain spaces), or one
+name a line. Names alone are numbered from 1, or from 0 if the first one is a word for background. ``#`` starts a
+comment line. JSON (``classes.json``): a list of names, ``{"1": "cat", ...}``, ``{"cat": 1, ...}``, or a list of
+``{"id": 1, "name": "cat", "kind": "thing", "color": [r, g, b]}`` (the last two are optional).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any, Final, get_args
+
+from perdure.errors import DataError, nearest
+from perdure.labels import BACKGROUND, IGNORE, ClassInfo, Kind, LabelSpace, spread_colors
+
+CLASS_FILES: Final = ("classes.txt", "class_names.txt", "classes.json")
+_NUMBERED = re.compile(r"(\d+)[\s,:;]+(\S.*)")
+_BACKGROUND_WORDS: Final = {"background", "bg", "backgrd", "unlabelled", "unlabeled"}
+_HELP: Final = "write one class a line: its number, a space, its name"
+Row = tuple[int, str, dict[str, Any]]
+
+
+def find_class_file(*folders: Path) -> Path | None:
+    """Return the first class file that one of the folders holds. Two in one folder are a DataError."""
+    for folder in folders:
+        found = [folder / name for name in CLASS_FILES if (folder / name).is_file()]
+        if len(found) > 1:
+            raise DataError(f"{folder} holds two class files, {found[0].name} and {found[1].name}", "keep one of them")
+        if found:
+            return found[0]
+    return None
+
+
+def read_class_file(path: Path) -> LabelSpace:
+    """Read a class file into a label space; the name of class 0, if given, names the background.
+
+    Raises:
+        DataError: The file is unreadable, empty, repeats an id or a name, or has an id outside 0..254.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"the class file {path} cannot be read: {error}", _HELP) from error
+    rows = _json_rows(path, text) if path.suffix == ".json" else _text_rows(path, text)
+    by_id: dict[int, str] = {}
+    by_name: dict[str, int] = {}
+    for number, name, _ in rows:
+        if number in by_id:
+            raise DataError(
+                f"{path} gives id {number} twice: '{by_id[number]}' and '{name}'", "give each class its own id"
+            )
+        if name in by_name:
+            raise DataError(
+                f"{path} gives the name '{name}' twice: ids {by_name[name]} and {number}",
+                "give each class its own name",
+            )
+        if not BACKGROUND <= number < IGNORE:
+            raise DataError(
+                f"{path}: id {number} of '{name}' is out of range",
+                f"ids run from 1 to {IGNORE - 1}; 0 is background",
+            )
+        by_id[number], by_name[name] = name, number
+    foreground = [row for row in rows if row[0] != BACKGROUND]
+    if not foreground:
+        raise DataError(f"{path} lists no class", _HELP)
+    colors = spread_colors(len(foreground))
+    classes = (
+        ClassInfo(k, name, **{"color": color, **extra})
+        for (k, name, extra), color in zip(foreground, colors, strict=True)
+    )
+    return LabelSpace(tuple(classes), by_id.get(BACKGROUND, "background"))
+
+
+def _text_rows(path: Path, text: str) -> list[Row]:
+    lines = [(n, line.strip()) for n, line in enumerate(text.splitlines(), 1)]
+    lines = [(n, line) for n, line in lines if line and not line.startswith("#")]
+    if not lines:
+        raise DataError(f"the class file {path} is empty", _HELP)
+    matches = [_NUMBERED.fullmatch(line) for _, line in lines]
+    if not any(matches):
+        return _numbered([line for _, line in lines])
+    rows: list[Row] = []
+    for (number, line), found in zip(lines, matches, strict=True):
+        if found is None:
+            raise DataError(f"{path} line {number} has no class number: '{line}'", "number all lines or none")
+        rows.append((int(found[1]), found[2], {}))
+    return rows
+
+
+def _numbered(names: list[str]) -> list[Row]:
+    first = 0 if re.sub(r"[\W_]", "", names[0]).lower() in _BACKGROUND_WORDS else 1
+    return [(k, name, {}) for k, name in enumerate(names, first)]
+
+
+def _json_rows(path: Path, text: str) -> list[Row]:
+    def unique(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = [key for key, _ in items]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise DataError(f"{path} has the key '{key}' twice", "give each class once")
+        return dict(items)
+
+    try:
+        value = json.loads(text, object_pairs_hook=unique)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path} is not valid JSON: {error}", "check brackets, quotes and commas") from error
+    if isinstance(value, dict) and value:
+        if all(isinstance(name, str) and key.isdecimal() for key, name in value.items()):
+            return [(int(key), name, {}) for key, name in value.items()]
+        if all(type(number) is int for number in value.values()):
+            return [(number, name, {}) for name, number in value.items()]
+    if isinstance(value, list) and value:
+        if all(isinstance(name, str) for name in value):
+            return _numbered(value)
+        if all(isinstance(row, dict) for row in value):
+            return [_detailed(path, row) for row in value]
+    raise DataError(f"{path} is not a class list", 'expected {"1": "cat", "2": "dog"} or a list of names')
+
+
+def _detailed(path: Path, row: dict[str, Any]) -> Row:
+    known = ("id", "name", "kind", "color")
+    for key in row:
+        if key not in known:
+            raise DataError(f"{path}: unknown key '{key}' in a class", nearest(key, known))
+    number, name, kind, color = (row.get(key) for key in known)
+    if type(number) is not int or not isinstance(name, str):
+        raise DataError(f"{path}: a class needs an integer 'id' and a text 'name', found {json.dumps(row)}", _HELP)
+    if kind is not None and kind not in get_args(Kind):
+        raise DataError(f"{path}: unknown kind '{kind}' of class '{name}'", nearest(str(kind), get_args(Kind)))
+    if color is not None and not (
+        isinstance(color, list) and len(color) == 3 and all(type(c) is int and 0 <= c <= 255 for c in color)
+    ):
+        raise DataError(
+            f"{path}: the colour of class '{name}' is not three numbers in 0..255", "for example [255, 0, 0]"
+        )
+    extra = {"kind": kind, "color": tuple(color) if color else None}
+    return number, name, {key: given for key, given in extra.items() if given is not None}

@@ -1,0 +1,121 @@
+"""Your own data in plain folders: images, masks and a class file.
+
+Splits are given in one of three ways::
+
+    ROOT/classes.txt  ROOT/{train,val,test}/images/  ROOT/{train,val,test}/masks/
+    ROOT/classes.txt  ROOT/images/  ROOT/masks/  ROOT/{train,val,test}.txt        one sample name a line
+    ROOT/classes.txt  ROOT/images/  ROOT/masks/                                   with the option holdout
+
+An image and its mask have the same name but for the suffix. Class files: :mod:`perdure.data.readers.classfile`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from perdure.data.readers.classfile import CLASS_FILES, find_class_file, read_class_file
+from perdure.data.readers.imagefiles import IMAGE_SUFFIXES, MASK_SUFFIXES
+from perdure.data.readers.listing import Line, Pair, from_list, index_folder, match, read_list
+from perdure.data.readers.pairs import Decoder, PairSource, decoder, identity
+from perdure.data.source import SPLITS, AbsentSplitError, Split
+from perdure.errors import DataError, UsageError
+from perdure.labels import BACKGROUND, IGNORE, LabelSpace
+
+
+def open_folders(
+    root: Path,
+    classes: Path | None = None,
+    values: Mapping[int, int | Literal["ignore"]] | None = None,
+    holdout: int | None = None,
+    patients: bool = False,
+    every_pixel: bool = False,
+) -> PairSource:
+    """Open a folder of images, masks and a class file.
+
+    Val and test stand in for each other where only one of them exists.
+
+    Args:
+        root: The folder.
+        classes: Class file elsewhere than in ``root``.
+        values: Number in the masks -> class id, 0 or ``ignore``, for masks without class ids, e.g. ``{255: 1}``;
+            numbers that are not given are then errors, except 0.
+        holdout: Without lists or split folders: every ``holdout``-th image of the sorted names is test (and val),
+            the others are train.
+        patients: True where the images come from patients: a run then keeps no picture of them.
+        every_pixel: True where every pixel has a class, so that figures leave label 0 out.
+
+    Raises:
+        DataError: Folder, class file or masks are missing.
+        UsageError: An option makes no sense.
+    """
+    if not root.is_dir():
+        raise DataError(f"{root} is not a folder", "give the folder that holds images/, masks/ and a class file")
+    if not any((root / part / "images").is_dir() for part in ("", *SPLITS)):
+        raise DataError(
+            f"{root} holds no images/ folder",
+            "expected images/ and masks/, or train/images/ and train/masks/ and so on",
+        )
+    path = classes or find_class_file(root)
+    if path is None:
+        raise DataError(
+            f"{root} has no class file ({', '.join(CLASS_FILES)})", "write a classes.txt with one 'id name' a line"
+        )
+    if holdout is not None and holdout < 2:
+        raise UsageError(f"holdout is {holdout}", "2 or more: every n-th image is set aside for testing")
+    space = read_class_file(path)
+    if every_pixel:
+        space = LabelSpace(space.classes, background=None)
+    remedy = f"add the class to {path}, correct the mask, or give the option values"
+    lister = partial(_samples, root, holdout)
+    return PairSource("folders", space, lister, _decoder(space, values), remedy, patients=patients)
+
+
+def _decoder(space: LabelSpace, values: Mapping[int, int | Literal["ignore"]] | None) -> Decoder:
+    if not values:
+        return identity(space)
+    table = {BACKGROUND: BACKGROUND}
+    for raw, class_id in values.items():
+        if not 0 <= raw < 1 << 16:
+            raise UsageError(f"values: {raw} cannot occur in a mask", "masks hold 0 to 65535")
+        if class_id not in (BACKGROUND, "ignore", *space.ids):
+            raise UsageError(
+                f"values: {raw} means class {class_id}, which is not in the class file",
+                f"classes: {', '.join(map(str, space.ids))}; also 0 and ignore",
+            )
+        table[raw] = IGNORE if class_id == "ignore" else class_id
+    return decoder(table)
+
+
+def _samples(root: Path, holdout: int | None, split: Split) -> dict[str, Pair]:
+    stand_in: dict[Split, tuple[Split, ...]] = {"train": ("train",), "val": ("val", "test"), "test": ("test", "val")}
+    folders = any((root / part).is_dir() for part in SPLITS)
+    lists = any((root / f"{part}.txt").is_file() for part in SPLITS)
+    if folders and lists:
+        raise DataError(f"{root} has both split folders and split lists", "keep the folders or the lists")
+    for part in stand_in[split]:
+        if folders and (root / part).is_dir():
+            return _folder(root / part)
+        if lists and (path := root / f"{part}.txt").is_file():
+            return from_list(path, read_list(path, columns=1), partial(_locate, root))
+    if not folders and not lists:
+        if holdout is None:
+            raise DataError(
+                f"{root} does not say which images are for training and which for testing",
+                "write train.txt and test.txt, one sample name a line, or give holdout=5 to test on every fifth image",
+            )
+        pairs = _folder(root)
+        return {name: pair for k, (name, pair) in enumerate(pairs.items()) if (k % holdout == 0) != (split == "train")}
+    raise AbsentSplitError(f"{root} has no split '{split}'", f"add {split}.txt or {split}/images/ and {split}/masks/")
+
+
+def _folder(folder: Path) -> dict[str, Pair]:
+    images = index_folder(folder / "images", IMAGE_SUFFIXES)
+    return match(images, index_folder(folder / "masks", MASK_SUFFIXES), str(folder / "images"))
+
+
+def _locate(root: Path, line: Line) -> tuple[Path, Path]:
+    name = line.columns[0]
+    return root / "images" / f"{name}.png", root / "masks" / f"{name}.png"

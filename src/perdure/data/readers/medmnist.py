@@ -1,0 +1,269 @@
+"""MedMNIST's 2D sets, and any other ``.npz`` file in their layout: small images with one class each.
+
+A file holds ``{train,val,test}_images``, ``(N, H, W)`` or ``(N, H, W, 3)`` uint8, and ``{train,val,test}_labels``,
+``(N,)`` or ``(N, 1)`` from 0. What is known of the official files stands in ``tables/medmnist.json``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from perdure.data.readers.medmnist_official import (
+    OfficialSet,
+    channels_of,
+    difference,
+    download_official,
+    file_name,
+    official_sets,
+)
+from perdure.data.readers.npzfile import Header, read_array, read_headers
+from perdure.data.source import SPLITS, AbsentSplitError, Image, Kind, Mask, Split
+from perdure.errors import DataError, UsageError, nearest
+from perdure.labels import IGNORE, LabelSpace, label_space
+
+Size = Literal[28, 64, 128, 224]
+Verify = Literal["warn", "strict", "off"]
+Pixels = npt.NDArray[np.uint8]
+_LOADING = threading.Lock()  # readers of several threads shall not load the same images twice
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class NpzImages:
+    """Images with one class each from an ``.npz`` file; implements :class:`~perdure.data.source.Source`.
+
+    Labels are in memory from the start, the images of a split from the first one that is read.
+
+    Args:
+        name: Short name of the data set.
+        path: The file.
+        space: Its classes; id k + 1 is label k of the file.
+        headers: What the file says of its arrays.
+        ids: Class id of every image, a split; splits that the file lacks are left out.
+        patients: See :class:`~perdure.data.source.Source`.
+    """
+
+    name: str
+    path: Path
+    space: LabelSpace
+    headers: Mapping[str, Header]
+    ids: Mapping[Split, Mask]
+    patients: bool
+    kind: Kind = field(default="classification", init=False)
+    other_label: int = field(default=0, init=False)
+    _loaded: dict[Split, Pixels | DataError] = field(default_factory=dict, init=False, repr=False)
+
+    def names(self, split: Split) -> Sequence[str]:
+        """Places in the file, with five digits or more: ``00000``, ``00001``, ..."""
+        count = len(self._ids(split))
+        width = _width(count)
+        return tuple(f"{k:0{width}d}" for k in range(count))
+
+    def image(self, split: Split, name: str) -> Image:
+        """Image ``(C, H, W)`` uint8; C is 1 or 3."""
+        pixels = self._images(split)[self._row(split, name)]
+        return pixels[None].copy() if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+    def mask(self, split: Split, name: str) -> Mask:
+        """Class id of an image, shape ``()``."""
+        return np.asarray(self._ids(split)[self._row(split, name)])
+
+    def fingerprint(self, split: Split) -> str:
+        """Digest of classes, labels, shape and the checksum that the file keeps of its images."""
+        ids, images = self._ids(split), self.headers[f"{split}_images"]
+        digest = hashlib.blake2b(ids.tobytes(), digest_size=16)
+        digest.update(repr((self.space.ids, [c.name for c in self.space.classes], images.shape, images.crc)).encode())
+        return digest.hexdigest()
+
+    def _ids(self, split: Split) -> Mask:
+        if split not in self.ids:
+            raise AbsentSplitError(f"split '{split}' is absent: {self.path} has no {split}_images", "add the arrays")
+        return self.ids[split]
+
+    def _row(self, split: Split, name: str) -> int:
+        count = len(self._ids(split))
+        if not (name.isdecimal() and len(name) == _width(count) and int(name) < count):
+            raise DataError(f"{self.name} has no sample '{name}' in split '{split}'")
+        return int(name)
+
+    def _images(self, split: Split) -> Pixels:
+        if split not in self._loaded:
+            with _LOADING:
+                if split not in self._loaded:
+                    self._loaded[split] = self._read(split)
+        known = self._loaded[split]
+        if isinstance(known, DataError):  # a damaged file is not read again for each of its images
+            raise known
+        return known
+
+    def _read(self, split: Split) -> Pixels | DataError:
+        try:
+            return read_array(self.path, f"{split}_images")
+        except DataError as error:
+            return error
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave loaded images behind when the source is sent to another process."""
+        return self.__dict__ | {"_loaded": {}}
+
+
+def open_medmnist(
+    root: Path,
+    flag: str | None = None,
+    size: Size = 28,
+    file: str | None = None,
+    classes: Sequence[str] | None = None,
+    download: bool = False,
+    verify: Verify = "warn",
+    patients: bool = True,
+) -> NpzImages:
+    """Open a MedMNIST set by its flag, or another ``.npz`` file in the same layout by its name.
+
+    The images of a split are held in memory while it is used: up to 0.2 GB at size 28, 13.5 GB for PathMNIST at 224.
+
+    Args:
+        root: The folder that holds the file.
+        flag: Which official set: ``bloodmnist``, ``pathmnist``, ... Its file is ``FLAG.npz``, or ``FLAG_64.npz`` and
+            so on for larger images. Not ``chestmnist``: its images have several classes each.
+        size: Height and width of the official set's images: 28, 64, 128 or 224.
+        file: Name of a file in ``root`` where it is no official set or has another name.
+        classes: Class names in the order of the labels, for a file without ``flag``; ``class 0``, ``class 1``, ...
+            if not given.
+        download: Fetch the official file into ``root`` if it is not there, with the package medmnist.
+        verify: What to do if the file with a ``flag`` is not the official one (MD5): ``warn`` tells what differs and
+            goes on, ``strict`` refuses it, ``off`` does not look.
+        patients: False for images that may be shown; otherwise a run keeps no picture of them.
+
+    Raises:
+        UsageError: Neither ``flag`` nor ``file``, an unknown flag, or options that exclude each other.
+        DataError: The file is missing or damaged, has another layout, several labels an image, or labels outside
+            the class list; it is not the official one and ``verify`` is ``strict``; it could not be fetched.
+    """
+    facts = _facts(root, flag, file, classes, download)
+    path = root / (file or file_name(str(flag), size))
+    if download and flag is not None and not path.exists():
+        download_official(flag, size, path)
+    if not path.is_file():
+        raise DataError(f"{path} does not exist", _found(root))
+    headers = read_headers(path)
+    splits = _splits(path, headers)
+    labels = {split: _labels(path, f"{split}_labels", headers[f"{split}_images"].shape[0]) for split in splits}
+    names = facts.classes if facts else classes or _invented(labels)
+    for split, values in labels.items():
+        _check_range(path, f"{split}_labels", values, len(names))
+    if facts and verify != "off":
+        _verify(path, facts, size, headers, verify)
+    space = label_space(names, facts.kind if facts else "thing", background=None)
+    ids = {split: (values + 1).astype(np.int16) for split, values in labels.items()}
+    return NpzImages(flag or path.stem, path, space, headers, ids, patients)
+
+
+def _facts(
+    root: Path, flag: str | None, file: str | None, classes: Sequence[str] | None, download: bool
+) -> OfficialSet | None:
+    """What is known of the wanted set, None for a file of the user's own."""
+    if flag is None:
+        if file is None:
+            raise UsageError("medmnist: which set is wanted?", f"give flag=bloodmnist or file=NAME.npz; {_found(root)}")
+        if download:
+            raise UsageError("medmnist: download needs a flag", "only official sets can be fetched")
+        if classes is not None and not 0 < len(classes) < IGNORE:
+            raise UsageError(f"medmnist: {len(classes)} classes are given", "1 to 254")
+        return None
+    if flag not in official_sets():
+        hint = "only the 2D sets are read" if flag.endswith("3d") else nearest(flag, official_sets())
+        raise UsageError(f"medmnist: unknown flag '{flag}'", hint)
+    if classes is not None:
+        raise UsageError(f"medmnist: the classes of '{flag}' are known", "leave classes out, or give file without flag")
+    if file is not None and download:
+        raise UsageError("medmnist: download and file exclude each other", "give only one of them")
+    facts = official_sets()[flag]
+    if facts.multilabel:
+        raise UsageError(
+            f"medmnist: '{flag}' marks any number of its {len(facts.classes)} findings in an image",
+            "one class an image is needed: choose another set",
+        )
+    return facts
+
+
+def _found(root: Path) -> str:
+    there = sorted(path.name for path in root.glob("*.npz"))
+    more = f" and {len(there) - 6} more" if len(there) > 6 else ""
+    return (
+        f"{root} holds {', '.join(there[:6])}{more}" if there else f"{root} holds no .npz file; download=true fetches"
+    )
+
+
+def _splits(path: Path, headers: Mapping[str, Header]) -> tuple[Split, ...]:
+    """Splits that a file has. Arrays of an unfit kind are a DataError."""
+    found = tuple(split for split in SPLITS if f"{split}_images" in headers or f"{split}_labels" in headers)
+    if "train" not in found:
+        raise DataError(
+            f"{path} is not in MedMNIST's layout: it holds {', '.join(sorted(headers)[:6])}",
+            "expected train_images, train_labels, val_images, val_labels, test_images, test_labels",
+        )
+    channels: dict[int, str] = {}
+    for split in found:
+        for key in (f"{split}_images", f"{split}_labels"):
+            if key not in headers:
+                raise DataError(f"{path} has no {key}", "images and labels of a split belong together")
+        key, header = f"{split}_images", headers[f"{split}_images"]
+        if header.dtype != np.uint8:
+            raise DataError(f"{key} in {path} has type {header.dtype}", "images must be uint8, 0 to 255")
+        if len(header.shape) not in (3, 4) or header.shape[3:] not in ((), (1,), (3,)) or 0 in header.shape:
+            what = "N × H × W or N × H × W × 3 is expected (volumes are not read)"
+            raise DataError(f"{key} in {path} has shape {'×'.join(map(str, header.shape))}", what)
+        channels[channels_of(header)] = key
+    if len(channels) > 1:
+        raise DataError(f"{path} has grey images ({channels[1]}) and colour images ({channels[3]})", "use one kind")
+    return found
+
+
+def _labels(path: Path, key: str, images: int) -> npt.NDArray[np.int64]:
+    """Labels ``(N,)`` as they stand in the file."""
+    values = read_array(path, key)
+    if values.ndim == 2 and values.shape[1] > 1:
+        raise DataError(
+            f"{key} in {path} has {values.shape[1]} labels an image", "one class an image is needed, not several marks"
+        )
+    if values.ndim not in (1, 2) or not np.issubdtype(values.dtype, np.integer):
+        shape = "×".join(map(str, values.shape)) or "none"
+        raise DataError(f"{key} in {path} has type {values.dtype} and shape {shape}", "expected N whole numbers")
+    if values.size != images:
+        raise DataError(f"{path} has {images} images but {values.size} labels in {key}", "fetch or write it again")
+    return values.reshape(-1).astype(np.int64)
+
+
+def _invented(labels: Mapping[Split, npt.NDArray[np.int64]]) -> list[str]:
+    return [f"class {k}" for k in range(min(IGNORE - 1, 1 + max(int(values.max()) for values in labels.values())))]
+
+
+def _check_range(path: Path, key: str, values: npt.NDArray[np.int64], count: int) -> None:
+    wrong = np.flatnonzero((values < 0) | (values >= count))
+    if wrong.size:
+        raise DataError(
+            f"{key} in {path} holds {values[wrong[0]]} (image {wrong[0]}; {wrong.size} labels are outside 0 to "
+            f"{count - 1})",
+            f"the file is damaged or has other classes: {count} are expected",
+        )
+
+
+def _verify(path: Path, facts: OfficialSet, size: int, headers: Mapping[str, Header], verify: Verify) -> None:
+    what = difference(path, facts, size, headers)
+    if what and verify == "strict":
+        raise DataError(what, "fetch the official file, or accept this one with verify=warn")
+    if what:
+        _log.warning("%s", what)
+
+
+def _width(count: int) -> int:
+    return max(5, len(str(count - 1)))
