@@ -17,9 +17,8 @@ from perdure.errors import UsageError
 from perdure.files import write_tensors
 from perdure.labels import IGNORE, label_space
 from perdure.methods.ccsi.ccsi import WORKING, Ccsi
-from perdure.methods.ccsi.gather import class_sums, mean_directions, mean_images
-from perdure.methods.ccsi.memory import Memory
-from perdure.methods.ccsi.neighbours import Neighbours
+from perdure.methods.ccsi.memorisation import Neighbours
+from perdure.methods.ccsi.memory import Memory, class_sums, mean_directions, mean_images
 from perdure.methods.options import Setup, TrainingOptions
 from perdure.networks.cosine_resnet import cosine_resnet
 from perdure.seeds import derive_seed, seeded

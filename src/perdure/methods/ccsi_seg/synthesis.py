@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from perdure.engine.phases import Progress
-from perdure.methods.ccsi.priors import l2, tv1
+from perdure.methods.inversion.engine import l2, tv1
 from perdure.methods.ccsi_seg import moments
 from perdure.methods.ccsi_seg.options import SynthesisOptions
 from perdure.methods.ccsi_seg.terms import balanced_bce, dice_loss, edge_band, hot
