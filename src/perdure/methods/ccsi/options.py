@@ -11,7 +11,7 @@ from perdure.methods.options import Options
 
 
 class SynthesisOptions(Options):
-    """How impressions are made. Defaults are the clean profile; :data:`FAITHFUL_SYNTHESIS` holds the published values."""
+    """How impressions are made: the clean profile; :data:`FAITHFUL_SYNTHESIS` holds the published values."""
 
     steps: int = Field(1000, ge=1, description="optimisation steps of a group; published 5000")
     group_size: int = Field(

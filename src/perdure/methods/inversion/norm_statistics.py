@@ -9,6 +9,7 @@ normalisation of a ``ContinualNorm``, and those of its groups of channels.
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -34,7 +35,6 @@ class NormStatsHook(nn.Module):
         norm: The layer, a BatchNorm or a ContinualNorm.
 
     Attributes:
-        moments: Mean and mean square ``(N, C)`` of the last input.
         spread: Which channels belong to which group of a ContinualNorm ``(groups, C)``, 0 or 1; (0, C) for BatchNorm.
     """
 
@@ -55,13 +55,19 @@ class NormStatsHook(nn.Module):
         self.spread = spread.repeat_interleave(batch.num_features // max(1, groups), 1)
         if not groups:
             self.spread = self.scale.new_zeros(0, batch.num_features)
-        self.moments: tuple[Tensor, Tensor] | None = None
+        self._moments: tuple[Tensor, Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, C, H, W)`` -> the same shape."""
         y, *moments = _NormWithMoments.apply(x, self.scale, self.shift, self.spread, self.eps)
-        self.moments = moments[0], moments[1]
+        self._moments = moments[0], moments[1]
         return y  # type: ignore[no-any-return]
+
+    def take(self) -> tuple[Tensor, Tensor]:
+        """Mean and mean square ``(N, C)`` of the last input; forgets them, and with them their graph."""
+        assert self._moments is not None, "a normalisation layer of the network was not used"
+        moments, self._moments = self._moments, None
+        return moments
 
 
 class Probe:
@@ -91,8 +97,10 @@ class Probe:
                 "the network has no batch normalisation, so its weights say nothing about the images it has seen",
                 "use a network with BatchNorm or Continual Normalization, such as cosine_resnet",
             )
-        for part in self.network.modules() if bf16 else ():
-            if isinstance(part, nn.Conv2d):  # not autocast: the moments between two convolutions must stay in float32
+        for part in self.network.modules():
+            if isinstance(part, nn.AvgPool2d):
+                part.register_forward_hook(_sort_gradient)
+            if isinstance(part, nn.Conv2d) and bf16:  # no autocast: the moments between convolutions stay in float32
                 part.bfloat16()
                 part.register_forward_pre_hook(_to_bfloat16)
                 part.register_forward_hook(_to_float32)
@@ -107,7 +115,7 @@ class Probe:
         channels = torch.tensor([len(hook.running_mean) for hook in hooks], device=device)
         self._layer_of = numbers.repeat_interleave(channels)
         # Products with these tables stand for sums over the groups of all layers at once.
-        self._spread = torch.block_diag(*[hook.spread for hook in hooks])
+        self._spread: Tensor = torch.block_diag(*[hook.spread for hook in hooks])  # type: ignore[no-untyped-call]
         self._pool = (self._spread / self._spread.sum(1, keepdim=True)).t().contiguous()
         self._plain = 1 - self._spread.sum(0)
         self._eps = torch.cat([torch.full_like(hook.spread[:, 0], hook.eps) for hook in hooks])
@@ -115,9 +123,7 @@ class Probe:
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor, InputMoments]:
         """Logits ``(N, K)``, features ``(N, width)`` and moments for images ``(N, C, H, W)``."""
         features = self.network.features(images.contiguous(memory_format=torch.channels_last))
-        found = [hook.moments for hook in self._hooks if hook.moments is not None]
-        assert len(found) == self.layers, "a normalisation layer of the network was not used"
-        means, squares = zip(*found, strict=True)
+        means, squares = zip(*(hook.take() for hook in self._hooks), strict=True)
         return self.network.classify(features), features, InputMoments(torch.cat(means, 1), torch.cat(squares, 1))
 
     def channel_groups(self, found: InputMoments) -> tuple[Tensor, Tensor]:
@@ -186,6 +192,16 @@ def _to_bfloat16(_: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 def _to_float32(_: nn.Module, __: tuple[Tensor, ...], found: Tensor) -> Tensor:
     return found.float()
+
+
+def _sort_gradient(_: nn.Module, __: tuple[Tensor, ...], pooled: Tensor) -> None:
+    """Let gradients enter average pooling with channels innermost, as its maps are.
+
+    ``flatten`` behind it returns them with channels outermost, and the backward pass of the pooling would reorder the
+    whole map instead of its few cells: 95 instead of 91 ms per step of two groups with bf16 products.
+    """
+    if pooled.requires_grad:
+        pooled.register_hook(partial(torch.Tensor.contiguous, memory_format=torch.channels_last))  # type: ignore[no-untyped-call]
 
 
 class _NormWithMoments(torch.autograd.Function):

@@ -1,10 +1,10 @@
-"""Class impressions for segmentation. Ours: CCSI (MedIA 2024) recognises images, this is its idea carried to masks.
+"""Class impressions for segmentation. Ours: CCSI (MedIA 2024) classifies images, this carries its idea to masks.
 
 There is no published counterpart and no figure to compare with; the design follows section 8 of the specification
-of CCSI. Of every class the mean patch, the mean mask and some numbers on place, size, colour and company are kept,
+of CCSI. Of every class the mean patch, the mean mask and statistics of place, size, colour and co-occurrence are kept,
 and moments of the network's feature maps. At later tasks layouts are drawn from these, the old network turns a
-coarse start image into one in which it sees the layout, labels it, and the new network rehearses old classes on it,
-beside the new images on which the old network's sure predictions stand for the labels that are missing.
+coarse start image into one in which it predicts the layout, labels it, and the new network replays old classes on it,
+together with the new images, on which confident predictions of the old network stand in for missing labels.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import ClassVar, Literal, Self
 
 import torch
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
 from perdure.data.dataset import Batch
@@ -26,18 +26,47 @@ from perdure.files import read_tensors
 from perdure.kept.items import Kept
 from perdure.labels import BACKGROUND, IGNORE
 from perdure.methods import training
-from perdure.methods.ccsi_seg import making, synthesis
-from perdure.methods.ccsi_seg.ground import decode, encode, ground_sums
-from perdure.methods.ccsi_seg.moments import label_sums, layer_of, tapped
-from perdure.methods.ccsi_seg.options import LayoutImpressionsOptions
-from perdure.methods.ccsi_seg.regions import region_sums
-from perdure.methods.ccsi_seg.state import BUFFERS, SHOWN, Statistics
-from perdure.methods.ccsi_seg.terms import agreement, believed, less_forget, pixel_margin
+from perdure.methods.ccsi.terms import less_forget
+from perdure.methods.ccsi_seg.impressions import Request, SynthesisOptions, plan_impressions, synthesise
+from perdure.methods.ccsi_seg.measurements import (
+    background_sums,
+    label_sums,
+    layer_of,
+    recorded_maps,
+    region_sums,
+)
+from perdure.methods.ccsi_seg.statistics import BUFFERS, SHOWN, Statistics, decode, encode
+from perdure.methods.ccsi_seg.terms import agreement, edge_band, pixel_margin, pseudo_labels
 from perdure.methods.losses import channels_of, class_bce
 from perdure.methods.method import Prediction
-from perdure.methods.options import Setup
+from perdure.methods.options import Options, Setup
 from perdure.networks.segmenter import Segmenter, upsample
 from perdure.streams.task import Task
+
+
+class CcsiSegOptions(Options):
+    """Settings of the method."""
+
+    replay: Literal["impressions", "means", "none"] = Field(
+        "impressions",
+        description="what stands for old classes: synthesised images, start images as they are, or nothing",
+    )
+    synthesis: SynthesisOptions = Field(SynthesisOptions(), description="how impressions are made")
+    patch: int = Field(32, ge=4, description="side of the mean patches in pixels")
+    share: float = Field(1.0, gt=0, description="synthetic images a real one in a batch")
+    confidence: float = Field(0.7, ge=0.5, lt=1, description="least certainty of a pseudo-label on a real image")
+    lambda_pseudo: float = Field(1.0, ge=0, description="weight of pseudo-labels of old classes on real images")
+    lambda_old: float = Field(1.0, ge=0, description="weight of old classes on synthetic images")
+    lambda_new: float = Field(1.0, ge=0, description="weight of new classes on synthetic images")
+    negatives: Literal["old_pixels", "all"] = Field(
+        "old_pixels",
+        description="where new classes are absent in synthetic images: where the teacher saw an old class, or anywhere",
+    )
+    lambda_lf: float = Field(5.0, ge=0, description="weight of distilling features (less-forget), times √(old / new)")
+    lambda_margin: float = Field(0.0, ge=0, description="weight of the margin between old and new classes; 0 for none")
+    margin: float = Field(1.0, description="least lead of the own logit over new ones on old pixels")
+    ignore_as_negative: bool = Field(True, description="count ignored pixels as negatives of new classes")
+    previews: int = Field(4, ge=0, description="impressions a class that are kept to be shown in the report")
 
 
 class CcsiSeg(nn.Module):
@@ -45,10 +74,10 @@ class CcsiSeg(nn.Module):
 
     ``statistics`` crosses task boundaries; ``previews (K_old, n, C, H, W)`` uint8 are shown in the report; ``yields
     (2,)`` int64 says how many impressions were made for the latest task and how many showed their layout.
-    ``images (M, C, H, W)`` and ``labels (M, H, W)``, both uint8, exist only while a later task is under way.
+    ``images (M, C, H, W)`` uint8 and ``labels (M, H, W)`` int16 exist only while a later task is under way.
     """
 
-    Options: ClassVar[type[BaseModel]] = LayoutImpressionsOptions
+    Options: ClassVar[type[BaseModel]] = CcsiSegOptions
     kinds: ClassVar[frozenset[Kind]] = frozenset({"segmentation"})
     dims: ClassVar[tuple[int, ...]] = (2,)
     sees_all_tasks: ClassVar[bool] = False
@@ -59,7 +88,7 @@ class CcsiSeg(nn.Module):
 
     def __init__(self, setup: Setup) -> None:
         super().__init__()
-        assert isinstance(setup.options, LayoutImpressionsOptions)
+        assert isinstance(setup.options, CcsiSegOptions)
         self.options = setup.options
         self.training_options = setup.training
         network = setup.network()
@@ -102,47 +131,46 @@ class CcsiSeg(nn.Module):
         later, options = task.index > 0, self.options.synthesis
         if later and self.options.replay != "none":
             count = -(-options.per_class * len(self.old) // options.batch)
-            phases.append(Generate("impressions", self, count, self.make, self.take))
+            phases.append(Generate("impressions", self, count, self.make, self.finish))
         loss = self.later_loss if later else self.first_loss
         phases.append(training.train_phase(self, self.network, task, self.training_options, loss))
 
         def data() -> Batches:
             return training.batches(task, self.training_options)
 
-        phases.append(Collect("statistics", self, data, self.measure, self.keep))
+        phases.append(Collect("statistics", self, data, self.measure, self.finish_measuring))
         return phases
 
-    # Synthesis ------------------------------------------------------------------------------------------------
+    # Impressions ----------------------------------------------------------------------------------------------
 
     def make(self, index: int, progress: Progress | None = None) -> Mapping[str, Tensor]:
-        """Item ``index``: images and labels that passed, uint8, and how many were tried."""
-        options, (teacher,) = self.options.synthesis, self._old_network
-        saved = progress.saved if progress is not None else None
-        job = synthesis.resumed(saved, self._device) if saved is not None else self._plan(index)
+        """Item ``index``: images and labels that passed, coded, and how many were tried."""
+        options, (teacher,), ends = self.options.synthesis, self._old_network, self.statistics.ends
+        if progress is not None and progress.saved is not None:
+            request = Request(*(progress.saved["request"][name].to(self._device) for name in Request._fields))
+        else:
+            request = plan_impressions(self.statistics, options, len(self.old), index)
+        ids = self._ids(self.old)
         if self.options.replay == "means":
-            labels = making.layout_labels(job.layouts, self._ids(self.old), options.band)
-            return self._packed(job.start, labels, torch.ones(len(labels), dtype=torch.bool))
-        found = synthesis.optimise(teacher, job, self.statistics.bank(), self.statistics.ends, options, progress)
-        # what the network will be shown later: the images as they are stored
-        found = decode(encode(found, self.statistics.ends), self.statistics.ends)
-        with torch.no_grad():
-            logits = upsample(teacher.classify(teacher.features(found)).float(), found.shape[2:])
-        seen = channels_of(believed(logits, self._ids(self.old), 0.5), self.old)
-        passed = agreement(seen, job.layouts, len(self.old)) >= options.least_dice
-        return self._packed(found, believed(logits, self._ids(self.old), options.confidence), passed)
-
-    def _plan(self, index: int) -> synthesis.Request:
-        return making.plan_item(self.statistics, self.options.synthesis, len(self.old), index)
-
-    def _packed(self, images: Tensor, labels: Tensor, passed: Tensor) -> dict[str, Tensor]:
+            images, passed = encode(request.start, ends), torch.ones(len(request.start), dtype=torch.bool)
+            named = torch.cat([ids, ids.new_tensor([BACKGROUND])])  # row -1 of a layout is the last of these
+            labels = torch.where(edge_band(request.layouts, options.band), IGNORE, named[request.layouts])
+        else:
+            images = encode(synthesise(teacher, request, self.statistics, options, progress), ends)
+            with torch.no_grad():  # on the images as they are stored, because the new network trains on these
+                features = teacher.features(decode(images, ends))
+                logits = upsample(teacher.classify(features).float(), images.shape[2:])
+            rows = channels_of(pseudo_labels(logits, ids, 0.5), self.old)
+            passed = agreement(rows, request.layouts, len(self.old)) >= options.least_dice
+            labels = pseudo_labels(logits, ids, options.confidence)
         passed = passed.to(images.device)
         return {
-            "images": encode(images, self.statistics.ends)[passed].cpu(),
+            "images": images[passed].cpu(),
             "labels": labels.to(torch.int16)[passed].cpu(),
             "tried": torch.tensor(len(images)),
         }
 
-    def take(self, paths: Iterable[Path]) -> None:
+    def finish(self, paths: Iterable[Path]) -> None:
         """Put the items together.
 
         Raises:
@@ -153,13 +181,17 @@ class CcsiSeg(nn.Module):
         tried = int(sum(int(item["tried"]) for item in items))
         if not len(images):
             raise PerdureError(
-                f"in none of {tried} impressions the old network sees the layout that was asked for",
+                f"in none of {tried} impressions the old network predicts the layout that was asked for",
                 "raise method.synthesis.steps, lower method.synthesis.least_dice, or set method.replay=none",
             )
         self.yields = torch.tensor([tried, len(images)], device=self._device)
         self.images, self.labels = images.to(self._device), labels.to(self._device)
-        shown = self.options.previews
-        self.previews = making.first_of_each(self.images, self.labels, self.old, shown) if shown else None
+        count = self.options.previews
+        if count:  # the first images that show each class; black where there are too few
+            self.previews = self.images.new_zeros(len(self.old), count, *images.shape[1:])
+            for row, class_id in enumerate(self.old):
+                shown = self.images[(self.labels == class_id).flatten(1).any(1)][:count]
+                self.previews[row, : len(shown)] = shown
 
     # The losses -----------------------------------------------------------------------------------------------
 
@@ -182,8 +214,8 @@ class CcsiSeg(nn.Module):
         logits = self.network.classify(features)
         old, new = logits[:, : len(self.old)], logits[:, len(self.old) :]
 
-        # new images: what is labelled as new is no old class; elsewhere the old network's word counts where it is sure
-        pseudo = believed(old_logits, self._ids(self.old), options.confidence)
+        # new images: what is labelled as new is no old class; elsewhere confident predictions of the old network count
+        pseudo = pseudo_labels(old_logits, self._ids(self.old), options.confidence)
         pseudo = torch.where(batch.labels == BACKGROUND, pseudo, batch.labels)
         away = (len(self.old) / len(self.new)) ** 0.5 * options.lambda_lf
         terms = {
@@ -218,32 +250,32 @@ class CcsiSeg(nn.Module):
     # What is stored -------------------------------------------------------------------------------------------
 
     def measure(self, batch: Batch) -> dict[str, Tensor]:
-        """Sums over a batch: regions of new classes, ground, company, and moments of the network's feature maps.
+        """Sums over a batch: regions of new classes, background, co-occurrence, and moments of feature maps.
 
-        Old classes are where nothing is labelled and the network sees them for sure.
+        Old classes are where nothing is labelled and the network predicts them with confidence.
         """
         images, classes = batch.images, len(self.class_ids)
-        with tapped(self.network.body) as maps:
+        with recorded_maps(self.network.body) as maps:
             features = self.network.features(images)
         rows = channels_of(batch.labels, self.class_ids)
         if self.old:
             logits = upsample(self.network.classify(features)[:, : len(self.old)].float(), images.shape[2:])
-            guess = channels_of(believed(logits, self._ids(self.old), self.options.confidence), self.class_ids)
+            guess = channels_of(pseudo_labels(logits, self._ids(self.old), self.options.confidence), self.class_ids)
             rows = torch.where(batch.labels == BACKGROUND, guess, rows)
         known = batch.labels != IGNORE
         shown = images.new_zeros(len(images), 1 + classes).scatter_(1, rows.flatten(1) + 1, 1.0)[:, 1:]
         new = channels_of(batch.labels, self.new)
         sums = region_sums(images, new, len(self.new), self.options.patch)
-        sums |= ground_sums(images, (rows < 0) & known, self.options.patch)
+        sums |= background_sums(images, (rows < 0) & known, self.options.patch)
         sums |= label_sums(maps, rows, known, classes)._asdict()
-        sums["together"] = (shown.T @ shown).round().long()
+        sums["co_occurrence"] = (shown.T @ shown).round().long()
         sums["size"] = torch.tensor(images.shape[2:], device=images.device) * len(images)
         sums["channels"] = torch.bincount(layer_of(maps))
         sums["batches"] = torch.ones((), dtype=torch.int64, device=images.device)
         return sums
 
-    def keep(self, totals: dict[str, Tensor]) -> None:
-        """Turn the sums into statistics; the synthetic images have done their work."""
+    def finish_measuring(self, totals: dict[str, Tensor]) -> None:
+        """Turn the sums into statistics; synthetic images are no longer needed."""
         layers = torch.repeat_interleave(totals["channels"] // totals["batches"])
         self.statistics.update(totals, len(self.old), layers)
         self.images = self.labels = None
@@ -277,17 +309,17 @@ class CcsiSeg(nn.Module):
                 "statistics",
                 "statistics",
                 (*(f"statistics.{name}" for name in BUFFERS), "yields"),
-                "place, size, colour and company of each class's regions, colour and texture of the ground, mean and "
-                f"variance of the network's feature maps, {source}; {self._yield_text()}",
+                "place, size, colour and co-occurrence of each class's regions, colour and texture of the background, "
+                f"mean and variance of the network's feature maps, {source}; {self._yield_text()}",
                 per_class=True,
             ),
         ]
         if self.previews is not None:
-            text = "impressions of old classes that the network before this task was made to see; shown in the report"
+            text = "impressions of old classes optimised against the network before this task; shown in the report"
             items.append(Kept("previews", "synthetic", ("previews",), text, shows="images"))
         return items
 
     def _yield_text(self) -> str:
         tried, used = self.yields.tolist()
-        few = ", which is few: the network hardly sees its old classes any more" if 2 * used < tried else ""
+        few = ", which is few: the network hardly recognises its old classes any more" if 2 * used < tried else ""
         return f"of {tried} impressions made for this task {used} showed their layout and were used{few}"
