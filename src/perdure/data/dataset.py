@@ -69,7 +69,7 @@ class Dataset(TorchDataset[Sample]):
         source: Where images and masks are read.
         split: Which split of the source.
         names: The samples, in order.
-        table: Label table of 256 entries applied after the transform.
+        table: Label table of ``TABLE_SIZE`` entries applied after the transform.
         transform: Geometry, augmentation and normalisation; draws from torch's generator only.
         check: Called before every read; raises when the task that owns the view is sealed.
     """

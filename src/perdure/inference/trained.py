@@ -98,7 +98,7 @@ class Trained:
             image: ``(H, W, 3)`` uint8.
 
         Returns:
-            ``(H, W)`` uint8 global ids, same height and width.
+            ``(H, W)`` int16 global ids, same height and width.
         """
         height, width = image.shape[:2]
         pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].to(self.device)
@@ -116,7 +116,7 @@ class Trained:
         with torch.no_grad():
             scores = averaged(score, scaled, TILE)
             winner = winners(scores, (height, width))
-        labels: np.ndarray = np.asarray(ids, np.uint8)[winner.cpu().numpy()]
+        labels: np.ndarray = np.asarray(ids, np.int16)[winner.cpu().numpy()]
         return labels
 
     def classes(self) -> list[dict[str, object]]:
