@@ -17,7 +17,6 @@ from perdure.files import write_json
 from perdure.kept.ledger import preview_entry, read_kept, write_kept, write_ledger
 from perdure.methods.method import Method
 from perdure.metrics.confusion import ConfusionMatrix, read_counts, write_counts
-from perdure.metrics.described import parse_stream
 from perdure.metrics.evaluate import count
 from perdure.metrics.figures import class_values, headline, run_results
 from perdure.metrics.figures import evaluate as value_of
@@ -112,7 +111,7 @@ def _samples(experiment: Experiment, machine: Machine, folder: Path) -> list[Pat
 
 def record(run: RunFolder, task: Task) -> dict[str, float]:
     """Write the result files from the counts of all sealed tasks; return the headline figures after ``task``."""
-    stream = parse_stream(run.stream())
+    stream = run.stream()
     counts = {i: read_counts(folder / "counts.json") for i, folder in enumerate(run.sealed())}
     write_results(run.path, stream, counts)
     results = run_results(stream, counts)

@@ -19,9 +19,9 @@ from perdure.kept.items import Kept
 from perdure.kept.ledger import preview_entry, write_kept, write_ledger
 from perdure.labels import IGNORE, label_space
 from perdure.metrics.confusion import ConfusionMatrix, write_counts
-from perdure.metrics.described import parse_stream
 from perdure.metrics.results import write_results
 from perdure.report.samples import write_class_samples, write_samples
+from perdure.streams.description import parse_stream
 
 GROUPS = [[1, 2, 3, 4], [5, 6], [7, 8], [9, 10]]
 NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
@@ -37,7 +37,8 @@ def describe(merged: bool = False, background: str | None = "background", patien
     tasks, old = [], []
     for index, new in enumerate([[c for g in GROUPS for c in g]] if merged else GROUPS):
         name = "all" if merged else f"{NAMES[new[0] - 1]}-{NAMES[new[-1] - 1]}"
-        tasks.append({"index": index, "name": name, "new": new, "old": old, "annotated": sorted(new)})
+        tasks.append({"index": index, "name": name, "new": new, "old": old, "annotated": sorted(new),
+                      "recurs": False})  # fmt: skip
         old = old + new
     protocol = "class-incremental 4-2 overlap" + (", merged" if merged else "")
     return {"protocol": protocol, "dataset": "digits", "background": background, "patients": patients,
@@ -114,7 +115,9 @@ def build(path: Path, method: str = "star", seed: int = 1, sealed: int = 4, **st
             predicted = guess(labels, regions, ages, LOSS[method], seed * 1000 + n)
             total.update(torch.from_numpy(labels[None]), torch.from_numpy(predicted[None]))
             if n < 3 and not parsed.patients:
-                write_samples(folder / "samples", f"{n:05d}", image, labels, predicted, parsed.palette(), [0.5], [0.5])
+                write_samples(
+                    folder / "samples", f"{n:05d}", image, labels, predicted, parsed.space.palette(), [0.5], [0.5]
+                )
         write_counts(folder / "counts.json", {"all": total})
         counts[task.index] = {"all": total}
         items = [entry(folder, "weights", "weights", "weights.safetensors", 64_000 + 257 * len(task.seen), None)]

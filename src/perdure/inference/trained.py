@@ -21,7 +21,7 @@ from perdure.labels import BACKGROUND, LabelSpace
 from perdure.methods.method import Method
 from perdure.run_folder import RunFolder
 from perdure.sealing import restore_sealed
-from perdure.streams.summary import restore
+from perdure.streams.description import restore
 
 TILE = 1024
 SCORES_AT_ONCE = 1 << 27
@@ -71,8 +71,7 @@ class Trained:
         method = build_method(recipe, pretrained=False)
         restore_sealed(method, stream.tasks, sealed, recipe.seed)
         as_module(method).to(where).eval()
-        kind: Kind = described.get("kind", "segmentation")
-        return cls(method, recipe, stream.space, stream.tasks[len(sealed) - 1].seen, where, kind)
+        return cls(method, recipe, stream.space, stream.tasks[len(sealed) - 1].seen, where, described.kind)
 
     def classify(self, image: np.ndarray) -> dict[int, float]:
         """Probability of each class seen so far, by class id; the first of equal ones is the method's choice.
