@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
-from perdure.data.dataset import Batch
+from perdure.data.case import Batch
 from perdure.data.source import Kind
 from perdure.engine.phases import Phase, Terms
 from perdure.kept.items import Kept

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from perdure.data.dataset import Batch
+from perdure.data.case import Batch
 from perdure.engine.machine import Machine
 from perdure.engine.options import EngineOptions
 from perdure.engine.phases import Precision, Terms, Train
@@ -200,9 +200,7 @@ def _sort_axes(tensor: Tensor) -> Tensor:
 
 
 def _channels_last(batch: Batch) -> Batch:
-    """The batch, and the one beside it, with channels innermost."""
-    beside = None if batch.beside is None else _channels_last(batch.beside)
-    return batch._replace(images=batch.images.contiguous(memory_format=torch.channels_last), beside=beside)
+    return batch._replace(images=batch.images.contiguous(memory_format=torch.channels_last))
 
 
 def _compilable(module: nn.Module) -> list[nn.Module]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from perdure.errors import UsageError
+
 if TYPE_CHECKING:
-    from perdure.networks.build import AnyNetwork
+    from perdure.networks.network import Network
 
 
 class Options(BaseModel):
@@ -18,6 +20,8 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+OptionsT = TypeVar("OptionsT", bound="Options")
+NetworkT = TypeVar("NetworkT", bound="Network")
 Share = Annotated[float, Field(ge=0)]
 Step = Annotated[float, Field(gt=0)]
 
@@ -27,6 +31,10 @@ class TrainingOptions(Options):
 
     epochs: int = Field(60, ge=1, description="epochs of the first task")
     later_epochs: int | None = Field(None, ge=1, description="epochs of later tasks; the same as `epochs` if not given")
+    steps: int | None = Field(None, ge=1, description="optimiser steps of the first task, in the place of epochs")
+    later_steps: int | None = Field(
+        None, ge=1, description="optimiser steps of later tasks; the same as `steps` if not given"
+    )
     batch_size: int = Field(24, ge=1, description="samples a step over all processes together")
     optimizer: Literal["sgd", "adamw"] = Field("sgd", description="which optimiser")
     momentum: float = Field(0.9, ge=0, lt=1, description="of SGD, after Nesterov; 0 for plain SGD")
@@ -54,7 +62,7 @@ class TrainingOptions(Options):
 
 
 @dataclass(frozen=True)
-class Setup:
+class Setup(Generic[OptionsT]):
     """What a method is built from.
 
     Args:
@@ -63,6 +71,16 @@ class Setup:
         network: Builds the network, without classifiers; ``begin`` grows them.
     """
 
-    options: BaseModel
+    options: OptionsT
     training: TrainingOptions
-    network: Callable[[], AnyNetwork]
+    network: Callable[[], Network]
+
+    def network_of(self, kind: type[NetworkT]) -> NetworkT:
+        """The network, for a method that needs one of a kind. Raises UsageError where the recipe names another."""
+        network = self.network()
+        if not isinstance(network, kind):
+            raise UsageError(
+                f"this method needs a {kind.__name__}, but the recipe's network is a {type(network).__name__}",
+                "choose another network.name: `perdure list networks`",
+            )
+        return network

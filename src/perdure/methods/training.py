@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from perdure.data.dataset import Batch
-from perdure.engine.phases import Batches, Terms, Train
+from perdure.data.case import Batch
+from perdure.data.sampling import Batches
+from perdure.engine.phases import Terms, Train
 from perdure.engine.schedules import by_name
 from perdure.labels import BACKGROUND
 from perdure.methods.losses import channels_of, class_bce

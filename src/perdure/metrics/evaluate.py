@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from perdure.data.dataset import Dataset
-from perdure.engine.loader import BatchSampler, make_loader
+from perdure.data.sampling import BatchSampler
+from perdure.engine.loader import make_loader
 from perdure.engine.machine import Machine
-from perdure.engine.phases import Batches
+from perdure.data.sampling import Batches
 from perdure.errors import DataError
 from perdure.metrics.confusion import ConfusionMatrix, confusion
 
