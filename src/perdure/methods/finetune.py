@@ -15,6 +15,7 @@ from perdure.kept.items import Kept
 from perdure.methods import training
 from perdure.methods.method import Prediction
 from perdure.methods.options import Options, Setup
+from perdure.networks.network import GrowingNetwork
 from perdure.streams.task import Task
 
 
@@ -40,7 +41,7 @@ class Finetune(nn.Module):
         assert isinstance(setup.options, FinetuneOptions)
         self.options = setup.options
         self.training_options = setup.training
-        self.network = setup.network()
+        self.network = setup.network(GrowingNetwork)
         self.class_ids: tuple[int, ...] = ()
         self.learning: tuple[int, ...] = ()
 

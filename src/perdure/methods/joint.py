@@ -15,6 +15,7 @@ from perdure.kept.items import Kept
 from perdure.methods import training
 from perdure.methods.method import Prediction
 from perdure.methods.options import Options, Setup
+from perdure.networks.network import GrowingNetwork
 from perdure.streams.task import Task
 
 
@@ -36,7 +37,7 @@ class Joint(nn.Module):
         assert isinstance(setup.options, JointOptions)
         self.options = setup.options
         self.training_options = setup.training
-        self.network = setup.network()
+        self.network = setup.network(GrowingNetwork)
         self.class_ids: tuple[int, ...] = ()
 
     def begin(self, task: Task) -> None:

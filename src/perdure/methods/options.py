@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from perdure.errors import UsageError
+
 if TYPE_CHECKING:
-    from perdure.networks.build import AnyNetwork
+    from perdure.networks.network import Network  # the command line reads these settings without torch
+
+NetworkT = TypeVar("NetworkT", bound="Network")
 
 
 class Options(BaseModel):
@@ -60,9 +64,23 @@ class Setup:
     Args:
         options: The method's own ``Options``.
         training: Settings shared by all methods.
-        network: Builds the network, without classifiers; ``begin`` grows them.
+        build: Builds the recipe's network, without classifiers; ``begin`` grows them.
     """
 
     options: BaseModel
     training: TrainingOptions
-    network: Callable[[], AnyNetwork]
+    build: Callable[[], Network]
+
+    def network(self, wanted: type[NetworkT]) -> NetworkT:
+        """Build the recipe's network for a method that needs one of the type ``wanted``, such as ``Segmenter``.
+
+        Raises:
+            UsageError: The recipe names a network of another type, or one that cannot be built.
+        """
+        network = self.build()
+        if not isinstance(network, wanted):
+            raise UsageError(
+                f"the method needs a network of type {wanted.__name__}, the recipe's is a {type(network).__name__}",
+                "set network.name to one that fits; `perdure list networks` shows them",
+            )
+        return network

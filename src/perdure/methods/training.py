@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -10,19 +11,18 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from perdure.data.dataset import Batch
+from perdure.data.source import Kind
 from perdure.engine.phases import Batches, Terms, Train
 from perdure.engine.schedules import by_name
 from perdure.labels import BACKGROUND
 from perdure.methods.losses import channels_of, class_bce
 from perdure.methods.method import Prediction
 from perdure.methods.options import TrainingOptions
-from perdure.networks.build import AnyNetwork
-from perdure.networks.classifier import Classifier
-from perdure.networks.segmenter import Segmenter
+from perdure.networks.network import GrowingNetwork, Network
 from perdure.streams.task import Task
 
 
-def grow(network: AnyNetwork, task: Task, training: TrainingOptions) -> None:
+def grow(network: GrowingNetwork, task: Task, training: TrainingOptions) -> None:
     """Append the task's classifier and, after the first task, freeze normalisation if the training says so."""
     network.grow(len(task.new))
     if task.index > 0 and training.freeze_norm:
@@ -41,23 +41,21 @@ def base_lr(training: TrainingOptions, later: bool) -> float:
     return training.lr / 10 if training.later_lr is None else training.later_lr
 
 
-def make_optimizer(network: AnyNetwork, training: TrainingOptions, later: bool) -> Optimizer:
-    """Optimiser with one learning rate a part of the network (STAR, spec 5.1).
+def make_optimizer(network: Network, training: TrainingOptions, later: bool) -> Optimizer:
+    """Optimiser with one learning rate per part of the network (STAR, spec 5.1).
 
     The neck learns ``neck_lr`` times faster than the backbone, classifiers ``classifier_lr`` times, and at later
-    tasks the newest classifier ``new_classifier_lr`` times; the scale of cosine logits as fast as the backbone.
-    Frozen parameters are in no group.
+    tasks the newest classifier ``new_classifier_lr`` times. Other parts, such as the scale of cosine logits, learn as
+    fast as the backbone. Frozen parameters are in no group.
     """
     lr = base_lr(training, later)
     factors = {
-        "backbone": 1.0,
         "neck": training.neck_lr,
         "old_classifiers": training.classifier_lr,
         "new_classifier": training.new_classifier_lr if later else training.classifier_lr,
-        "scale": 1.0,
     }
-    parts = {part: [p for p in params if p.requires_grad] for part, params in network.groups().items()}
-    groups = [{"params": params, "lr": lr * factors[part]} for part, params in parts.items() if params]
+    parts = network.parameter_groups()
+    groups = [{"params": params, "lr": lr * factors.get(part, 1.0)} for part, params in parts.items() if params]
     if training.optimizer == "adamw":
         return AdamW(groups, lr=lr, weight_decay=training.weight_decay)
     momentum = training.momentum
@@ -66,7 +64,7 @@ def make_optimizer(network: AnyNetwork, training: TrainingOptions, later: bool) 
 
 def train_phase(
     module: nn.Module,
-    network: AnyNetwork,
+    network: Network,
     task: Task,
     training: TrainingOptions,
     loss: Callable[[Batch], Terms],
@@ -89,7 +87,7 @@ def train_phase(
 
 
 def current_loss(
-    network: AnyNetwork,
+    network: GrowingNetwork,
     batch: Batch,
     class_ids: Sequence[int],
     training: TrainingOptions,
@@ -102,7 +100,7 @@ def current_loss(
     cross-entropy of the softmax over the classes, mean over images.
 
     Args:
-        network: Segmenter or Classifier.
+        network: Network of either kind of label.
         batch: Images and labels.
         class_ids: Ids of the channels of ``classify(first=first)``.
         training: Gives the weight of positive pixels.
@@ -110,27 +108,22 @@ def current_loss(
         first: First classifier that takes part.
     """
     logits = network.classify(network.features(batch.images), first=first)
-    if isinstance(network, Classifier):
-        return F.cross_entropy(logits.float(), channels_of(batch.labels, class_ids))
-    return class_bce(logits, batch.labels, class_ids, training.pos_weight, ignore_as_negative).sum()
+    return OBJECTIVES[network.kind].loss(logits, batch.labels, class_ids, training.pos_weight, ignore_as_negative)
 
 
-def scores(network: AnyNetwork, images: Tensor, class_ids: Sequence[int]) -> Prediction:
-    """Sigmoid scores beside background for a Segmenter, the softmax for a Classifier."""
-    if isinstance(network, Classifier):
-        return softmax_scores(network, images, class_ids)
-    return sigmoid_scores(network, images, class_ids)
+def scores(network: GrowingNetwork, images: Tensor, class_ids: Sequence[int]) -> Prediction:
+    """Sigmoid scores beside background in segmentation, the softmax in classification."""
+    return OBJECTIVES[network.kind].scores(network, images, class_ids)
 
 
 @torch.no_grad()
-def softmax_scores(network: Classifier, images: Tensor, class_ids: Sequence[int]) -> Prediction:
+def softmax_scores(network: GrowingNetwork, images: Tensor, class_ids: Sequence[int]) -> Prediction:
     """Probability ``(N, K)`` of each class for whole images."""
-    logits = network.classify(network.features(images))
-    return Prediction(logits.float().softmax(1), tuple(class_ids))
+    return Prediction(network.full_logits(images).softmax(1), tuple(class_ids))
 
 
 @torch.no_grad()
-def sigmoid_scores(network: Segmenter, images: Tensor, class_ids: Sequence[int]) -> Prediction:
+def sigmoid_scores(network: GrowingNetwork, images: Tensor, class_ids: Sequence[int]) -> Prediction:
     """Probability of each class at the images' size, beside a constant 0.5 for background (STAR, spec 1.7).
 
     A class wins where it is the likeliest and above 0.5. The mode of the network is the caller's business.
@@ -138,3 +131,32 @@ def sigmoid_scores(network: Segmenter, images: Tensor, class_ids: Sequence[int])
     logits = network.full_logits(images)
     scores = torch.cat([torch.full_like(logits[:, :1], 0.5), logits.sigmoid()], 1)
     return Prediction(scores, (BACKGROUND, *class_ids))
+
+
+def _pixel_loss(
+    logits: Tensor, labels: Tensor, class_ids: Sequence[int], pos_weight: float, ignore_as_negative: bool
+) -> Tensor:
+    return class_bce(logits, labels, class_ids, pos_weight, ignore_as_negative).sum()
+
+
+def _image_loss(logits: Tensor, labels: Tensor, class_ids: Sequence[int], *_unused: object) -> Tensor:
+    """Without weight and ignored positions: every image has exactly one class."""
+    return F.cross_entropy(logits.float(), channels_of(labels, class_ids))
+
+
+class Objective(NamedTuple):
+    """What depends on the kind of label in methods for both kinds: the one place that knows.
+
+    Args:
+        loss: Logits, labels, class ids, weight of positives, whether ignored pixels count as negatives -> loss.
+        scores: Network, images, class ids -> prediction.
+    """
+
+    loss: Callable[[Tensor, Tensor, Sequence[int], float, bool], Tensor]
+    scores: Callable[[GrowingNetwork, Tensor, Sequence[int]], Prediction]
+
+
+OBJECTIVES: Final[Mapping[Kind, Objective]] = {
+    "segmentation": Objective(_pixel_loss, sigmoid_scores),
+    "classification": Objective(_image_loss, softmax_scores),
+}

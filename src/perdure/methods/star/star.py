@@ -83,9 +83,7 @@ class Star(nn.Module):
         assert isinstance(setup.options, StarOptions)
         self.options = setup.options
         self.training_options = setup.training
-        network = setup.network()
-        assert isinstance(network, Segmenter)
-        self.network = network
+        self.network = setup.network(Segmenter)
         self.class_ids: tuple[int, ...] = ()
         self.old: tuple[int, ...] = ()
         self.new: tuple[int, ...] = ()
