@@ -20,7 +20,8 @@ from perdure.errors import UsageError, nearest
 from perdure.methods import METHODS
 from perdure.methods.method import Method
 from perdure.methods.options import Setup
-from perdure.networks.build import NETWORKS, AnyNetwork, build_network
+from perdure.networks.build import NETWORKS, build_network
+from perdure.networks.network import Network
 from perdure.seeds import derive_seed, seeded
 from perdure.streams.class_incremental import class_incremental
 from perdure.streams.merged import merged
@@ -151,7 +152,7 @@ def as_module(method: Method) -> torch.nn.Module:
     return cast("torch.nn.Module", method)
 
 
-def _network(recipe: Recipe, pretrained: bool) -> AnyNetwork:
+def _network(recipe: Recipe, pretrained: bool) -> Network:
     settings = dict(recipe.network.settings)
     if not pretrained and "weights" in settings:
         settings["weights"] = "random"

@@ -18,7 +18,6 @@ from perdure.data.dataset import Draw, Samples, members
 from perdure.data.sampling import Batches, BatchSampler
 from perdure.errors import DataError, PerdureError, UsageError
 
-
 Read = tuple[int, Case | PerdureError]
 """A sample and the source of a mix that it is from, or what is wrong with it."""
 T = TypeVar("T")

@@ -14,6 +14,7 @@ from perdure.methods import training
 from perdure.methods.method import Method
 from perdure.methods.options import Options, Setup
 from perdure.methods.prediction import Prediction
+from perdure.networks.network import GrowingNetwork
 from perdure.streams.task import Task
 
 
@@ -35,7 +36,7 @@ class Finetune(Method[FinetuneOptions]):
 
     def __init__(self, setup: Setup[FinetuneOptions]) -> None:
         super().__init__(setup)
-        self.network = setup.network()
+        self.network = setup.network(GrowingNetwork)
         self.learning: tuple[int, ...] = ()
 
     def begin(self, task: Task) -> None:

@@ -13,6 +13,7 @@ from perdure.methods import training
 from perdure.methods.method import Method
 from perdure.methods.options import Options, Setup
 from perdure.methods.prediction import Prediction
+from perdure.networks.network import GrowingNetwork
 from perdure.streams.task import Task
 
 
@@ -31,7 +32,7 @@ class Joint(Method[JointOptions]):
 
     def __init__(self, setup: Setup[JointOptions]) -> None:
         super().__init__(setup)
-        self.network = setup.network()
+        self.network = setup.network(GrowingNetwork)
 
     def begin(self, task: Task) -> None:
         """Append a classifier for the task's classes."""

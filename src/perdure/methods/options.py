@@ -11,7 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from perdure.errors import UsageError
 
 if TYPE_CHECKING:
-    from perdure.networks.network import Network
+    from perdure.networks.network import Network  # the command line reads these settings without torch
+
+NetworkT = TypeVar("NetworkT", bound="Network")
 
 
 class Options(BaseModel):
@@ -21,7 +23,6 @@ class Options(BaseModel):
 
 
 OptionsT = TypeVar("OptionsT", bound="Options")
-NetworkT = TypeVar("NetworkT", bound="Network")
 Share = Annotated[float, Field(ge=0)]
 Step = Annotated[float, Field(gt=0)]
 
@@ -68,19 +69,23 @@ class Setup(Generic[OptionsT]):
     Args:
         options: The method's own ``Options``.
         training: Settings shared by all methods.
-        network: Builds the network, without classifiers; ``begin`` grows them.
+        build: Builds the recipe's network, without classifiers; ``begin`` grows them.
     """
 
     options: OptionsT
     training: TrainingOptions
-    network: Callable[[], Network]
+    build: Callable[[], Network]
 
-    def network_of(self, kind: type[NetworkT]) -> NetworkT:
-        """The network, for a method that needs one of a kind. Raises UsageError where the recipe names another."""
-        network = self.network()
-        if not isinstance(network, kind):
+    def network(self, wanted: type[NetworkT]) -> NetworkT:
+        """Build the recipe's network for a method that needs one of the type ``wanted``, such as ``Segmenter``.
+
+        Raises:
+            UsageError: The recipe names a network of another type, or one that cannot be built.
+        """
+        network = self.build()
+        if not isinstance(network, wanted):
             raise UsageError(
-                f"this method needs a {kind.__name__}, but the recipe's network is a {type(network).__name__}",
-                "choose another network.name: `perdure list networks`",
+                f"the method needs a network of type {wanted.__name__}, the recipe's is a {type(network).__name__}",
+                "set network.name to one that fits; `perdure list networks` shows them",
             )
         return network

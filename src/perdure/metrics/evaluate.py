@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from perdure.data.dataset import Dataset
-from perdure.data.sampling import BatchSampler
+from perdure.data.sampling import Batches, BatchSampler
 from perdure.engine.loader import make_loader
 from perdure.engine.machine import Machine
-from perdure.data.sampling import Batches
 from perdure.errors import DataError
 from perdure.metrics.confusion import ConfusionMatrix, confusion
 

@@ -176,9 +176,7 @@ def _opener(
             raise DataError(f"{sets[task].label}: the {split} split is empty", "a task needs at least one sample")
         other = BACKGROUND if split == "train" else source.other_label
         shown, annotated = sets[task].preparation or preparation, frozenset(maps[task].values()) if unlabelled else None
-        return Dataset(
-            source, split, names, label_table(maps[task], other), shown, split == "train", guard, annotated
-        )
+        return Dataset(source, split, names, label_table(maps[task], other), shown, split == "train", guard, annotated)
 
     def tests() -> dict[str, Dataset]:
         return {sets[task].label: view(task, "test", None) for task in range(index + 1)}

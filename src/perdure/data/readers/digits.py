@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from perdure.data.readers.digit_scenes import VERSION, Scene, paint
-from perdure.data.source import AbsentSplitError, Image, Kind, Mask, SPLITS, Source, Split
+from perdure.data.source import SPLITS, AbsentSplitError, Image, Kind, Mask, Source, Split
 from perdure.errors import DataError, UsageError
 from perdure.labels import LabelSpace, label_space
 from perdure.seeds import derive_seed

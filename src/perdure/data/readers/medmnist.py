@@ -26,7 +26,7 @@ from perdure.data.readers.medmnist_official import (
     official_sets,
 )
 from perdure.data.readers.npzfile import Header, read_array, read_headers
-from perdure.data.source import AbsentSplitError, Image, Kind, Mask, SPLITS, Source, Split
+from perdure.data.source import SPLITS, AbsentSplitError, Image, Kind, Mask, Source, Split
 from perdure.errors import DataError, UsageError, nearest
 from perdure.labels import IGNORE, LabelSpace, label_space
 

@@ -79,7 +79,7 @@ class Star(Method[StarOptions]):
 
     def __init__(self, setup: Setup[StarOptions]) -> None:
         super().__init__(setup)
-        self.network = setup.network_of(Segmenter)
+        self.network = setup.network(Segmenter)
         self.old: tuple[int, ...] = ()
         self.new: tuple[int, ...] = ()
         self.old_network: Frozen[Segmenter] | None = None
