@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from perdure.data.dataset import Dataset, Draw, Joined, collate
+from perdure.data.case import collate
+from perdure.data.dataset import Dataset, Draw, Joined
+from perdure.data.sampling import Batches, BatchSampler
 from perdure.data.source import AbsentSplitError, Source
 from perdure.data.tensors import TensorSource, tensor_view
-from perdure.engine.loader import BatchSampler, make_loader
-from perdure.engine.phases import Batches
+from perdure.engine.loader import make_loader
 from perdure.labels import IGNORE, TABLE_SIZE, label_space
 
 SPACE = label_space(["a", "b", "c"], background=None)

@@ -15,12 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from perdure.data.dataset import Batch, Dataset
+from perdure.data.case import Batch
+from perdure.data.dataset import Dataset
 from perdure.engine.checkpoint import Checkpoint
 from perdure.engine.engine import Engine
 from perdure.engine.machine import Machine
 from perdure.engine.options import EngineOptions
-from perdure.engine.phases import Batches, Phase, Train
+from perdure.data.sampling import Batches
+from perdure.engine.phases import Phase, Train
 from perdure.engine.run_logger import RunLogger
 from perdure.labels import TABLE_SIZE, label_space
 

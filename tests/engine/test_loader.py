@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from perdure.data.dataset import Dataset
-from perdure.engine.loader import BatchSampler, make_loader
-from perdure.engine.phases import Batches
+from perdure.data.sampling import BatchSampler
+from perdure.engine.loader import make_loader
+from perdure.data.sampling import Batches
 from perdure.errors import DataError, UsageError
 from perdure.labels import TABLE_SIZE, label_space
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from perdure.inference import trained
 from perdure.inference.tiling import averaged, starts
-from perdure.inference.trained import winners
+from perdure.trained import winners
 
 
 @pytest.mark.golden

@@ -11,8 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from perdure.data.dataset import Batch, Dataset, Draw, collate
-from perdure.engine.phases import Batches, Collect, Generate, Train
+from perdure.data.case import Batch, collate
+from perdure.data.dataset import Dataset, Draw
+from perdure.data.sampling import Batches
+from perdure.engine.phases import Collect, Generate, Train
 from perdure.errors import UsageError
 from perdure.files import write_tensors
 from perdure.labels import IGNORE, TABLE_SIZE, label_space

@@ -21,14 +21,16 @@ GROUPS = [[3, 1], [2], [4]]
 RIGHT = ({3: (8, 10), 1: (27, 30)}, {3: (10, 10), 1: (28, 30), 2: (10, 20)},
          {3: (2, 10), 1: (18, 30), 2: (15, 20), 4: (40, 40)})  # fmt: skip
 
+REST = {"recurs": False, "preparation": {"kind": "as_is"}}
+
 
 def content(**change: Any) -> dict[str, Any]:
     classes = [{"id": c, "name": f"c{c}", "kind": "thing", "color": [c, c, c]} for c in (1, 2, 3, 4)]
     tasks: list[dict[str, Any]] = []
     old: list[int] = []
     for index, new in enumerate(GROUPS):
-        tasks.append({"index": index, "name": f"t{index}", "new": new, "old": old, "annotated": sorted(new),
-                      "recurs": False})  # fmt: skip
+        tasks.append({"index": index, "name": f"t{index}", "new": new, "old": old,
+                      "annotated": sorted(new), **REST})  # fmt: skip
         old = old + new
     return {"protocol": "p", "dataset": "d", "background": None, "patients": False, "kind": "classification",
             "classes": classes, "tasks": tasks, "groups": GROUPS, **change}  # fmt: skip

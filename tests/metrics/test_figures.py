@@ -22,14 +22,16 @@ from perdure.metrics.figures import (
 )
 from perdure.streams.description import DescribedStream, parse_stream
 
+REST = {"recurs": False, "preparation": {"kind": "as_is"}}
+
 
 def stream(groups: Sequence[Sequence[int]], merged: bool = False, background: str | None = "ground") -> DescribedStream:
     classes = [{"id": c, "name": f"c{c}", "kind": "thing", "color": [c, c, c]} for g in groups for c in g]
     tasks: list[dict[str, Any]] = []
     old: list[int] = []
     for index, new in enumerate([[c for g in groups for c in g]] if merged else groups):
-        tasks.append({"index": index, "name": f"t{index}", "new": list(new), "old": old, "annotated": list(new),
-                      "recurs": False})  # fmt: skip
+        tasks.append({"index": index, "name": f"t{index}", "new": list(new), "old": old,
+                      "annotated": list(new), **REST})  # fmt: skip
         old = old + list(new)
     return parse_stream({"protocol": "p", "dataset": "d", "background": background, "patients": False,
                          "classes": classes, "tasks": tasks, "groups": [list(g) for g in groups]})  # fmt: skip
@@ -235,8 +237,7 @@ def test_headline_follows_the_background() -> None:
 )
 def test_streams_that_contradict_themselves(change: dict[str, Any], message: str) -> None:
     classes = [{"id": c, "name": f"c{c}", "kind": "thing", "color": [0, 0, 0]} for c in (1, 2, 3)]
-    tasks = [{"index": i, "name": str(i), "new": [i + 1], "old": list(range(1, i + 1)), "annotated": [i + 1],
-              "recurs": False}
+    tasks = [{"index": i, "name": str(i), "new": [i + 1], "old": list(range(1, i + 1)), "annotated": [i + 1], **REST}
              for i in range(3)]  # fmt: skip
     good = {"protocol": "p", "dataset": "d", "background": None, "patients": False, "classes": classes, "tasks": tasks,
             "groups": [[1], [2], [3]]}  # fmt: skip

@@ -30,6 +30,8 @@ SIDE = 64
 
 MakeRun = Callable[..., Path]
 
+REST = {"recurs": False, "preparation": {"kind": "as_is"}}
+
 
 def describe(merged: bool = False, background: str | None = "background", patients: bool = False) -> dict[str, Any]:
     """Content of ``stream.json`` of ten classes in four tasks, or of the merged stream."""
@@ -37,8 +39,8 @@ def describe(merged: bool = False, background: str | None = "background", patien
     tasks, old = [], []
     for index, new in enumerate([[c for g in GROUPS for c in g]] if merged else GROUPS):
         name = "all" if merged else f"{NAMES[new[0] - 1]}-{NAMES[new[-1] - 1]}"
-        tasks.append({"index": index, "name": name, "new": new, "old": old, "annotated": sorted(new),
-                      "recurs": False})  # fmt: skip
+        tasks.append({"index": index, "name": name, "new": new, "old": old,
+                      "annotated": sorted(new), **REST})  # fmt: skip
         old = old + new
     protocol = "class-incremental 4-2 overlap" + (", merged" if merged else "")
     return {"protocol": protocol, "dataset": "digits", "background": background, "patients": patients,

@@ -25,6 +25,8 @@ from perdure.streams.description import parse_stream
 TRANSDUCTIVE = "class-incremental 4-2, unlabelled test images (transductive) in training"
 LAST = "tasks/03-eight-nine"
 
+REST = {"recurs": False, "preparation": {"kind": "as_is"}}
+
 
 def section(page: str, name: str) -> str:
     """One section of a page."""
@@ -93,8 +95,8 @@ def test_many_classes_get_smaller_cells(make_class_run, classes: int, size: str,
         "protocol": "p", "dataset": "d", "background": None, "kind": "classification", "patients": False,
         "groups": [ids[:2], ids[2:]],
         "classes": [{"id": c, "name": f"c{c}", "kind": "thing", "color": [c, c, c]} for c in ids],
-        "tasks": [{"index": 0, "name": "a", "new": ids[:2], "old": [], "annotated": ids[:2], "recurs": False},
-                  {"index": 1, "name": "b", "new": ids[2:], "old": ids[:2], "annotated": ids[2:], "recurs": False}],
+        "tasks": [{"index": 0, "name": "a", "new": ids[:2], "old": [], "annotated": ids[:2], **REST},
+                  {"index": 1, "name": "b", "new": ids[2:], "old": ids[:2], "annotated": ids[2:], **REST}],
     })  # fmt: skip
     known = {0: ids[:2], 1: ids}
     counts = {t: {"x": ConfusionMatrix((0, *seen), np.diag([0, *seen]))} for t, seen in known.items()}

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
 from perdure.data.source import Kind
 from perdure.errors import DataError, UsageError
@@ -24,7 +24,7 @@ _HINT = "the file was changed or is damaged: restore it"
 class DescribedTask(BaseModel):
     """One task: position from 0, name, and the ids it teaches, knows already and annotates.
 
-    ``recurs``: see :class:`perdure.streams.task.Task`.
+    ``recurs`` and ``preparation`` (plain data): see :class:`perdure.streams.task.Task`.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -35,6 +35,7 @@ class DescribedTask(BaseModel):
     old: tuple[int, ...]
     annotated: tuple[int, ...]
     recurs: bool
+    preparation: dict[str, JsonValue]
 
     @property
     def seen(self) -> tuple[int, ...]:
@@ -117,6 +118,7 @@ def describe(stream: Stream, dataset: str, patients: bool, kind: Kind = "segment
                 old=task.old,
                 annotated=tuple(sorted(task.annotated)),
                 recurs=task.recurs,
+                preparation=task.preparation.model_dump(mode="json"),
             )
             for task in stream.tasks
         ),
@@ -125,10 +127,18 @@ def describe(stream: Stream, dataset: str, patients: bool, kind: Kind = "segment
 
 
 def restore(described: DescribedStream) -> Stream:
-    """The stream of a description, without data: its tasks know their classes but cannot be opened."""
-    from perdure.streams.task import TaskSpec, make_stream  # loads torch
+    """The stream of a description, without data: its tasks know their classes but cannot be opened.
 
-    specs = [TaskSpec(t.name, t.new, frozenset(t.annotated), t.recurs) for t in described.tasks]
+    Raises:
+        DataError: The preparation of a task is damaged.
+    """
+    from perdure.data.preparation import read_preparation  # these load torch
+    from perdure.streams.task import TaskSpec, make_stream
+
+    specs = [
+        TaskSpec(t.name, t.new, frozenset(t.annotated), t.recurs, read_preparation(t.preparation, "stream.json"))
+        for t in described.tasks
+    ]
     return make_stream(described.space, specs, described.protocol, described.groups)
 
 

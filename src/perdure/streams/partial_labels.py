@@ -13,7 +13,8 @@ from typing import Literal
 
 import numpy as np
 
-from perdure.data.dataset import Dataset, Transform
+from perdure.data.dataset import Dataset
+from perdure.data.preparation import Preparation
 from perdure.data.source import Source, Split
 from perdure.errors import DataError, UsageError, nearest
 from perdure.labels import BACKGROUND, IGNORE, TABLE_SIZE, ClassInfo, Color, LabelSpace, Table, spread_colors
@@ -34,12 +35,14 @@ class DataSet:
         name: Name of the task; by default the source's name.
         classes: Names of the source's classes that it annotates, in learning order; by default all.
         rename: Names of classes in the stream where they differ from the source's.
+        preparation: How its cases are shown, where this is not as in the rest of the stream.
     """
 
     source: Source
     name: str = ""
     classes: Sequence[str] | None = None
     rename: Mapping[str, str] = field(default_factory=dict)
+    preparation: Preparation | None = None
 
     def pairs(self) -> list[tuple[int, str]]:
         """Local id and name in the stream of each annotated class. Unknown names are a UsageError."""
@@ -68,8 +71,7 @@ class DataSet:
 def partial_labels(
     sets: Sequence[DataSet],
     *,
-    train_transform: Transform,
-    eval_transform: Transform,
+    preparation: Preparation,
     union: Union = "names",
     elsewhere: Elsewhere = "unlabelled",
 ) -> Stream:
@@ -77,13 +79,13 @@ def partial_labels(
 
     Args:
         sets: The data sets in learning order.
-        train_transform: Augmentation and normalisation of training images.
-        eval_transform: Geometry and normalisation of validation and test images.
+        preparation: How cases are shown in training, validation and test.
         union: ``names``: classes of the same name (after ``rename``) are one class. ``offset``: every data set
             has classes of its own; its ids follow those of the sets before it.
         elsewhere: Whether images of one data set may show classes of the others (``unlabelled``) or cannot
-            (``absent``). Only streams of the second kind can be merged for joint training. In classification an
-            image shows nothing but its class: it makes no difference there.
+            (``absent``). In the first case losses and figures leave out the pixels that might be such a class, see
+            :class:`~perdure.data.case.Case`. In classification an image shows nothing but its class: it makes no
+            difference there.
 
     Raises:
         UsageError: Two tasks of one name, an unknown class, no data set at all, or data sets of two kinds.
@@ -103,16 +105,16 @@ def partial_labels(
         raise UsageError("some data sets label pixels and others whole images", "use data sets of one kind")
     space, maps = global_space(sets, union)
     owners = Counter(id(s.source) for s in sets)
-    complete = all(set(m.values()) == set(space.ids) for m in maps)
-    mergeable = elsewhere == "absent" or complete or kinds == {"classification"}
+    unlabelled = elsewhere == "unlabelled" and kinds == {"segmentation"}
     specs: list[TaskSpec] = []
     taught: set[int] = set()
     for index, part in enumerate(sets):
         labelled = tuple(maps[index].values())
         new = tuple(c for c in labelled if c not in taught)
         taught.update(new)
-        data = _opener(sets, maps, index, (train_transform, eval_transform), mergeable)
-        specs.append(TaskSpec(part.label, new, frozenset(labelled), owners[id(part.source)] > 1, data))
+        data = _opener(sets, maps, index, preparation, unlabelled)
+        shown = part.preparation or preparation
+        specs.append(TaskSpec(part.label, new, frozenset(labelled), owners[id(part.source)] > 1, shown, data))
     return make_stream(space, specs, f"partial labels of {len(sets)} data sets, union by {union}")
 
 
@@ -161,22 +163,20 @@ def _opener(
     sets: Sequence[DataSet],
     maps: Sequence[Mapping[int, int]],
     index: int,
-    transforms: tuple[Transform, Transform],
-    mergeable: bool,
+    preparation: Preparation,
+    unlabelled: bool,
 ) -> Callable[[Callable[[], None]], TaskData]:
-    train_transform, eval_transform = transforms
-
     def view(task: int, split: Split, guard: Callable[[], None] | None) -> Dataset:
         source = sets[task].source
         names = tuple(source.names(split))
         if source.kind == "classification" and len(maps[task]) < len(source.space):
-            shown = cached_presence(source, split)[:, list(maps[task])]  # other images have no label at all here
-            names = tuple(names[row] for row in np.flatnonzero(shown.any(1)))
+            present = cached_presence(source, split)[:, list(maps[task])]  # other images have no label at all here
+            names = tuple(names[row] for row in np.flatnonzero(present.any(1)))
         if split != "val" and not names:
             raise DataError(f"{sets[task].label}: the {split} split is empty", "a task needs at least one sample")
         other = BACKGROUND if split == "train" else source.other_label
-        transform = train_transform if split == "train" else eval_transform
-        return Dataset(source, split, names, label_table(maps[task], other), transform, guard)
+        shown, annotated = sets[task].preparation or preparation, frozenset(maps[task].values()) if unlabelled else None
+        return Dataset(source, split, names, label_table(maps[task], other), shown, split == "train", guard, annotated)
 
     def tests() -> dict[str, Dataset]:
         return {sets[task].label: view(task, "test", None) for task in range(index + 1)}
@@ -189,7 +189,7 @@ def _opener(
             train=lambda: view(index, "train", check),
             validation=lambda: view(index, "val", check),
             tests=tests,
-            joint=(lambda split: view(index, split, check)) if mergeable else None,
+            joint=lambda split: view(index, split, check),
         )
 
     return data

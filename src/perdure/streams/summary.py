@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from perdure.data.dataset import Dataset
+from perdure.data.dataset import Samples, members
 from perdure.data.source import AbsentSplitError, Source
 from perdure.errors import UsageError
-from perdure.labels import BACKGROUND, IGNORE, LabelSpace
+from perdure.labels import BACKGROUND, LabelSpace
 from perdure.streams.lists import Presence, cached_presence
 from perdure.streams.task import Stream, Task, TaskData
 
@@ -36,9 +36,9 @@ def left_out_rows(stream: Stream) -> list[int]:
 
     For class-incremental streams; published partitions state these places.
     """
-    views = [_open(task).train() for task in stream.tasks]
-    used = {name for view in views for name in view.names}
-    ordered = sorted(views[0].source.names("train"))
+    datasets = [dataset for task in stream.tasks for dataset in members(_open(task).train())]
+    used = {name for dataset in datasets for name in dataset.names}
+    ordered = sorted(datasets[0].source.names("train"))
     return [row for row, name in enumerate(ordered) if name not in used]
 
 
@@ -87,7 +87,7 @@ class _Known(NamedTuple):
     row_of: dict[str, int]
 
 
-def _views(task: Task) -> dict[str, dict[str, Dataset] | None]:
+def _views(task: Task) -> dict[str, Mapping[str, Samples] | None]:
     """All views of a task by split and name. Reading samples stays forbidden: only sizes and lists are used."""
     data = _open(task)
     validation = _or_none(data.validation)
@@ -104,24 +104,23 @@ def _open(task: Task) -> TaskData:
     return task.data
 
 
-def _or_none(opener: Callable[[], Dataset]) -> Dataset | None:
+def _or_none(opener: Callable[[], Samples]) -> Samples | None:
     try:
         return opener()
     except AbsentSplitError:
         return None
 
 
-def _histogram(view: Dataset, space: LabelSpace, memory: dict[tuple[int, str], _Known]) -> dict[str, int]:
-    """Images that show each class through the view's table, by class name; ignore is left out."""
-    key = (id(view.source), view.split)
-    if key not in memory:
-        rows = {name: row for row, name in enumerate(view.source.names(view.split))}
-        memory[key] = _Known(view.source, cached_presence(view.source, view.split), rows)
-    known = memory[key]
-    chosen = known.presence[[known.row_of[name] for name in view.names]]
-    counts = {
-        label: int(chosen[:, np.flatnonzero(view.table == label)].any(1).sum())
-        for label in (BACKGROUND, *space.ids)
-        if label != IGNORE
-    }
+def _histogram(samples: Samples, space: LabelSpace, memory: dict[tuple[int, str], _Known]) -> dict[str, int]:
+    """Images that show each class through the label table, by class name; ignore is left out."""
+    counts = dict.fromkeys((BACKGROUND, *space.ids), 0)
+    for dataset in members(samples):
+        key = (id(dataset.source), dataset.split)
+        if key not in memory:
+            rows = {name: row for row, name in enumerate(dataset.source.names(dataset.split))}
+            memory[key] = _Known(dataset.source, cached_presence(dataset.source, dataset.split), rows)
+        known = memory[key]
+        chosen = known.presence[[known.row_of[name] for name in dataset.names]]
+        for label in counts:
+            counts[label] += int(chosen[:, np.flatnonzero(dataset.table == label)].any(1).sum())
     return {space.name(label): count for label, count in counts.items() if count}

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
-from perdure.data.dataset import Dataset
+from perdure.data.dataset import Dataset, Samples
+from perdure.data.preparation import Preparation
 from perdure.data.source import Split
 from perdure.errors import SealedDataError
 from perdure.labels import ChannelMap, LabelSpace
@@ -20,14 +21,14 @@ class TaskData:
     ``train`` and ``validation`` belong to this task alone. ``tests`` are named test sets for *all* classes seen so
     far (one pooled set in class-incremental streams, one set a task in task-incremental ones). ``joint`` opens the
     task's ``"train"`` or ``"val"`` images with every label they have; upper bounds only, through
-    :func:`perdure.streams.merged.merged`. ``None`` where merging would teach wrong background. ``pool`` opens
+    :func:`perdure.streams.merged.merged`. ``pool`` opens
     unlabelled images that may show any class seen so far, where the protocol grants them.
     """
 
-    train: Callable[[], Dataset]
-    validation: Callable[[], Dataset]
+    train: Callable[[], Samples]
+    validation: Callable[[], Samples]
     tests: Callable[[], dict[str, Dataset]]
-    joint: Callable[[Split], Dataset] | None = None
+    joint: Callable[[Split], Samples]
     pool: Callable[[], Dataset] | None = None
 
 
@@ -43,6 +44,7 @@ class Task:
         annotated: Ids that are labelled in this task's training data (partial labels); other classes may be
             in the images as background.
         recurs: True where images of other tasks may come back here with other labels (overlap).
+        preparation: How a case becomes what the network sees, and the way back.
         data: How to open its data; ``None`` for a task that is only described (prediction).
     """
 
@@ -52,6 +54,7 @@ class Task:
     old: tuple[int, ...]
     annotated: frozenset[int]
     recurs: bool = False
+    preparation: Preparation = field(default_factory=Preparation)
     data: TaskData | None = None
     _gate: _Gate | None = field(default=None, repr=False, compare=False)
 
@@ -65,11 +68,11 @@ class Task:
         """Class <-> channel map after this task."""
         return ChannelMap(self.seen)
 
-    def train(self) -> Dataset:
+    def train(self) -> Samples:
         """Training data. Raises :class:`SealedDataError` unless this is the current task."""
         return self._open().train()
 
-    def validation(self) -> Dataset:
+    def validation(self) -> Samples:
         """Validation data with the new classes, for information while training."""
         return self._open().validation()
 
@@ -153,6 +156,7 @@ class TaskSpec:
     new: tuple[int, ...]
     annotated: frozenset[int]
     recurs: bool
+    preparation: Preparation = field(default_factory=Preparation)
     data: Callable[[Callable[[], None]], TaskData] | None = None
 
 
@@ -170,6 +174,6 @@ def make_stream(
         ChannelMap(old + spec.new)
         check = partial(gate.check, index)  # not a closure: views have to travel to spawned loader workers
         data = spec.data(check) if spec.data is not None else None
-        tasks.append(Task(index, spec.name, spec.new, old, spec.annotated, spec.recurs, data, gate))
+        tasks.append(Task(index, spec.name, spec.new, old, spec.annotated, spec.recurs, spec.preparation, data, gate))
         old += spec.new
     return Stream(space, tuple(tasks), protocol, tuple(groups or (s.new for s in specs)), gate)

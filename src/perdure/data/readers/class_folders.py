@@ -17,7 +17,7 @@ from typing import Final, Literal
 import numpy as np
 
 from perdure.data.readers.imagefiles import IMAGE_SUFFIXES, read_image, to_grey
-from perdure.data.source import AbsentSplitError, Image, Kind, Mask, Split
+from perdure.data.source import AbsentSplitError, Image, Kind, Mask, Source, Split
 from perdure.errors import DataError, nearest
 from perdure.labels import IGNORE, LabelSpace, label_space
 
@@ -26,7 +26,7 @@ _LAYOUT: Final = "expected train/CLASS/*.png, test/CLASS/*.png and perhaps val/C
 
 
 @dataclass(frozen=True, eq=False)
-class ClassFolders:
+class ClassFolders(Source):
     """Images whose folder tells their class; implements :class:`~perdure.data.source.Source`.
 
     Args:
