@@ -16,8 +16,7 @@ from perdure.engine.run_logger import RunLogger
 from perdure.errors import DataError, UsageError
 from perdure.networks.layers import sync_batch_norm
 from perdure.networks.weights import Weights
-from perdure.report.model_card import write_model_card
-from perdure.report.page import write_report
+from perdure.report.page import write_model_card, write_report
 from perdure.run_folder import RunFolder
 from perdure.sealing import begin, measure_validation, record, restore_sealed, seal
 from perdure.streams.description import describe

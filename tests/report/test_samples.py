@@ -11,7 +11,8 @@ from PIL import Image
 from perdure.errors import DataError
 from perdure.labels import IGNORE, label_space
 from perdure.report.samples import (
-    ClassSample,
+    Classes,
+    Sample,
     file_name,
     paint,
     read_samples,
@@ -89,7 +90,7 @@ def test_samples_with_one_class(tmp_path: Path) -> None:
     assert np.abs(read(paths[0])[..., 1].astype(int) - np.round(pixels[0] * 255)).max() <= 1
     assert json.loads(paths[1].read_text()) == {"truth": 3, "predicted": 7}
     name = file_name("a/1")
-    assert read_samples(tmp_path) == {name: ClassSample(name, paths[0], 3, 7)}
+    assert read_samples(tmp_path) == {name: Sample(name, paths[0], classes=Classes(truth=3, predicted=7))}
     first = [p.read_bytes() for p in paths]
     write_class_samples(tmp_path, "a/1", image, 3, 7)
     assert [p.read_bytes() for p in paths] == first

@@ -30,8 +30,7 @@ def compare(runs: list[Path], figures: list[str] | None, as_json: bool, html: Pa
 
 def report(path: Path) -> None:
     """Write a run's report and model card again."""
-    from perdure.report.model_card import write_model_card
-    from perdure.report.page import write_report
+    from perdure.report.page import write_model_card, write_report
 
     run = RunFolder.existing(path)
     write_model_card(run.path)

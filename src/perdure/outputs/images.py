@@ -54,11 +54,15 @@ def write_masks(out: Path, stem: str, labels: npt.NDArray[np.int16], space: Labe
     return written
 
 
-def write_png(path: Path, picture: Image.Image) -> None:
-    """Write a PNG atomically. Raises PerdureError where the disk is full or the folder cannot be written."""
+def write_png(path: Path, picture: Image.Image, optimize: bool = False) -> None:
+    """Write a PNG atomically; ``optimize`` makes it as small as it gets, which takes seconds for large photographs.
+
+    Raises:
+        PerdureError: The disk is full or the folder cannot be written.
+    """
 
     def fill(part: Path) -> None:
-        picture.save(part, "PNG")
+        picture.save(part, "PNG", optimize=optimize)
 
     write_atomic(path, fill)
 
