@@ -86,8 +86,7 @@ def test_only_the_last_confusion_table_is_open(make_class_run, make_run) -> None
 
 
 @pytest.mark.parametrize(("classes", "size", "tables"), [(16, "numbers", 2), (17, "small", 2), (49, "tiny", 1)])
-def test_many_classes_get_smaller_cells(make_class_run, classes: int, size: str, tables: int) -> None:
-    run = load_run(make_class_run(sealed=0))
+def test_many_classes_get_smaller_cells(classes: int, size: str, tables: int) -> None:
     ids = list(range(1, classes + 1))
     stream = parse_stream({
         "protocol": "p", "dataset": "d", "background": None, "kind": "classification", "patients": False,
