@@ -37,13 +37,9 @@ def count(
     with torch.no_grad(), machine.autocast("fp32"):
         for cases in reads:
             for same in _of_one_size(cases):
-                images, labels = (
-                    torch.stack([getattr(case, part) for case in same]).to(machine.device)
-                    for part in ("image", "label")
-                )
-                predicted = predict_cases(predict, images, dataset.preparation, same[0].size).labels
-                annotated = annotation_table([case.annotated for case in same])
-                total += confusion(labels, predicted, counts.labels, _on(machine.device, annotated))
+                batch = collate(same).to(machine.device)
+                predicted = predict_cases(predict, batch.images, dataset.preparation, same[0].size).labels
+                total += confusion(batch.labels, predicted, counts.labels, batch.annotated)
     counts.add(machine.total(total))
     counts.cases, counts.annotated = len(dataset), dataset.annotated
     return counts
