@@ -252,7 +252,7 @@ def test_an_unknown_sample_is_named(tmp_path: Path) -> None:
             source.mask("train", "zz")
 
 
-class Broken:
+class Broken(Source):
     """A source whose samples all fail, to see that problems are counted and told up to the limit."""
 
     def __init__(self, inner: Source) -> None:
