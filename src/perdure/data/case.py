@@ -73,9 +73,9 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on another device."""
-        moved = [None if t is None else t.to(device, non_blocking=True) for t in (self.parts, self.annotated)]
-        images, labels = (t.to(device, non_blocking=True) for t in (self.images, self.labels))
-        return self._replace(images=images, labels=labels, parts=moved[0], annotated=moved[1])
+        images, labels, parts = (t.to(device, non_blocking=True) for t in (self.images, self.labels, self.parts))
+        annotated = None if self.annotated is None else self.annotated.to(device, non_blocking=True)
+        return Batch(images, labels, self.names, parts, annotated)
 
     def of(self, part: int) -> Batch:
         """The samples that came from one source of a mix, in order."""

@@ -11,7 +11,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from typing import ClassVar, Generic, Self, TypeVar
 
-from pydantic import BaseModel
 from torch import Tensor, nn
 
 from perdure.data.source import Kind
@@ -40,7 +39,7 @@ class Method(nn.Module, ABC, Generic[OptionsT]):
         class_ids: Classes seen so far in learning order; a method sets them in ``begin``.
     """
 
-    Options: ClassVar[type[BaseModel]] = Options
+    Options: ClassVar[type[Options]] = Options
     kinds: ClassVar[frozenset[Kind]] = frozenset({"segmentation"})
     sees_all_tasks: ClassVar[bool] = False
 
@@ -75,5 +74,5 @@ class Method(nn.Module, ABC, Generic[OptionsT]):
         for part in vars(self).values():
             if isinstance(part, Frozen):
                 part.module._apply(fn, recurse)
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch has no types here
         return self

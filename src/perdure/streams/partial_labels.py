@@ -170,8 +170,8 @@ def _opener(
         source = sets[task].source
         names = tuple(source.names(split))
         if source.kind == "classification" and len(maps[task]) < len(source.space):
-            shown = cached_presence(source, split)[:, list(maps[task])]  # other images have no label at all here
-            names = tuple(names[row] for row in np.flatnonzero(shown.any(1)))
+            present = cached_presence(source, split)[:, list(maps[task])]  # other images have no label at all here
+            names = tuple(names[row] for row in np.flatnonzero(present.any(1)))
         if split != "val" and not names:
             raise DataError(f"{sets[task].label}: the {split} split is empty", "a task needs at least one sample")
         other = BACKGROUND if split == "train" else source.other_label

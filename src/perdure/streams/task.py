@@ -54,7 +54,7 @@ class Task:
     old: tuple[int, ...]
     annotated: frozenset[int]
     recurs: bool = False
-    preparation: Preparation = Preparation()
+    preparation: Preparation = field(default_factory=Preparation)
     data: TaskData | None = None
     _gate: _Gate | None = field(default=None, repr=False, compare=False)
 
@@ -156,7 +156,7 @@ class TaskSpec:
     new: tuple[int, ...]
     annotated: frozenset[int]
     recurs: bool
-    preparation: Preparation = Preparation()
+    preparation: Preparation = field(default_factory=Preparation)
     data: Callable[[Callable[[], None]], TaskData] | None = None
 
 

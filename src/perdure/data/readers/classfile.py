@@ -38,7 +38,7 @@ def read_class_file(path: Path) -> LabelSpace:
     """Read a class file into a label space; the name of class 0, if given, names the background.
 
     Raises:
-        DataError: The file is unreadable, empty, repeats an id or a name, or has an id outside 0..254.
+        DataError: The file is unreadable, empty, repeats an id or a name, or has an id outside 0..4094.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")

@@ -177,7 +177,7 @@ def _facts(
         if download:
             raise UsageError("medmnist: download needs a flag", "only official sets can be fetched")
         if classes is not None and not 0 < len(classes) < IGNORE:
-            raise UsageError(f"medmnist: {len(classes)} classes are given", "1 to 254")
+            raise UsageError(f"medmnist: {len(classes)} classes are given", f"1 to {IGNORE - 1}")
         return None
     if flag not in official_sets():
         hint = "only the 2D sets are read" if flag.endswith("3d") else nearest(flag, official_sets())
