@@ -15,7 +15,7 @@ from perdure.engine.machine import Machine
 from perdure.engine.run_logger import RunLogger
 from perdure.errors import DataError, UsageError
 from perdure.networks.layers import sync_batch_norm
-from perdure.networks.weights import Weights
+from perdure.networks.network import Network
 from perdure.report.model_card import write_model_card
 from perdure.report.page import write_report
 from perdure.run_folder import RunFolder
@@ -89,9 +89,9 @@ def _learn(experiment: Experiment, run: RunFolder, machine: Machine, quiet: bool
 
 
 def _first_weights(experiment: Experiment) -> dict[str, str | None] | None:
-    """What the method's network was initialised with, where it says so; of a file the name only."""
-    weights = getattr(getattr(experiment.method, "network", None), "weights", None)
-    if not isinstance(weights, Weights):
+    """What the method's first network was initialised with; of a file the name only."""
+    weights = next((part.weights for part in experiment.method.modules() if isinstance(part, Network)), None)
+    if weights is None:
         return None
     source = weights.source if weights.source.startswith("timm/") else Path(weights.source).name
     return {"source": source, "sha256": weights.sha256, "licence": weights.licence}
