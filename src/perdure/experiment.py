@@ -20,7 +20,7 @@ from perdure.report.model_card import write_model_card
 from perdure.report.page import write_report
 from perdure.run_folder import RunFolder
 from perdure.sealing import begin, measure_validation, record, restore_sealed, seal
-from perdure.streams.summary import describe
+from perdure.streams.description import describe
 
 SPARE_BYTES = 50_000_000
 

@@ -14,7 +14,8 @@ from filelock import FileLock, Timeout
 from perdure.config.load import dump_recipe, parse_recipe, read_raw, same_experiment
 from perdure.config.recipe import Recipe
 from perdure.errors import RunError, UsageError
-from perdure.files import TEMPORARY, read_json, write_json
+from perdure.files import TEMPORARY, write_json
+from perdure.streams.description import DescribedStream, read_stream, write_stream
 
 STARTED: Final = frozenset({".lock", "stream.json", "environment.json"})
 """Files that may be there before the recipe is."""
@@ -43,10 +44,9 @@ class RunFolder:
         except UsageError as error:
             raise RunError(error.what, "the file was changed or is damaged") from error
 
-    def stream(self) -> dict[str, Any]:
-        """Description of the stream (``stream.json``)."""
-        described: dict[str, Any] = read_json(self.path / "stream.json")
-        return described
+    def stream(self) -> DescribedStream:
+        """Read ``stream.json``. Raises DataError where it is damaged."""
+        return read_stream(self.path / "stream.json")
 
     def task_folder(self, index: int, name: str) -> Path:
         """Folder of a task, ``tasks/00-NAME``."""
@@ -55,8 +55,8 @@ class RunFolder:
     def sealed(self) -> list[Path]:
         """Folders of sealed tasks, in order, up to the first one that is not sealed."""
         folders: list[Path] = []
-        for index, task in enumerate(self.stream()["tasks"]):
-            folder = self.task_folder(index, task["name"])
+        for task in self.stream().tasks:
+            folder = self.task_folder(task.index, task.name)
             if not (folder / "done").is_file():
                 break
             folders.append(folder)
@@ -90,7 +90,7 @@ class RunFolder:
         finally:
             lock.release()
 
-    def check(self, recipe: Recipe, described: dict[str, Any], resume: bool) -> None:
+    def check(self, recipe: Recipe, described: DescribedStream, resume: bool) -> None:
         """Look whether a run can begin here or go on; writes nothing.
 
         Raises:
@@ -121,7 +121,7 @@ class RunFolder:
             raise RunError(f"{self.path} is not empty and not a run folder", "choose another folder with --out")
 
     def start(
-        self, recipe: Recipe, described: dict[str, Any], resume: bool, first_weights: dict[str, Any] | None = None
+        self, recipe: Recipe, described: DescribedStream, resume: bool, first_weights: dict[str, Any] | None = None
     ) -> None:
         """Begin a new run here or go on with the one that is here. Raises RunError as :meth:`check` does.
 
@@ -130,7 +130,7 @@ class RunFolder:
         self.check(recipe, described, resume)
         self._sweep()
         if not self.recipe_file.exists():
-            write_json(self.path / "stream.json", described)
+            write_stream(self.path / "stream.json", described)
             write_json(self.path / "environment.json", {**environment(), "first_weights": first_weights})
             dump_recipe(recipe, self.recipe_file)
 

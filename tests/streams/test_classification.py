@@ -18,9 +18,10 @@ from perdure.errors import SealedDataError, UsageError
 from perdure.labels import IGNORE
 from perdure.streams import lists
 from perdure.streams.class_incremental import class_incremental
+from perdure.streams.description import describe, parse_stream, restore
 from perdure.streams.merged import merged
 from perdure.streams.partial_labels import DataSet, partial_labels
-from perdure.streams.summary import describe, list_sizes, restore, summarize
+from perdure.streams.summary import list_sizes, summarize
 
 LABELS = {"train": [0, 1, 2, 3, 0, 1, 2, 3, 3], "val": [0, 1, 2, 3], "test": [3, 2, 1, 0, 0]}
 
@@ -105,12 +106,13 @@ def test_summary_counts_images_of_classes_and_no_background(four) -> None:
 
 def test_description_says_what_a_label_describes(four) -> None:
     stream = class_incremental(four, base=2, step=2, **BOTH)
-    content = json.loads(json.dumps(describe(stream, "medmnist", four.patients, four.kind)))
+    content = describe(stream, "medmnist", four.patients, four.kind).model_dump(mode="json")
     assert content["kind"] == "classification" and content["background"] is None and content["patients"] is True
-    again = restore(content)
+    again = restore(parse_stream(json.loads(json.dumps(content))))
     assert again.space == stream.space and again.groups == stream.groups
-    assert describe(stream, "voc", False)["kind"] == "segmentation"
-    restore({k: v for k, v in content.items() if k != "kind"})  # written before there were kinds
+    assert describe(stream, "voc", False).kind == "segmentation"
+    del content["kind"]  # written before there were kinds
+    assert parse_stream(content).kind == "segmentation"
 
 
 def test_data_sets_one_after_another(four, tmp_path) -> None:

@@ -1,4 +1,4 @@
-"""A stream in plain words and numbers: for checks before a run, and for the run folder."""
+"""A stream in plain words and numbers: for checks before a run."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from perdure.data.dataset import Samples, members
-from perdure.data.preparation import read_preparation
-from perdure.data.source import AbsentSplitError, Kind, Source
-from perdure.errors import DataError, PerdureError, UsageError
-from perdure.labels import BACKGROUND, ClassInfo, LabelSpace
+from perdure.data.source import AbsentSplitError, Source
+from perdure.errors import UsageError
+from perdure.labels import BACKGROUND, LabelSpace
 from perdure.streams.lists import Presence, cached_presence
-from perdure.streams.task import Stream, Task, TaskData, TaskSpec, make_stream
+from perdure.streams.task import Stream, Task, TaskData
 
 
 def list_sizes(stream: Stream) -> dict[str, list[int] | None]:
@@ -78,73 +77,6 @@ def _summary(task: Task, space: LabelSpace, memory: dict[tuple[int, str], _Known
         "shown_by_images": shown,
         "without_images": [name for name in annotated if name not in in_training],
     }
-
-
-def describe(stream: Stream, dataset: str, patients: bool, kind: Kind = "segmentation") -> dict[str, Any]:
-    """The content of ``stream.json``: all that prediction and figures need to know, and nothing of the data.
-
-    Args:
-        stream: The stream.
-        dataset: Name of the data set.
-        patients: Whether images come from patients.
-        kind: What a label describes: every pixel, or the image.
-    """
-    return {
-        "protocol": stream.protocol,
-        "dataset": dataset,
-        "kind": kind,
-        "background": stream.space.background,
-        "patients": patients,
-        "classes": [{"id": c.id, "name": c.name, "kind": c.kind, "color": list(c.color)} for c in stream.space.classes],
-        "tasks": [
-            {
-                "index": task.index,
-                "name": task.name,
-                "new": list(task.new),
-                "old": list(task.old),
-                "annotated": sorted(task.annotated),
-                "recurs": task.recurs,
-                "preparation": task.preparation.model_dump(mode="json"),
-            }
-            for task in stream.tasks
-        ],
-        "groups": [list(group) for group in stream.groups],
-    }
-
-
-def restore(content: Mapping[str, Any]) -> Stream:
-    """The stream of a ``stream.json``, without data: its tasks know their classes but cannot be opened.
-
-    Raises:
-        DataError: The content is damaged: a part is missing, or classes and tasks do not fit together.
-    """
-    try:
-        classes = tuple(
-            ClassInfo(int(c["id"]), str(c["name"]), c["kind"], (c["color"][0], c["color"][1], c["color"][2]))
-            for c in content["classes"]
-        )
-        specs = [
-            TaskSpec(
-                str(t["name"]),
-                tuple(map(int, t["new"])),
-                frozenset(map(int, t["annotated"])),
-                bool(t["recurs"]),
-                read_preparation(t["preparation"], "stream.json"),
-            )
-            for t in content["tasks"]
-        ]
-        groups = [tuple(map(int, group)) for group in content["groups"]]
-        stream = make_stream(LabelSpace(classes, content["background"]), specs, str(content["protocol"]), groups)
-        fits = all(tuple(t["old"]) == task.old for t, task in zip(content["tasks"], stream.tasks, strict=True))
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, PerdureError) as error:
-        raise DataError(f"the description of the stream is damaged: {error!r}", "restore stream.json") from error
-    known = set(stream.space.ids)
-    used = {c for task in stream.tasks for c in (*task.new, *task.annotated)}
-    if not fits or not used <= known or not stream.tasks:
-        raise DataError(
-            "the description of the stream is damaged: its tasks do not fit its classes", "restore stream.json"
-        )
-    return stream
 
 
 class _Known(NamedTuple):
