@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.markup import escape
 
 from perdure.config.build import Experiment, build_experiment
+from perdure.config.load import data_of_task
 from perdure.config.recipe import Recipe
 from perdure.engine.checkpoint import Checkpoint
 from perdure.engine.engine import Engine
@@ -34,7 +35,7 @@ def run_experiment(recipe: Recipe, out: Path, resume: bool = False, quiet: bool 
     machine = Machine(recipe.engine, trackers_at=out / "tracking")
     experiment = build_experiment(recipe)
     source = experiment.source
-    described = describe(experiment.stream, recipe.data.name, source.patients, source.kind)
+    described = describe(experiment.stream, recipe.data.name, source.patients, source.kind, data_of_task(recipe))
     run = RunFolder(out)
     with ExitStack() as held:
         failed = True

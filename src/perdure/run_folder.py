@@ -94,8 +94,8 @@ class RunFolder:
         """Look whether a run can begin here or go on; writes nothing.
 
         Raises:
-            RunError: A run is here and ``resume`` was not asked for, or it was made by another recipe; or the
-                folder holds something else.
+            RunError: A run is here and ``resume`` was not asked for, or it was made by another recipe, or the
+                recipe's stream does not begin with the run's; or the folder holds something else.
         """
         if self.recipe_file.exists():
             if not resume:
@@ -107,11 +107,7 @@ class RunFolder:
                     f"the run in {self.path} was made with another value of '{key}'",
                     "use the same recipe, or another --out",
                 )
-            if self.stream() != described:
-                raise RunError(
-                    f"the data of the run in {self.path} has changed: its tasks are not the same any more",
-                    "bring the data back as it was, or choose another folder with --out",
-                )
+            self.stream().refuse_other(described)
             return
         if self.path.exists() and not self.path.is_dir():
             raise RunError(f"{self.path} is not a folder", "choose another one with --out")
@@ -129,10 +125,15 @@ class RunFolder:
         """
         self.check(recipe, described, resume)
         self._sweep()
-        if not self.recipe_file.exists():
-            write_stream(self.path / "stream.json", described)
+        begun = self.recipe_file.exists()
+        if begun and self.stream() == described:
+            return
+        # a stream that has grown is written before the recipe that made it grow: a kill in between leaves a stream
+        # whose further tasks are not sealed, as every interrupted run does
+        write_stream(self.path / "stream.json", described)
+        if not begun:
             write_json(self.path / "environment.json", {**environment(), "first_weights": first_weights})
-            dump_recipe(recipe, self.recipe_file)
+        dump_recipe(recipe, self.recipe_file)
 
     def withdraw(self) -> None:
         """Remove a run of which nothing has been saved yet: its recipe or its data turned out to be wrong."""
