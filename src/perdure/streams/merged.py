@@ -1,4 +1,4 @@
-"""All tasks of a stream at once: what an upper bound (joint training) learns from."""
+"""All tasks of a stream as one task, for joint training (upper bound)."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from perdure.streams.task import Stream, TaskData, TaskSpec, make_stream
 
 
 def merged(stream: Stream) -> Stream:
-    """Stream of one task that teaches every class from the images of all tasks, with all their labels visible.
+    """Stream of one task that teaches every class from the images of all tasks, with all their labels.
 
-    ``groups`` stay those of ``stream``, so figures of old and new classes mean the same in both.
+    ``groups`` are those of ``stream``, so figures of old and new classes have the same definition in both.
 
     Raises:
-        UsageError: The tasks come from data sets that do not label each other's classes, so that a merged
-            label map would call some of them background.
+        UsageError: The data sets of the tasks do not annotate each other's classes, so that merged labels would
+            contain false background.
     """
     last = stream.tasks[-1]
     annotated = frozenset().union(*(task.annotated for task in stream.tasks))
@@ -38,7 +38,7 @@ def merged(stream: Stream) -> Stream:
     if closed:
         raise UsageError(
             f"tasks cannot be merged: images of task '{closed[0]}' may show classes that it does not label",
-            "say elsewhere=absent if classes of the other data sets cannot be in its images",
+            "set elsewhere=absent if its images cannot show classes of the other data sets",
         )
     spec = TaskSpec("joint", last.seen, annotated, False, None if described_only else data)
     return make_stream(stream.space, [spec], f"{stream.protocol}, merged", stream.groups)
@@ -51,7 +51,7 @@ def _joint(data: TaskData, split: Split) -> Dataset:
 
 
 def join(views: Sequence[Dataset], space: LabelSpace, check: Callable[[], None] | None) -> Dataset:
-    """One view over several. Views of one source and one label table share their images (each once, in order)."""
+    """One data set from several. With one source and label table, each image occurs once, in source order."""
     first = views[0]
     if all(v.source is first.source and np.array_equal(v.table, first.table) for v in views):
         chosen = {name for view in views for name in view.names}
@@ -69,15 +69,15 @@ def join(views: Sequence[Dataset], space: LabelSpace, check: Callable[[], None] 
 
 
 class JoinedSource:
-    """Samples of several views as one source, in global labels. Names are ``K/NAME``, K counting the views.
+    """Samples of several data sets as one source, in global labels. Names are ``K/NAME`` with the data set's number K.
 
     Args:
-        views: Views of one split.
+        views: Data sets of one split.
         space: The label space of their tables' values.
     """
 
     def __init__(self, views: Sequence[Dataset], space: LabelSpace) -> None:
-        # without their checks: the view over this source carries the check of its own stream
+        # without their checks: the data set on this source has the check of its own stream
         self._views = tuple(replace(view, check=None) for view in views)
         self._split = views[0].split
         self.name = "+".join(dict.fromkeys(view.source.name for view in views))
@@ -87,7 +87,7 @@ class JoinedSource:
         self.other_label = BACKGROUND
 
     def names(self, split: Split) -> Sequence[str]:
-        """Names of all views, one view after the other."""
+        """Names of all samples, one data set after the other."""
         if split != self._split:
             raise DataError(f"{self.name}: joined from split {self._split}, not {split}")
         return [f"{k}/{name}" for k, view in enumerate(self._views) for name in view.names]
@@ -98,12 +98,12 @@ class JoinedSource:
         return view.source.image(split, own)
 
     def mask(self, split: Split, name: str) -> Mask:
-        """Label in global ids: a map, or one number where the views are for classification."""
+        """Label in global ids: a map, or one number in classification."""
         view, own = self._find(split, name)
         return np.asarray(view.table[view.source.mask(split, own)])
 
     def fingerprint(self, split: Split) -> str:
-        """Digest of what the views read and of their tables and names."""
+        """Digest of the data sets' sources, tables and names."""
         digest = hashlib.blake2b(digest_size=20)
         for view in self._views:
             digest.update(view.source.fingerprint(split).encode())

@@ -1,4 +1,4 @@
-"""A stream in plain words and numbers: for checks before a run, and for the run folder."""
+"""Summary of a stream: for checks before a run, and for the run folder (``stream.json``)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from perdure.streams.task import Stream, Task, TaskData, TaskSpec, make_stream
 def list_sizes(stream: Stream) -> dict[str, list[int] | None]:
     """Images per task of ``train``, ``validation`` and ``test`` (all test sets together).
 
-    ``validation`` is None where the data set has no validation split. No image is read.
+    ``validation`` is None if the data set has no validation split. No image is read.
     """
     sizes: dict[str, list[int] | None] = {"train": [], "validation": [], "test": []}
     for task in stream.tasks:
@@ -32,9 +32,9 @@ def list_sizes(stream: Stream) -> dict[str, list[int] | None]:
 
 
 def left_out_rows(stream: Stream) -> list[int]:
-    """Zero-based places, in lexicographic name order, of training images that no task of the stream holds.
+    """Zero-based positions, in lexicographic name order, of training images outside every task of the stream.
 
-    For class-incremental streams; published partitions state these places.
+    For class-incremental streams; published partitions state these positions.
     """
     views = [_open(task).train() for task in stream.tasks]
     used = {name for view in views for name in view.names}
@@ -43,11 +43,11 @@ def left_out_rows(stream: Stream) -> list[int]:
 
 
 def summarize(stream: Stream) -> dict[str, Any]:
-    """What a stream holds, ready for JSON.
+    """Content of a stream, ready for JSON.
 
-    Each task has its name, classes, numbers of images, and for train, validation and test the number of images that
-    show each class *after* the view's label table (``"background"`` or its name here, classes by name);
-    ``without_images`` names annotated classes that no training image shows.
+    Each task has its name, classes and numbers of images. For train, validation and test it has the number of images
+    that show each class *after* the label table of the task (by class name; label 0 by the background's name).
+    ``without_images`` lists annotated classes that no training image shows.
     """
     memory: dict[tuple[int, str], _Known] = {}
     tasks = [_summary(task, stream.space, memory) for task in stream.tasks]
@@ -80,7 +80,7 @@ def _summary(task: Task, space: LabelSpace, memory: dict[tuple[int, str], _Known
 
 
 def describe(stream: Stream, dataset: str, patients: bool, kind: Kind = "segmentation") -> dict[str, Any]:
-    """The content of ``stream.json``: all that prediction and figures need to know, and nothing of the data.
+    """The content of ``stream.json``: what prediction and figures need, without sample names or paths.
 
     Args:
         stream: The stream.
@@ -111,10 +111,10 @@ def describe(stream: Stream, dataset: str, patients: bool, kind: Kind = "segment
 
 
 def restore(content: Mapping[str, Any]) -> Stream:
-    """The stream of a ``stream.json``, without data: its tasks know their classes but cannot be opened.
+    """The stream of a ``stream.json``, without data: its tasks have classes but cannot be opened.
 
     Raises:
-        DataError: The content is damaged: a part is missing, or classes and tasks do not fit together.
+        DataError: The content is damaged: a part is missing, or classes and tasks do not match.
     """
     try:
         classes = tuple(
@@ -134,13 +134,13 @@ def restore(content: Mapping[str, Any]) -> Stream:
     used = {c for task in stream.tasks for c in (*task.new, *task.annotated)}
     if not fits or not used <= known or not stream.tasks:
         raise DataError(
-            "the description of the stream is damaged: its tasks do not fit its classes", "restore stream.json"
+            "the description of the stream is damaged: its tasks do not match its classes", "restore stream.json"
         )
     return stream
 
 
 class _Known(NamedTuple):
-    """Lists of a split read so far; holds the source so that its identity stays taken."""
+    """Presence matrix of a split. Holds the source, so that no other object gets its ``id()``, the cache key."""
 
     source: Source
     presence: Presence
@@ -148,7 +148,7 @@ class _Known(NamedTuple):
 
 
 def _views(task: Task) -> dict[str, dict[str, Dataset] | None]:
-    """All views of a task by split and name. Reading samples stays forbidden: only sizes and lists are used."""
+    """All data sets of a task by split and name. Only sizes and lists are used; reading samples would raise."""
     data = _open(task)
     validation = _or_none(data.validation)
     return {
@@ -172,7 +172,7 @@ def _or_none(opener: Callable[[], Dataset]) -> Dataset | None:
 
 
 def _histogram(view: Dataset, space: LabelSpace, memory: dict[tuple[int, str], _Known]) -> dict[str, int]:
-    """Images that show each class through the view's table, by class name; ignore is left out."""
+    """Number of images that show each class after the label table, by class name; IGNORE is left out."""
     key = (id(view.source), view.split)
     if key not in memory:
         rows = {name: row for row, name in enumerate(view.source.names(view.split))}
