@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
-from perdure.data.dataset import Batch
+from perdure.data.case import Batch
 from perdure.data.source import Kind
 from perdure.engine.phases import Phase, Terms
 from perdure.kept.items import Kept
@@ -46,9 +46,7 @@ class LwF(nn.Module):
         assert isinstance(setup.options, LwFOptions)
         self.options = setup.options
         self.training_options = setup.training
-        network = setup.network()
-        assert isinstance(network, Segmenter)  # for data whose labels are maps, which `kinds` promises
-        self.network = network
+        self.network = setup.network(Segmenter)
         self.old: tuple[int, ...] = ()
         self.new: tuple[int, ...] = ()
         # In a tuple, so that the frozen copy is no submodule: it is neither trained nor saved.

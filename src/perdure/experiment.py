@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.markup import escape
 
-from perdure.config.build import Experiment, as_module, build_experiment
+from perdure.config.build import Experiment, build_experiment
 from perdure.config.recipe import Recipe
 from perdure.engine.checkpoint import Checkpoint
 from perdure.engine.engine import Engine
@@ -69,7 +69,7 @@ def _learn(experiment: Experiment, run: RunFolder, machine: Machine, quiet: bool
     logger = RunLogger(machine, run.path / "log.jsonl", quiet)
     checkpoint = Checkpoint(run.resume, machine, recipe.engine.save_seconds)
     engine = Engine(machine, recipe.engine, recipe.seed, checkpoint, logger)
-    module = sync_batch_norm(as_module(method), machine.device)
+    sync_batch_norm(method, machine.device)
     sealed = run.sealed()
     logger.say(f"[bold]{escape(recipe.name)}[/] · {escape(f'{recipe.method.name} -> {run.path}')}")
     restore_sealed(method, stream.tasks, sealed, recipe.seed)
@@ -79,10 +79,10 @@ def _learn(experiment: Experiment, run: RunFolder, machine: Machine, quiet: bool
     for task in remaining:
         with stream.opened(task):  # training data of all other tasks is sealed in this block
             begin(method, task, recipe.seed)
-            position = checkpoint.load(module, task.index)
-            module.to(machine.device)
+            position = checkpoint.load(method, task.index)
+            method.to(machine.device)
             validation = measure_validation(experiment, task, machine)
-            engine.run(module, method.phases(task), task.index, position, validation)
+            engine.run(method, method.phases(task), task.index, position, validation)
         seal(experiment, task, run, machine, logger)
         checkpoint.clear()
     machine.stop_trackers()
@@ -105,6 +105,6 @@ def _first_weights(experiment: Experiment) -> dict[str, str | None] | None:
 
 def _bytes_needed(experiment: Experiment, run: RunFolder) -> int:
     """Bytes that the run still writes, roughly: the network per task, and resume states with optimiser (8 networks)."""
-    network: int = sum(t.nbytes for t in as_module(experiment.method).state_dict().values())
+    network: int = sum(t.nbytes for t in experiment.method.state_dict().values())
     done = len(run.sealed()) if run.recipe_file.exists() else 0
     return network * (len(experiment.stream) - done + 8) + SPARE_BYTES

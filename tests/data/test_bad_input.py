@@ -76,7 +76,7 @@ FILES: dict[str, tuple[Callable[[Path], Any], str, str, str]] = {
     "size mismatch": (lambda r: Image.new("L", (8, 5)).save(r / "masks" / "a.png"), "'a'", "6×8 and 5×8", "size"),
     "unknown label": (lambda r: label(r, "a", [[0, 7]]), "a.png", "label 7 (row 0, column 1; 24 pixels", "class"),
     "colour mask": (lambda r: Image.new("RGB", (8, 6)).save(r / "masks" / "a.png"), "a.png", "colour image", "palette"),
-    "wide mask": (lambda r: wide_mask(r / "masks" / "a.png"), "a.png", "label 300", "renumber"),
+    "wide mask": (lambda r: wide_mask(r / "masks" / "a.png"), "a.png", "label 300 (row 0, column 0; 48", "class"),
     "transparent image": (touch_alpha, "a.png", "transparent", "alpha"),
     "16-bit image": (sixteen_bit, "a.png", "8 bits", "convert"),
     "image gone": (lambda r: (r / "images" / "b.jpg").unlink(), "train.txt line 2", "missing image", "remove the line"),
@@ -142,7 +142,7 @@ CLASS_FILES = {
     "1 cat\n2 cat\n": "gives the name 'cat' twice",
     "cat\ncat\n": "gives the name 'cat' twice",
     "1 cat\ndog\n": "line 2 has no class number",
-    "255 cat\n": "id 255 of 'cat' is out of range",
+    "4095 cat\n": "id 4095 of 'cat' is out of range",
     "0 nothing\n": "lists no class",
 }
 
@@ -227,11 +227,14 @@ def test_wrong_options_of_folders(tmp_path: Path) -> None:
     sound(tmp_path)
     for options, what in (
         ({"holdout": 1}, "holdout is 1"),
-        ({"values": {300: 1}}, "300 cannot occur"),
+        ({"values": {65536: 1}}, "65536 cannot occur"),
         ({"values": {3: 9}}, "means class 9"),
     ):
         with pytest.raises(UsageError, match=what):
             open_source("folders", tmp_path, options)
+    with pytest.raises(UsageError, match="means class 255") as failure:
+        open_source("folders", tmp_path, {"values": {128: 255}})
+    assert "128: ignore" in failure.value.hint
 
 
 def test_ade20k_with_other_classes_is_refused(tmp_path: Path) -> None:

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from perdure.data.dataset import Batch, Dataset, Draw, Joined, Sample, collate
-from perdure.engine.loader import BatchSampler, make_loader
-from perdure.engine.phases import Batches
+from perdure.data.case import Batch, Case, collate
+from perdure.data.dataset import Dataset, Draw, Joined
+from perdure.data.sampling import BatchSampler
+from perdure.engine.loader import make_loader
+from perdure.data.sampling import Batches
 from perdure.errors import DataError, SealedDataError
 from perdure.labels import IGNORE, label_space, remap_table
 

@@ -108,7 +108,7 @@ def test_eval_without_a_size_keeps_the_image() -> None:
 
 def test_void_and_float_images_survive() -> None:
     image, label = picture(40, 40)
-    label[:] = IGNORE
+    label = torch.full_like(label, IGNORE, dtype=torch.int16)
     with seeded(0):
         got, mask = train_transform(16, **PLAIN)(image.float() / 255, label)
     assert set(mask.unique().tolist()) == {IGNORE}

@@ -15,14 +15,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from perdure.data.dataset import Batch, Dataset
+from perdure.data.case import Batch
+from perdure.data.dataset import Dataset
 from perdure.engine.checkpoint import Checkpoint
 from perdure.engine.engine import Engine
 from perdure.engine.machine import Machine
 from perdure.engine.options import EngineOptions
-from perdure.engine.phases import Batches, Phase, Train
+from perdure.data.sampling import Batches
+from perdure.engine.phases import Phase, Train
 from perdure.engine.run_logger import RunLogger
-from perdure.labels import label_space
+from perdure.labels import TABLE_SIZE, label_space
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +57,9 @@ def view() -> Callable[[int], Dataset]:
     """A training set of so many pictures."""
 
     def make(count: int) -> Dataset:
-        return Dataset(Pictures(), "train", tuple(map(str, range(count))), np.arange(256, dtype=np.uint8), _plain)  # type: ignore[arg-type]
+        return Dataset(
+            Pictures(), "train", tuple(map(str, range(count))), np.arange(TABLE_SIZE, dtype=np.int16), _plain
+        )  # type: ignore[arg-type]
 
     return make
 

@@ -14,9 +14,10 @@ import torch._dynamo.utils
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from perdure.data.dataset import Batch
+from perdure.data.case import Batch
 from perdure.engine.interrupt import Interrupted
-from perdure.engine.phases import Batches, Collect, Generate, Train
+from perdure.data.sampling import Batches
+from perdure.engine.phases import Collect, Generate, Train
 from perdure.engine.schedules import poly
 from perdure.engine.state import load_tree
 from perdure.errors import PerdureError, UsageError

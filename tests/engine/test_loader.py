@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from perdure.data.dataset import Dataset
-from perdure.engine.loader import BatchSampler, make_loader
-from perdure.engine.phases import Batches
+from perdure.data.sampling import BatchSampler
+from perdure.engine.loader import make_loader
+from perdure.data.sampling import Batches
 from perdure.errors import DataError, UsageError
-from perdure.labels import label_space
+from perdure.labels import TABLE_SIZE, label_space
 
 
 class Numbers:
@@ -40,7 +41,9 @@ def jitter(image: torch.Tensor, label: torch.Tensor) -> tuple[torch.Tensor, torc
 
 
 def view(count: int) -> Dataset:
-    return Dataset(Numbers(count), "train", tuple(str(i) for i in range(count)), np.arange(256, dtype=np.uint8), jitter)
+    return Dataset(
+        Numbers(count), "train", tuple(str(i) for i in range(count)), np.arange(TABLE_SIZE, dtype=np.int16), jitter
+    )
 
 
 def positions(draws: BatchSampler) -> list[list[int]]:

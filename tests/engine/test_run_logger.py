@@ -10,7 +10,7 @@ import pytest
 
 from perdure.engine.machine import Machine
 from perdure.engine.options import EngineOptions
-from perdure.engine.phases import Batches
+from perdure.data.sampling import Batches
 from perdure.errors import UsageError
 
 

@@ -11,8 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from perdure.data.dataset import Batch, Dataset, Draw, collate
-from perdure.engine.phases import Batches, Collect, Train
+from perdure.data.case import Batch, collate
+from perdure.data.dataset import Dataset, Draw
+from perdure.data.sampling import Batches
+from perdure.engine.phases import Collect, Train
 from perdure.labels import IGNORE, LabelSpace, label_space, remap_table
 from perdure.methods.options import Setup, TrainingOptions
 from perdure.networks.segmenter import Segmenter

@@ -11,11 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from perdure.data.dataset import Batch, Dataset, Draw, collate
-from perdure.engine.phases import Batches, Collect, Generate, Train
+from perdure.data.case import Batch, collate
+from perdure.data.dataset import Dataset, Draw
+from perdure.data.sampling import Batches
+from perdure.engine.phases import Collect, Generate, Train
 from perdure.errors import UsageError
 from perdure.files import write_tensors
-from perdure.labels import IGNORE, label_space
+from perdure.labels import IGNORE, TABLE_SIZE, label_space
 from perdure.methods.ccsi.ccsi import WORKING, Ccsi
 from perdure.methods.ccsi.gather import class_sums, mean_directions, mean_images
 from perdure.methods.ccsi.memory import Memory
@@ -331,7 +333,7 @@ def test_previews_are_the_first_of_each_class_and_black_where_there_is_none() ->
 
 def test_the_nearest_training_image_is_found_and_a_copy_has_no_distance() -> None:
     source = Patterns()
-    view = Dataset(source, "train", tuple(source.names("train")), np.arange(256, dtype=np.uint8), _plain)  # type: ignore[arg-type]
+    view = Dataset(source, "train", tuple(source.names("train")), np.arange(TABLE_SIZE, dtype=np.int16), _plain)  # type: ignore[arg-type]
     copy = torch.from_numpy(source.image("train", "4"))  # class 1
     far = torch.full_like(copy, 0.5)
     neighbours = Neighbours(torch.stack([copy, far]), torch.tensor([0, 1]), view, (1, 2, 3, 4))

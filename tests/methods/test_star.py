@@ -10,7 +10,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from perdure.data.dataset import Batch
+from perdure.data.case import Batch
 from perdure.engine.phases import Train
 from perdure.engine.state import restore
 from perdure.labels import IGNORE

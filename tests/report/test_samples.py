@@ -110,6 +110,6 @@ def test_shapes_and_labels_that_do_not_fit_are_plain_errors(tmp_path: Path) -> N
     flat = np.zeros((2, 2), np.int64)
     with pytest.raises(DataError, match="sample 's': image"):
         write_samples(tmp_path, "s", torch.zeros(3, 2, 3), flat, flat, PALETTE, [0.0], [1.0])
-    with pytest.raises(DataError, match="labels run from 0 to 255"):
+    with pytest.raises(DataError, match="labels run from 0 to 4095"):
         paint(flat - 1, PALETTE)
     assert not list(tmp_path.iterdir())

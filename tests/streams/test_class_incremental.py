@@ -10,7 +10,7 @@ import torch
 
 from perdure.data.source import AbsentSplitError
 from perdure.errors import DataError, PerdureError, SealedDataError, UsageError
-from perdure.labels import IGNORE, label_space
+from perdure.labels import IGNORE, TABLE_SIZE, label_space
 from perdure.streams.class_incremental import (
     class_incremental,
     learning_order,
@@ -101,7 +101,7 @@ def test_every_label_of_every_table(build):
     for task in stream.tasks:
         tables = {"train": task.data.train().table, "val": task.data.validation().table}
         tables["test"] = task.tests()["test"].table
-        for label in range(256):
+        for label in range(TABLE_SIZE):
             kept = label in (0, IGNORE)
             assert tables["train"][label] == (label if kept or label in task.new else 0)
             assert tables["val"][label] == (label if kept or label in task.new else IGNORE)

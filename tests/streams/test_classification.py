@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from perdure.data.dataset import Draw, collate
+from perdure.data.case import collate
+from perdure.data.dataset import Draw
 from perdure.data.readers.class_folders import open_class_folders
 from perdure.data.readers.medmnist import open_medmnist
 from perdure.data.readers.single_digits import open_single_digits

@@ -81,7 +81,14 @@ def _show_dataset(found: Inspection, console: Console) -> None:
 
 
 def _check_recipe(recipe: Recipe, as_json: bool) -> None:
-    from perdure.config.build import build_method, build_stream, build_tasks, check_kinds, check_method
+    from perdure.config.build import (
+        build_method,
+        build_preparation,
+        build_stream,
+        build_tasks,
+        check_kinds,
+        check_method,
+    )
     from perdure.streams.summary import list_sizes, summarize
 
     check_method(recipe)
@@ -89,7 +96,8 @@ def _check_recipe(recipe: Recipe, as_json: bool) -> None:
     check_kinds(recipe, source)
     summary = summarize(build_stream(recipe, source))
     beside = _published(recipe, source, list_sizes(build_tasks(recipe, source)))
-    build_method(recipe, pretrained=recipe.network.settings.get("weights") != "imagenet")  # a check fetches nothing
+    fetched = recipe.network.settings.get("weights") == "imagenet"  # a check fetches nothing
+    build_method(recipe, build_preparation(recipe, source.kind), pretrained=not fetched)
     if as_json:
         Console().print_json(json.dumps({"recipe": recipe.name, **summary, "published": beside}))
     else:

@@ -142,7 +142,7 @@ def _shared(pictures: Mapping[Split, Sequence[bytes]]) -> dict[str, int]:
 
 
 class _Seen(NamedTuple):
-    """Size of one sample, its pixels per label ``(TABLE_SIZE,)``, and in classification a digest of the image."""
+    """Spatial size of a sample, its pixels per label ``(TABLE_SIZE,)``; in classification a digest of the image."""
 
     shape: Shape
     counts: npt.NDArray[np.int64]

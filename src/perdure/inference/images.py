@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import errno
-import io
-import os
-import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Final
-
-from PIL import Image
 
 from perdure.data.readers.imagefiles import IMAGE_SUFFIXES, read_image
 from perdure.errors import DataError
-from perdure.files import write_atomic, write_failure, write_json, write_text
+from perdure.files import write_json
 from perdure.inference.trained import Trained
-from perdure.labels import LabelSpace
-
-FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
-"""Spreadsheets take a cell that begins with one of these for a formula and compute it."""
+from perdure.outputs.images import refuse_unwritable, table_names, write_masks, write_predictions
 
 
 def find_images(inputs: Iterable[Path]) -> list[Path]:
@@ -33,7 +22,13 @@ def find_images(inputs: Iterable[Path]) -> list[Path]:
     found: list[Path] = []
     for path in places:
         if path.is_dir():
-            found += _images_in(path)
+            try:
+                inside = [p for p in path.iterdir() if not p.name.startswith(".") and p.is_file()]
+            except OSError as error:
+                raise DataError(
+                    f"the folder {path} cannot be read: {error.strerror}", "check who may read it"
+                ) from error
+            found += sorted(p for p in inside if p.suffix.lower() in IMAGE_SUFFIXES)
         elif not path.exists():
             raise DataError(f"{path} does not exist", "give image files, or folders that hold some")
         elif path.suffix.lower() not in IMAGE_SUFFIXES:
@@ -45,27 +40,17 @@ def find_images(inputs: Iterable[Path]) -> list[Path]:
         raise DataError(f"no images found{where}", f"looked for {', '.join(IMAGE_SUFFIXES)}, not in folders inside")
     known: set[Path] = set()
     for path in found:
-        if _whole(path) in known:
+        whole = path.parent.resolve() / path.name  # a link to a file keeps its own name: it may be there on purpose
+        if whole in known:
             raise DataError(f"{path} is given twice", "name each image once, by itself or by its folder")
-        known.add(_whole(path))
+        known.add(whole)
     return found
 
 
-def _images_in(folder: Path) -> list[Path]:
-    try:
-        inside = [path for path in folder.iterdir() if not path.name.startswith(".") and path.is_file()]
-    except OSError as error:
-        raise DataError(f"the folder {folder} cannot be read: {error.strerror}", "check who may read it") from error
-    return sorted(path for path in inside if path.suffix.lower() in IMAGE_SUFFIXES)
-
-
-def _whole(path: Path) -> Path:
-    """Absolute path; a link to a file keeps its own name, which may be why it is there."""
-    return path.parent.resolve() / path.name
-
-
 def predict_images(model: Trained, inputs: Iterable[Path], out: Path, done: Callable[[int, int], None]) -> list[Path]:
-    """Segment images: ``out/index/NAME.png`` (class ids), ``out/color/NAME.png`` (palette), ``out/classes.json``.
+    """Segment images: ``out/index/NAME.png`` (class ids), ``out/color/NAME.png`` (colours), ``out/classes.json``.
+
+    Formats: see :func:`~perdure.outputs.images.write_masks`.
 
     Args:
         model: The model.
@@ -74,34 +59,15 @@ def predict_images(model: Trained, inputs: Iterable[Path], out: Path, done: Call
         done: Called with the number of finished images and of all images.
 
     Returns:
-        The masks, two an image.
+        The masks, two per image.
 
     Raises:
         DataError: See :func:`find_images`; two images would have one mask; or a file is damaged, transparent or has
-            more than 8 bits a channel: the masks of the images before it are there, of it and those after it nothing.
+            more than 8 bits per channel: the masks of the images before it are there, of it and those after it
+            nothing.
         PerdureError: The disk is full or ``out`` cannot be written.
     """
     paths = find_images(inputs)
-    refuse_same_mask(paths)
-    palette = model.space.palette().flatten().tolist()
-    written: list[Path] = []
-    for number, path in enumerate(paths, 1):
-        labels = model.segment(read_image(path).transpose(1, 2, 0))
-        if number == 1:
-            write_json(out / "classes.json", model.classes())
-        index = Image.fromarray(labels)
-        color = index.copy()
-        color.putpalette(palette)
-        for folder, picture in (("index", index), ("color", color)):
-            target = out / folder / f"{path.stem}.png"
-            write_atomic(target, lambda part, p=picture: p.save(part, "PNG"))  # type: ignore[misc]
-            written.append(target)
-        done(number, len(paths))
-    return written
-
-
-def refuse_same_mask(paths: Sequence[Path]) -> None:
-    """Raise DataError if the masks of two images would be one file."""
     first: dict[str, Path] = {}
     for path in paths:
         if path.stem in first:
@@ -110,14 +76,21 @@ def refuse_same_mask(paths: Sequence[Path]) -> None:
                 "rename one, or use two folders",
             )
         first[path.stem] = path
+    written: list[Path] = []
+    for number, path in enumerate(paths, 1):
+        labels = model.segment(read_image(path).transpose(1, 2, 0))
+        if number == 1:
+            write_json(out / "classes.json", model.classes())
+        written += write_masks(out, path.stem, labels, model.space, max(model.seen))
+        done(number, len(paths))
+    return written
 
 
 def classify_images(model: Trained, inputs: Iterable[Path], out: Path, done: Callable[[int, int], None]) -> Path:
     """Classify images: ``out/predictions.csv`` and ``out/classes.json``, both written when all images are done.
 
-    The table has a line an image: ``file`` (see :func:`table_names`), ``class_id``, ``class``, ``probability`` of that
-    class, and ``p(NAME)`` for every class learned so far, in the order of their ids. No cell can be taken for a
-    formula: see :func:`table_names` for files; a class name that begins like one has an apostrophe before it.
+    The table: see :func:`~perdure.outputs.images.write_predictions`; its columns of probabilities are the classes
+    learned so far in the order of their ids.
 
     Args:
         model: The model.
@@ -129,57 +102,17 @@ def classify_images(model: Trained, inputs: Iterable[Path], out: Path, done: Cal
         The table.
 
     Raises:
-        DataError: See :func:`find_images`; or a file is damaged, transparent or has more than 8 bits a channel:
+        DataError: See :func:`find_images`; or a file is damaged, transparent or has more than 8 bits per channel:
             nothing is written then.
         PerdureError: The disk is full or ``out`` cannot be written.
     """
     paths = find_images(inputs)
     names = table_names(paths)
-    _refuse_unwritable(out)
-    ids = sorted(model.seen)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["file", "class_id", "class", "probability", *(f"p({model.space.name(c)})" for c in ids)])
+    refuse_unwritable(out)
+    rows: list[tuple[str, dict[int, float]]] = []
     for number, (path, name) in enumerate(zip(paths, names, strict=True), 1):
-        scores = model.classify(read_image(path).transpose(1, 2, 0))
-        best = max(scores, key=scores.__getitem__)
-        chances = [f"{scores[c]:.6f}" for c in (best, *ids)]
-        writer.writerow([name, best, _class_cell(model.space, best), *chances])
+        rows.append((name, model.classify(read_image(path).transpose(1, 2, 0))))
         done(number, len(paths))
     write_json(out / "classes.json", model.classes())
-    write_text(out / "predictions.csv", text.getvalue())
+    write_predictions(out / "predictions.csv", rows, model.space, sorted(model.seen))
     return out / "predictions.csv"
-
-
-def table_names(paths: Sequence[Path]) -> list[str]:
-    """Names of images in a table: their paths from the folder that all of them lie in, with forward slashes.
-
-    Names differ where files differ. One that a spreadsheet would take for a formula begins with ``./``, so that it
-    is still the path of the file.
-
-    Raises:
-        DataError: A name is not UTF-8 text or holds control characters.
-    """
-    whole = [_whole(path) for path in paths]
-    top = os.path.commonpath([path.parent for path in whole])
-    names = [path.relative_to(top).as_posix() for path in whole]
-    for name in names:
-        if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):  # controls, bytes that are not UTF-8
-            shown = os.fsencode(name).decode(errors="backslashreplace")
-            shown = "".join(repr(c)[1:-1] if unicodedata.category(c) == "Cc" else c for c in shown)
-            raise DataError(f"the file name {shown} is not plain UTF-8 text", "rename the file")
-    return [f"./{name}" if name.startswith(FORMULA) else name for name in names]
-
-
-def _class_cell(space: LabelSpace, class_id: int) -> str:
-    name = space.name(class_id)
-    return f"'{name}" if name.startswith(FORMULA) else name
-
-
-def _refuse_unwritable(out: Path) -> None:
-    """Raise PerdureError where ``out`` cannot be written, before hours of work and not after them."""
-    place = next(p for p in (out, *out.absolute().parents) if p.exists())
-    if not place.is_dir():
-        raise write_failure(out, NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)))
-    if not os.access(place, os.W_OK):
-        raise write_failure(out, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))

@@ -91,7 +91,7 @@ def headline(stream: DescribedStream) -> list[str]:
 
 def class_values(name: str, counts: ConfusionMatrix) -> dict[int, Value]:
     """One value for each label, 0 included: ``iou``, ``dice``, ``recall`` or ``precision`` in percent."""
-    values, support = _by_class(name, counts.matrix)
+    values, support = _by_class(name, counts)
     return {
         label: Value(None if np.isnan(v) else float(v), int(n))
         for label, v, n in zip(counts.labels, values, support, strict=True)
@@ -140,10 +140,10 @@ def forgetting_by_group(rows: Mapping[int, Row], after: int, rule: str = "max-la
     return lost
 
 
-def _by_class(name: str, matrix: npt.NDArray[np.int64]) -> tuple[Floats, Floats]:
+def _by_class(name: str, counts: ConfusionMatrix) -> tuple[Floats, Floats]:
     """Percentages ``(K,)`` with NaN where undefined, and the number of pixels behind each."""
-    right = np.diagonal(matrix).astype(np.float64)
-    truth, guess = matrix.sum(1).astype(np.float64), matrix.sum(0).astype(np.float64)
+    right = np.diagonal(counts.matrix).astype(np.float64)
+    truth, guess = counts.truth.astype(np.float64), counts.matrix.sum(0).astype(np.float64)
     top, bottom, support = {
         "iou": (right, truth + guess - right, truth),
         "dice": (2 * right, truth + guess, truth),
@@ -158,7 +158,7 @@ def _by_class(name: str, matrix: npt.NDArray[np.int64]) -> tuple[Floats, Floats]
 def _class_mean(name: str, counts: ConfusionMatrix, ids: Iterable[int], absent: str) -> Value:
     """Mean over classes; ``absent`` says what a class without ground truth does."""
     at = [counts.labels.index(c) for c in ids]
-    values = _by_class(name, counts.matrix)[0][at]
+    values = _by_class(name, counts)[0][at]
     values = np.nan_to_num(values, nan=0.0) if absent == "zero" else values[~np.isnan(values)]
     return Value(float(values.mean()), len(values)) if len(values) else UNDEFINED
 
@@ -166,7 +166,7 @@ def _class_mean(name: str, counts: ConfusionMatrix, ids: Iterable[int], absent: 
 def _share_right(counts: ConfusionMatrix, ids: Iterable[int]) -> Value:
     """Percentage of what shows some classes that is labelled right."""
     at = [counts.labels.index(c) for c in ids]
-    total = int(counts.matrix[at].sum())
+    total = int(counts.truth[at].sum())
     return Value(100.0 * int(np.diagonal(counts.matrix)[at].sum()) / total, total) if total else UNDEFINED
 
 

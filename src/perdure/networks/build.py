@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from perdure.errors import UsageError, nearest
 
 if TYPE_CHECKING:
     from perdure.data.source import Kind
-    from perdure.networks.classifier import Classifier
-    from perdure.networks.segmenter import Segmenter
-
-AnyNetwork: TypeAlias = "Segmenter | Classifier"
-"""What a method may be given: a Segmenter where labels are maps, a Classifier where an image has one class."""
+    from perdure.networks.network import Network
 
 
-class Network(NamedTuple):
-    """Where a network's builder lives and what it is.
+class NetworkEntry(NamedTuple):
+    """Where the builder of a network is found, and what the network is for.
 
     Args:
-        target: ``module:function``; keyword arguments are its options.
-        kind: What it is for; it builds a Segmenter or a Classifier accordingly.
+        target: ``module:function`` that returns a :class:`perdure.networks.network.Network`; its keyword arguments are
+            the options of the network.
+        kind: What the labels describe that it is for.
         dims: Spatial dimensions it can be built for.
         summary: One line.
         source: Paper or other origin.
@@ -35,22 +32,22 @@ class Network(NamedTuple):
     source: str
 
 
-NETWORKS: Final[dict[str, Network]] = {
-    "deeplab": Network(
+NETWORKS: Final[dict[str, NetworkEntry]] = {
+    "deeplab": NetworkEntry(
         "perdure.networks.deeplab:deeplab",
         "segmentation",
         (2,),
         "DeepLabV3 on any convolutional timm backbone, or on a tiny one for small images",
         "Chen et al. 2017, as used by STAR",
     ),
-    "residual_unet": Network(
+    "residual_unet": NetworkEntry(
         "perdure.networks.residual_unet:residual_unet",
         "segmentation",
         (2, 3),
         "small residual U-Net for images and volumes, features at full resolution",
         "-",
     ),
-    "cosine_resnet": Network(
+    "cosine_resnet": NetworkEntry(
         "perdure.networks.cosine_resnet:cosine_resnet",
         "classification",
         (2,),
@@ -61,7 +58,7 @@ NETWORKS: Final[dict[str, Network]] = {
 GIVEN = ("dims", "in_channels")  # what the data decides, not the recipe
 
 
-def build_network(name: str, dims: int, in_channels: int, **options: Any) -> AnyNetwork:
+def build_network(name: str, dims: int, in_channels: int, **options: Any) -> Network:
     """Build a network without classifiers.
 
     Args:
@@ -86,7 +83,7 @@ def build_network(name: str, dims: int, in_channels: int, **options: Any) -> Any
     given = {"dims": dims, "in_channels": in_channels}
     taken = {key: value for key, value in given.items() if key in inspect.signature(builder).parameters}
     try:
-        network: AnyNetwork = validate_call(builder)(**taken, **options)
+        network: Network = validate_call(builder)(**taken, **options)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -108,7 +105,7 @@ def network_options(name: str) -> dict[str, Any]:
     return {key: value.default for key, value in parameters.items() if key not in GIVEN}
 
 
-def _find(name: str) -> tuple[Network, Any]:
+def _find(name: str) -> tuple[NetworkEntry, Any]:
     if name not in NETWORKS:
         raise UsageError(f"unknown network '{name}'", nearest(name, NETWORKS))
     entry = NETWORKS[name]

@@ -62,7 +62,7 @@ def _table(stream: DescribedStream, task: DescribedTask, counts: ConfusionMatrix
     names = tuple(stream.names[c] for c in order)
     rows = []
     for k, row in enumerate(at):
-        total = int(counts.matrix[row].sum())
+        total = int(counts.truth[row])
         pairs = zip(at, names, edges, strict=True)
         found = [(int(counts.matrix[row, j]), j == row, name, edge) for j, name, edge in pairs]
         cells = tuple(_cell(names[k], total, *pair, size) for pair in found)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -55,20 +54,16 @@ def write_samples(
     truth: npt.NDArray[Any],
     prediction: npt.NDArray[Any],
     palette: Palette,
-    mean: Sequence[float],
-    std: Sequence[float],
 ) -> list[Path]:
     """Write ``NAME.image.png``, ``NAME.truth.png`` and ``NAME.pred.png``; of a volume, its middle slice.
 
     Args:
         folder: Where to write.
         name: The sample's name; characters that do not belong in a file name are replaced.
-        image: Normalised image ``(C, *S)`` float.
+        image: Raw image ``(C, *S)``: uint8, or float whose range becomes black to white.
         truth: Labels ``(*S)`` in global ids, ``IGNORE`` included.
         prediction: Labels ``(*S)`` in global ids.
         palette: RGB of each label, ``(TABLE_SIZE, 3)`` uint8.
-        mean: Subtracted mean, one a channel (or one for all).
-        std: Divisor, one a channel (or one for all).
 
     Raises:
         DataError: The shapes of image, truth and prediction do not fit each other.
@@ -79,30 +74,26 @@ def write_samples(
             f"sample '{name}': image {tuple(image.shape)}, ground truth {truth.shape} and "
             f"prediction {prediction.shape} do not fit each other"
         )
-    pixels = image.detach().cpu().numpy().astype(np.float64)
+    pixels = image.numpy()
     if len(shape) == 3:
         middle = shape[0] // 2
         pixels, truth, prediction = pixels[:, middle], truth[middle], prediction[middle]
-    pictures = (to_rgb(pixels, mean, std), paint(truth, palette), paint(prediction, palette))
+    pictures = (to_rgb(pixels), paint(truth, palette), paint(prediction, palette))
     paths = [folder / f"{file_name(name)}.{part}.png" for part in PARTS]
     for path, picture in zip(paths, pictures, strict=True):
         _write_png(path, picture)
     return paths
 
 
-def write_class_samples(
-    folder: Path, name: str, image: Tensor, truth: int, prediction: int, mean: Sequence[float], std: Sequence[float]
-) -> list[Path]:
+def write_class_samples(folder: Path, name: str, image: Tensor, truth: int, prediction: int) -> list[Path]:
     """Write ``NAME.image.png`` and ``NAME.class.json`` (``{"truth": id, "predicted": id}``).
 
     Args:
         folder: Where to write.
         name: The sample's name; characters that do not belong in a file name are replaced.
-        image: Normalised image ``(C, H, W)`` float.
+        image: Raw image ``(C, H, W)``: uint8, or float whose range becomes black to white.
         truth: Global id of the image's class.
         prediction: Global id that was predicted.
-        mean: Subtracted mean, one a channel (or one for all).
-        std: Divisor, one a channel (or one for all).
 
     Raises:
         DataError: The image is not ``(C, H, W)``.
@@ -110,7 +101,7 @@ def write_class_samples(
     if image.ndim != 3:
         raise DataError(f"sample '{name}': an image {tuple(image.shape)} is not (channels, height, width)")
     picture, said = (folder / f"{file_name(name)}.{end}" for end in ("image.png", "class.json"))
-    _write_png(picture, to_rgb(image.detach().cpu().numpy().astype(np.float64), mean, std))
+    _write_png(picture, to_rgb(image.numpy()))
     write_json(said, {"truth": int(truth), "predicted": int(prediction)})
     return [picture, said]
 
@@ -151,20 +142,20 @@ def paint(labels: npt.NDArray[Any], palette: Palette) -> Pixels:
     return painted
 
 
-def to_rgb(pixels: npt.NDArray[np.float64], mean: Sequence[float], std: Sequence[float]) -> Pixels:
-    """Undo the normalisation: ``(C, H, W)`` float -> ``(H, W, 3)`` uint8.
+def to_rgb(pixels: npt.NDArray[Any]) -> Pixels:
+    """An image ``(C, H, W)`` as a picture ``(H, W, 3)`` uint8.
 
-    Values that are not in 0..1 afterwards (Hounsfield units, MR) are stretched between their percentiles 0.5 and
+    Floating-point values that are not in 0..1 (Hounsfield units, MR) are stretched between their percentiles 0.5 and
     99.5. One channel becomes grey; of other counts than three, the first channel is shown.
     """
-    scale, shift = np.reshape(np.asarray(std, float), (-1, 1, 1)), np.reshape(np.asarray(mean, float), (-1, 1, 1))
-    plain = pixels * scale + shift
-    if plain.min() < -0.02 or plain.max() > 1.02:
-        low, high = np.percentile(plain, (0.5, 99.5))
-        plain = (plain - low) / max(high - low, 1e-12)
-    if len(plain) != 3:
-        plain = np.repeat(plain[:1], 3, axis=0)
-    rgb: Pixels = np.round(plain.clip(0, 1) * 255).astype(np.uint8).transpose(1, 2, 0)
+    if len(pixels) != 3:
+        pixels = np.repeat(pixels[:1], 3, axis=0)
+    if pixels.dtype != np.uint8:
+        if pixels.min() < 0 or pixels.max() > 1:
+            low, high = np.percentile(pixels, (0.5, 99.5))
+            pixels = (pixels - low) / max(high - low, 1e-12)
+        pixels = np.round(pixels.clip(0, 1) * 255).astype(np.uint8)
+    rgb: Pixels = np.ascontiguousarray(pixels.transpose(1, 2, 0))
     return rgb
 
 

@@ -16,7 +16,8 @@ from typing import Final, Literal, get_args
 
 import numpy as np
 
-from perdure.data.dataset import Dataset, Transform
+from perdure.data.dataset import Dataset
+from perdure.data.preparation import Preparation
 from perdure.data.source import Source, Split
 from perdure.errors import DataError, UsageError, nearest
 from perdure.labels import BACKGROUND, IGNORE, LabelSpace, remap_table
@@ -36,8 +37,7 @@ def class_incremental(
     *,
     base: int,
     step: int,
-    train_transform: Transform,
-    eval_transform: Transform,
+    preparation: Preparation,
     setting: Setting = "overlap",
     order: Order = "natural",
     order_seed: int = 0,
@@ -55,8 +55,7 @@ def class_incremental(
         source: The data set.
         base: Classes of the first task.
         step: Classes per further task.
-        train_transform: Augmentation and normalisation of training images.
-        eval_transform: Geometry and normalisation of validation and test images.
+        preparation: Preparation of cases for training, validation and testing.
         setting: Which images a task contains: ``overlap``, ``disjoint``, ``partition`` (lists from
             ``partition_file``) or ``partition-rarest`` (computed; our own rule).
         order: ``natural``, ``shuffled`` (by ``order_seed``), or class ids or names in learning order. Classes
@@ -84,9 +83,9 @@ def class_incremental(
         _refuse_empty(source, split, setting, groups, names, rows)
     if pool is not None:
         find_pool(source, pool)
-    plan = _Plan(source, groups, train, test, train_transform, eval_transform, other, pool)
+    plan = _Plan(source, groups, train, test, preparation, other, pool)
     specs = [
-        TaskSpec(name, new, frozenset(new), setting == "overlap", partial(plan.open, index))
+        TaskSpec(name, new, frozenset(new), setting == "overlap", preparation, partial(plan.open, index))
         for index, (name, new) in enumerate(zip(names, groups, strict=True))
     ]
     told = setting if source.kind == "segmentation" else ""  # an image of one class is in one task for every setting
@@ -101,8 +100,7 @@ class _Plan:
     groups: Groups
     train: list[lists.Rows]
     test: list[lists.Rows]
-    train_transform: Transform
-    eval_transform: Transform
+    preparation: Preparation
     other: int
     pool: Pool | None
 
@@ -125,15 +123,15 @@ class _Plan:
     def _pool(self, index: int, check: Callable[[], None]) -> Callable[[], Dataset] | None:
         if self.pool is None:
             return None
-        return partial(pool_view, self.source, self.pool, self.groups, index, self.train_transform, check)
+        return partial(pool_view, self.source, self.pool, self.groups, index, self.preparation, check)
 
     def view(self, split: Split, index: int, keep: Sequence[int], check: Callable[[], None] | None) -> Dataset:
         """Images of one task with the labels ``keep``; all others become background or ``other``."""
         rows = {"train": lambda: self.train, "val": lambda: self.validation, "test": lambda: self.test}[split]()
         names = self.source.names(split)
         table = remap_table(keep, BACKGROUND if split == "train" else self.other)
-        transform = self.train_transform if split == "train" else self.eval_transform
-        return Dataset(self.source, split, tuple(names[row] for row in rows[index]), table, transform, check)
+        chosen = tuple(names[row] for row in rows[index])
+        return Dataset(self.source, split, chosen, table, self.preparation, split == "train", check)
 
 
 def parse_split(text: str) -> tuple[int, int]:

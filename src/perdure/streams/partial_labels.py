@@ -13,7 +13,8 @@ from typing import Literal
 
 import numpy as np
 
-from perdure.data.dataset import Dataset, Transform
+from perdure.data.dataset import Dataset
+from perdure.data.preparation import Preparation
 from perdure.data.source import Source, Split
 from perdure.errors import DataError, UsageError, nearest
 from perdure.labels import BACKGROUND, IGNORE, TABLE_SIZE, ClassInfo, Color, LabelSpace, Table, spread_colors
@@ -34,12 +35,14 @@ class DataSet:
         name: Name of the task; by default the source's name.
         classes: Names of the source's classes that it annotates, in learning order; by default all.
         rename: Source class name -> class name in the stream, for names that differ.
+        preparation: How its cases are shown, where this is not as in the rest of the stream.
     """
 
     source: Source
     name: str = ""
     classes: Sequence[str] | None = None
     rename: Mapping[str, str] = field(default_factory=dict)
+    preparation: Preparation | None = None
 
     def pairs(self) -> list[tuple[int, str]]:
         """Local id and stream name of each annotated class. Raises UsageError for unknown or repeated names."""
@@ -68,8 +71,7 @@ class DataSet:
 def partial_labels(
     sets: Sequence[DataSet],
     *,
-    train_transform: Transform,
-    eval_transform: Transform,
+    preparation: Preparation,
     union: Union = "names",
     elsewhere: Elsewhere = "unlabelled",
 ) -> Stream:
@@ -77,13 +79,12 @@ def partial_labels(
 
     Args:
         sets: The data sets in learning order.
-        train_transform: Augmentation and normalisation of training images.
-        eval_transform: Geometry and normalisation of validation and test images.
+        preparation: Preparation of cases for training, validation and testing.
         union: ``names``: classes with the same name (after ``rename``) are one class. ``offset``: every data set
             has its own classes; their ids follow those of the data sets before it.
         elsewhere: Whether images of one data set may show classes of the others (``unlabelled``) or cannot
-            (``absent``). Only ``absent`` streams can be merged for joint training. In classification it has no effect:
-            an image shows only its class.
+            (``absent``). If ``unlabelled``, losses and figures leave out the pixels that might show such a class, see
+            :class:`~perdure.data.case.Case`. In classification it has no effect: an image shows only its class.
 
     Raises:
         UsageError: Two tasks have one name, a class is unknown, there is no data set, or their kinds differ.
@@ -103,16 +104,16 @@ def partial_labels(
         raise UsageError("some data sets label pixels and others whole images", "use data sets of one kind")
     space, maps = global_space(sets, union)
     owners = Counter(id(s.source) for s in sets)
-    complete = all(set(m.values()) == set(space.ids) for m in maps)
-    mergeable = elsewhere == "absent" or complete or kinds == {"classification"}
+    unlabelled = elsewhere == "unlabelled" and kinds == {"segmentation"}
     specs: list[TaskSpec] = []
     taught: set[int] = set()
     for index, part in enumerate(sets):
         labelled = tuple(maps[index].values())
         new = tuple(c for c in labelled if c not in taught)
         taught.update(new)
-        data = _opener(sets, maps, index, (train_transform, eval_transform), mergeable)
-        specs.append(TaskSpec(part.label, new, frozenset(labelled), owners[id(part.source)] > 1, data))
+        data = _opener(sets, maps, index, preparation, unlabelled)
+        shown = part.preparation or preparation
+        specs.append(TaskSpec(part.label, new, frozenset(labelled), owners[id(part.source)] > 1, shown, data))
     return make_stream(space, specs, f"partial labels of {len(sets)} data sets, union by {union}")
 
 
@@ -161,22 +162,20 @@ def _opener(
     sets: Sequence[DataSet],
     maps: Sequence[Mapping[int, int]],
     index: int,
-    transforms: tuple[Transform, Transform],
-    mergeable: bool,
+    preparation: Preparation,
+    unlabelled: bool,
 ) -> Callable[[Callable[[], None]], TaskData]:
-    train_transform, eval_transform = transforms
-
     def view(task: int, split: Split, guard: Callable[[], None] | None) -> Dataset:
         source = sets[task].source
         names = tuple(source.names(split))
         if source.kind == "classification" and len(maps[task]) < len(source.space):
-            shown = cached_presence(source, split)[:, list(maps[task])]  # the other images have no label in this task
-            names = tuple(names[row] for row in np.flatnonzero(shown.any(1)))
+            present = cached_presence(source, split)[:, list(maps[task])]  # the other images have no label in this task
+            names = tuple(names[row] for row in np.flatnonzero(present.any(1)))
         if split != "val" and not names:
             raise DataError(f"{sets[task].label}: the {split} split is empty", "a task needs at least one sample")
         other = BACKGROUND if split == "train" else source.other_label
-        transform = train_transform if split == "train" else eval_transform
-        return Dataset(source, split, names, label_table(maps[task], other), transform, guard)
+        shown, annotated = sets[task].preparation or preparation, frozenset(maps[task].values()) if unlabelled else None
+        return Dataset(source, split, names, label_table(maps[task], other), shown, split == "train", guard, annotated)
 
     def tests() -> dict[str, Dataset]:
         return {sets[task].label: view(task, "test", None) for task in range(index + 1)}
@@ -189,7 +188,7 @@ def _opener(
             train=lambda: view(index, "train", check),
             validation=lambda: view(index, "val", check),
             tests=tests,
-            joint=(lambda split: view(index, split, check)) if mergeable else None,
+            joint=lambda split: view(index, split, check),
         )
 
     return data

@@ -7,7 +7,8 @@ from typing import Literal
 
 import numpy as np
 
-from perdure.data.dataset import Dataset, Transform
+from perdure.data.dataset import Dataset
+from perdure.data.preparation import Preparation
 from perdure.data.source import Source
 from perdure.labels import IGNORE, TABLE_SIZE
 from perdure.streams import lists
@@ -21,7 +22,7 @@ def pool_view(
     pool: Pool,
     groups: Sequence[tuple[int, ...]],
     index: int,
-    transform: Transform,
+    preparation: Preparation,
     check: Callable[[], None],
 ) -> Dataset:
     """Granted images of a task: of a split those that show a class seen so far. All labels are ``IGNORE``.
@@ -31,14 +32,14 @@ def pool_view(
         pool: The granted images.
         groups: Classes of each task.
         index: Number of the task.
-        transform: That of training images.
+        preparation: That of training images.
         check: Called before every read; raises if the task is sealed.
     """
     hidden = np.full(TABLE_SIZE, IGNORE, np.int16)
     if not isinstance(pool, str):
-        return Dataset(pool, "train", tuple(pool.names("train")), hidden, transform, check)
+        return Dataset(pool, "train", tuple(pool.names("train")), hidden, preparation, True, check)
     names, rows = source.names(pool), lists.seen(lists.cached_presence(source, pool), groups)[index]
-    return Dataset(source, pool, tuple(names[row] for row in rows), hidden, transform, check)
+    return Dataset(source, pool, tuple(names[row] for row in rows), hidden, preparation, True, check)
 
 
 def find_pool(source: Source, pool: Pool) -> None:

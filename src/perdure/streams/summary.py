@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from perdure.data.dataset import Dataset
+from perdure.data.dataset import Samples, members
+from perdure.data.preparation import read_preparation
 from perdure.data.source import AbsentSplitError, Kind, Source
 from perdure.errors import DataError, PerdureError, UsageError
-from perdure.labels import BACKGROUND, IGNORE, ClassInfo, LabelSpace
+from perdure.labels import BACKGROUND, ClassInfo, LabelSpace
 from perdure.streams.lists import Presence, cached_presence
 from perdure.streams.task import Stream, Task, TaskData, TaskSpec, make_stream
 
@@ -36,9 +37,9 @@ def left_out_rows(stream: Stream) -> list[int]:
 
     For class-incremental streams; published partitions state these positions.
     """
-    views = [_open(task).train() for task in stream.tasks]
-    used = {name for view in views for name in view.names}
-    ordered = sorted(views[0].source.names("train"))
+    datasets = [dataset for task in stream.tasks for dataset in members(_open(task).train())]
+    used = {name for dataset in datasets for name in dataset.names}
+    ordered = sorted(datasets[0].source.names("train"))
     return [row for row, name in enumerate(ordered) if name not in used]
 
 
@@ -103,6 +104,7 @@ def describe(stream: Stream, dataset: str, patients: bool, kind: Kind = "segment
                 "old": list(task.old),
                 "annotated": sorted(task.annotated),
                 "recurs": task.recurs,
+                "preparation": task.preparation.model_dump(mode="json"),
             }
             for task in stream.tasks
         ],
@@ -122,7 +124,13 @@ def restore(content: Mapping[str, Any]) -> Stream:
             for c in content["classes"]
         )
         specs = [
-            TaskSpec(str(t["name"]), tuple(map(int, t["new"])), frozenset(map(int, t["annotated"])), bool(t["recurs"]))
+            TaskSpec(
+                str(t["name"]),
+                tuple(map(int, t["new"])),
+                frozenset(map(int, t["annotated"])),
+                bool(t["recurs"]),
+                read_preparation(t["preparation"], "stream.json"),
+            )
             for t in content["tasks"]
         ]
         groups = [tuple(map(int, group)) for group in content["groups"]]
@@ -147,7 +155,7 @@ class _Known(NamedTuple):
     row_of: dict[str, int]
 
 
-def _views(task: Task) -> dict[str, dict[str, Dataset] | None]:
+def _views(task: Task) -> dict[str, Mapping[str, Samples] | None]:
     """All data sets of a task by split and name. Only sizes and lists are used; reading samples would raise."""
     data = _open(task)
     validation = _or_none(data.validation)
@@ -164,24 +172,23 @@ def _open(task: Task) -> TaskData:
     return task.data
 
 
-def _or_none(opener: Callable[[], Dataset]) -> Dataset | None:
+def _or_none(opener: Callable[[], Samples]) -> Samples | None:
     try:
         return opener()
     except AbsentSplitError:
         return None
 
 
-def _histogram(view: Dataset, space: LabelSpace, memory: dict[tuple[int, str], _Known]) -> dict[str, int]:
+def _histogram(samples: Samples, space: LabelSpace, memory: dict[tuple[int, str], _Known]) -> dict[str, int]:
     """Number of images that show each class after the label table, by class name; IGNORE is left out."""
-    key = (id(view.source), view.split)
-    if key not in memory:
-        rows = {name: row for row, name in enumerate(view.source.names(view.split))}
-        memory[key] = _Known(view.source, cached_presence(view.source, view.split), rows)
-    known = memory[key]
-    chosen = known.presence[[known.row_of[name] for name in view.names]]
-    counts = {
-        label: int(chosen[:, np.flatnonzero(view.table == label)].any(1).sum())
-        for label in (BACKGROUND, *space.ids)
-        if label != IGNORE
-    }
+    counts = dict.fromkeys((BACKGROUND, *space.ids), 0)
+    for dataset in members(samples):
+        key = (id(dataset.source), dataset.split)
+        if key not in memory:
+            rows = {name: row for row, name in enumerate(dataset.source.names(dataset.split))}
+            memory[key] = _Known(dataset.source, cached_presence(dataset.source, dataset.split), rows)
+        known = memory[key]
+        chosen = known.presence[[known.row_of[name] for name in dataset.names]]
+        for label in counts:
+            counts[label] += int(chosen[:, np.flatnonzero(dataset.table == label)].any(1).sum())
     return {space.name(label): count for label, count in counts.items() if count}

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
-from perdure.data.dataset import Dataset
+from perdure.data.dataset import Dataset, Samples
+from perdure.data.preparation import Preparation
 from perdure.data.source import Split
 from perdure.errors import SealedDataError
 from perdure.labels import ChannelMap, LabelSpace
@@ -23,14 +24,14 @@ class TaskData:
         tests: Test sets, by name, for *all* classes seen so far: one in class-incremental streams, one per task in
             task-incremental ones.
         joint: The task's ``"train"`` or ``"val"`` images with all their labels, for upper bounds only
-            (:func:`perdure.streams.merged.merged`). ``None`` if merging would teach false background.
+            (:func:`perdure.streams.merged.merged`).
         pool: Unlabelled images that may show any class seen so far. ``None`` unless the protocol grants them.
     """
 
-    train: Callable[[], Dataset]
-    validation: Callable[[], Dataset]
+    train: Callable[[], Samples]
+    validation: Callable[[], Samples]
     tests: Callable[[], dict[str, Dataset]]
-    joint: Callable[[Split], Dataset] | None = None
+    joint: Callable[[Split], Samples]
     pool: Callable[[], Dataset] | None = None
 
 
@@ -46,6 +47,7 @@ class Task:
         annotated: Ids that are annotated in this task's training data (partial labels). Other classes may occur in the
             images, labelled as background.
         recurs: True if images of other tasks may recur here with other labels (overlap).
+        preparation: How a case becomes the network's input, and how predictions return to the case's grid.
         data: Opens its data; ``None`` for a task that is only described (prediction).
     """
 
@@ -55,6 +57,7 @@ class Task:
     old: tuple[int, ...]
     annotated: frozenset[int]
     recurs: bool = False
+    preparation: Preparation = field(default_factory=Preparation)
     data: TaskData | None = None
     _gate: _Gate | None = field(default=None, repr=False, compare=False)
 
@@ -68,11 +71,11 @@ class Task:
         """Class <-> channel map after this task."""
         return ChannelMap(self.seen)
 
-    def train(self) -> Dataset:
+    def train(self) -> Samples:
         """Training data. Raises :class:`SealedDataError` unless this is the current task."""
         return self._open().train()
 
-    def validation(self) -> Dataset:
+    def validation(self) -> Samples:
         """Validation set with the new classes, for figures during training."""
         return self._open().validation()
 
@@ -156,6 +159,7 @@ class TaskSpec:
     new: tuple[int, ...]
     annotated: frozenset[int]
     recurs: bool
+    preparation: Preparation = field(default_factory=Preparation)
     data: Callable[[Callable[[], None]], TaskData] | None = None
 
 
@@ -173,6 +177,6 @@ def make_stream(
         ChannelMap(old + spec.new)
         check = partial(gate.check, index)  # a partial, not a closure: spawned loader workers receive data sets pickled
         data = spec.data(check) if spec.data is not None else None
-        tasks.append(Task(index, spec.name, spec.new, old, spec.annotated, spec.recurs, data, gate))
+        tasks.append(Task(index, spec.name, spec.new, old, spec.annotated, spec.recurs, spec.preparation, data, gate))
         old += spec.new
     return Stream(space, tuple(tasks), protocol, tuple(groups or (s.new for s in specs)), gate)

@@ -17,7 +17,7 @@ from typing import Final, Literal
 import numpy as np
 
 from perdure.data.readers.imagefiles import IMAGE_SUFFIXES, read_image, to_grey
-from perdure.data.source import AbsentSplitError, Image, Kind, Mask, Split
+from perdure.data.source import AbsentSplitError, Image, Kind, Mask, Source, Split
 from perdure.errors import DataError, nearest
 from perdure.labels import IGNORE, LabelSpace, label_space
 
@@ -26,7 +26,7 @@ _LAYOUT: Final = "expected train/CLASS/*.png, test/CLASS/*.png and perhaps val/C
 
 
 @dataclass(frozen=True, eq=False)
-class ClassFolders:
+class ClassFolders(Source):
     """Images whose folder is their class; implements :class:`~perdure.data.source.Source`.
 
     Args:
@@ -132,7 +132,7 @@ def _in_order(path: Path, folders: Sequence[str]) -> list[str]:
             raise DataError(f"{path} names '{name}' twice", "name each class once")
     missing = [name for name in folders if name not in names]
     if missing:
-        raise DataError(f"{path} lacks the folder train/{missing[0]}", "name every class folder, one a line")
+        raise DataError(f"{path} lacks the folder train/{missing[0]}", "name every class folder, one per line")
     return names
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from perdure.data.readers.digit_scenes import VERSION, Scene, paint
-from perdure.data.source import SPLITS, AbsentSplitError, Image, Kind, Mask, Split
+from perdure.data.source import SPLITS, AbsentSplitError, Image, Kind, Mask, Source, Split
 from perdure.errors import DataError, UsageError
 from perdure.labels import LabelSpace, label_space
 from perdure.seeds import derive_seed
@@ -25,7 +25,7 @@ _CACHE_BYTES: Final = 128 << 20  # rendered scenes cached per process
 
 
 @dataclass(frozen=True, eq=False)
-class Digits:
+class Digits(Source):
     """Digit scenes; implements :class:`~perdure.data.source.Source`. Class ids are digit + 1.
 
     Args:

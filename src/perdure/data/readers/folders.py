@@ -22,7 +22,7 @@ from perdure.data.readers.listing import Line, Pair, from_list, index_folder, ma
 from perdure.data.readers.pairs import Decoder, PairSource, decoder, identity
 from perdure.data.source import SPLITS, AbsentSplitError, Split
 from perdure.errors import DataError, UsageError
-from perdure.labels import BACKGROUND, IGNORE, LabelSpace
+from perdure.labels import BACKGROUND, IGNORE, IGNORE_IN_FILES, LabelSpace
 
 
 def open_folders(
@@ -40,8 +40,8 @@ def open_folders(
     Args:
         root: The folder.
         classes: Class file outside ``root``.
-        values: Number in the masks -> class id, 0 or ``ignore``, for masks without class ids, e.g. ``{255: 1}`` or
-            ``{128: ignore}``. Numbers that it does not list are then errors, except 0.
+        values: Number in the masks -> class id, 0 or ``ignore``, for masks without class ids, e.g.
+            ``{255: 1, 128: ignore}``. Numbers that it does not list are then errors, except 0.
         holdout: Without lists or split folders: every ``holdout``-th image of the sorted names is test (and val),
             the others are train.
         patients: True if the images come from patients: a run then stores no picture of them.
@@ -81,10 +81,10 @@ def _decoder(space: LabelSpace, values: Mapping[int, int | Literal["ignore"]] | 
         if not 0 <= raw < 1 << 16:
             raise UsageError(f"values: {raw} cannot occur in a mask", "masks hold 0 to 65535")
         if class_id not in (BACKGROUND, "ignore", *space.ids):
-            raise UsageError(
-                f"values: {raw} means class {class_id}, which is not in the class file",
-                f"classes: {', '.join(map(str, space.ids))}; also 0 and ignore",
-            )
+            hint = f"classes: {', '.join(map(str, space.ids))}; also 0 and ignore"
+            if class_id == IGNORE_IN_FILES:  # by the custom of the published sets, but here it could be a class
+                hint = f"write {raw}: ignore for pixels that count nowhere; {class_id} has to be a class"
+            raise UsageError(f"values: {raw} means class {class_id}, which is not in the class file", hint)
         table[raw] = IGNORE if class_id == "ignore" else class_id
     return decoder(table)
 

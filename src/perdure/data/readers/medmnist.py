@@ -26,7 +26,7 @@ from perdure.data.readers.medmnist_official import (
     official_sets,
 )
 from perdure.data.readers.npzfile import Header, read_array, read_headers
-from perdure.data.source import SPLITS, AbsentSplitError, Image, Kind, Mask, Split
+from perdure.data.source import SPLITS, AbsentSplitError, Image, Kind, Mask, Source, Split
 from perdure.errors import DataError, UsageError, nearest
 from perdure.labels import IGNORE, LabelSpace, label_space
 
@@ -38,7 +38,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
-class NpzImages:
+class NpzImages(Source):
     """Images with one class per image from an ``.npz`` file; implements :class:`~perdure.data.source.Source`.
 
     Labels are loaded at once, the images of a split when the first of them is read.

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from perdure.data.readers.imagefiles import read_image, read_index_mask
 from perdure.data.readers.listing import Pair
-from perdure.data.source import Image, Kind, Mask, Split
+from perdure.data.source import Image, Kind, Mask, Source, Split
 from perdure.errors import DataError
 from perdure.labels import BACKGROUND, IGNORE, IGNORE_IN_FILES, LabelSpace
 
@@ -38,7 +38,7 @@ def identity(space: LabelSpace) -> Decoder:
 
 
 @dataclass(frozen=True, eq=False)
-class PairSource:
+class PairSource(Source):
     """Images with masks of class numbers; implements :class:`~perdure.data.source.Source`.
 
     Args:

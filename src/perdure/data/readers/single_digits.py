@@ -17,7 +17,7 @@ import numpy.typing as npt
 from PIL import Image as Pil
 
 from perdure.data.readers.digits import CLASSES, WRITERS
-from perdure.data.source import Image, Kind, Mask, Split
+from perdure.data.source import Image, Kind, Mask, Source, Split
 from perdure.errors import DataError, UsageError
 from perdure.labels import LabelSpace, label_space
 
@@ -25,7 +25,7 @@ VERSION: Final = 1  # of the enlargement
 
 
 @dataclass(frozen=True, eq=False)
-class SingleDigits:
+class SingleDigits(Source):
     """One digit per image; implements :class:`~perdure.data.source.Source`. Class ids are digit + 1.
 
     Args:

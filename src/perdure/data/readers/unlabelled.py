@@ -20,7 +20,7 @@ _HINT: Final = f"put images ({', '.join(IMAGE_SUFFIXES)}) into it; folders insid
 
 
 @dataclass(frozen=True, eq=False)
-class Unlabelled:
+class Unlabelled(Source):
     """Image files without labels; implements :class:`~perdure.data.source.Source` for the split ``train``.
 
     Args:

@@ -75,9 +75,7 @@ class Ccsi(nn.Module):
     def __init__(self, setup: Setup) -> None:
         super().__init__()
         assert isinstance(setup.options, CcsiOptions)
-        network = setup.network()
-        if not isinstance(network, Classifier):
-            raise UsageError("ccsi needs a network with a cosine head", "set network.name=cosine_resnet")
+        network = setup.network(Classifier)
         if self._wants_group_moments(setup.options) and not continual_norms(network):
             raise UsageError(
                 f"method.synthesis.statistics is {setup.options.synthesis.statistics}, but the network has no "

@@ -62,8 +62,7 @@ class CcsiSeg(nn.Module):
         assert isinstance(setup.options, LayoutImpressionsOptions)
         self.options = setup.options
         self.training_options = setup.training
-        network = setup.network()
-        assert isinstance(network, Segmenter)
+        network = setup.network(Segmenter)
         if network.dims not in self.dims:
             raise UsageError(
                 f"class impressions for segmentation work on images, not in {network.dims}D",
