@@ -123,7 +123,7 @@ def _in_order(path: Path, folders: Sequence[str]) -> list[str]:
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}", "write one class folder's name a line") from error
+        raise DataError(f"{path} cannot be read: {error}", "write one class folder's name per line") from error
     names = [line for line in lines if line and not line.startswith("#")]
     for name in names:
         if name not in folders:

@@ -82,7 +82,7 @@ def _decoder(space: LabelSpace, values: Mapping[int, int | Literal["ignore"]] | 
             raise UsageError(f"values: {raw} cannot occur in a mask", "masks hold 0 to 65535")
         if class_id not in (BACKGROUND, "ignore", *space.ids):
             hint = f"classes: {', '.join(map(str, space.ids))}; also 0 and ignore"
-            if class_id == IGNORE_IN_FILES:  # by the custom of the published sets, but here it could be a class
+            if class_id == IGNORE_IN_FILES:  # published sets use 255 for ignore, but here it could be a class id
                 hint = f"write {raw}: ignore for pixels that count nowhere; {class_id} has to be a class"
             raise UsageError(f"values: {raw} means class {class_id}, which is not in the class file", hint)
         table[raw] = IGNORE if class_id == "ignore" else class_id
