@@ -46,7 +46,7 @@ def read_raw(name: str) -> dict[str, Any]:
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror or error}") from error
     if not isinstance(raw, dict) or not all(isinstance(key, str) for key in raw):
-        raise UsageError(f"{path} is not a recipe: it must be a mapping of keys", "see docs/recipes.md")
+        raise UsageError(f"{path} is not a recipe: it must be a mapping of keys", "see docs/reference/recipes.md")
     return raw
 
 
