@@ -8,8 +8,8 @@ from pathlib import Path
 from perdure.data.readers.imagefiles import IMAGE_SUFFIXES, read_image
 from perdure.errors import DataError
 from perdure.files import write_json
-from perdure.trained import Trained
 from perdure.outputs.images import refuse_unwritable, table_names, write_masks, write_predictions
+from perdure.trained import Trained
 
 
 def find_images(inputs: Iterable[Path]) -> list[Path]:

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from perdure.data.preparation import Preparation
 from perdure.errors import DataError, SealedDataError, UsageError
 from perdure.labels import IGNORE
 from perdure.streams.class_incremental import class_incremental
@@ -19,7 +20,7 @@ SAMPLES = {"s1": [0, 1, IGNORE], "s2": [2, 3], "s3": [3, 4], "s4": [1, 4], "s5":
 
 @pytest.fixture
 def split(transform):
-    return {"train_transform": transform, "eval_transform": transform}
+    return {"preparation": transform}
 
 
 @pytest.fixture
@@ -104,6 +105,7 @@ def test_description_holds_what_the_run_folder_needs(parts):
     assert content["patients"] is True
     assert content["tasks"][1] == {
         "index": 1, "name": "two", "new": [3], "old": [1, 2], "annotated": [2, 3], "recurs": False,
+        "preparation": Preparation().model_dump(mode="json"),
     }  # fmt: skip
     assert set(content["classes"][0]) == {"id", "name", "kind", "color"}
 

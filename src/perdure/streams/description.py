@@ -5,26 +5,33 @@ The one writer and the one reader of the file. Torch-free at import: figures and
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
 from perdure.data.source import Kind
-from perdure.errors import DataError, UsageError
+from perdure.errors import DataError, RunError, UsageError
 from perdure.files import read_json, write_json
 from perdure.labels import BACKGROUND, ClassInfo, LabelSpace
 
 if TYPE_CHECKING:
-    from perdure.streams.task import Stream
+    from perdure.streams.task import Stream, Task
 
 _HINT = "the file was changed or is damaged: restore it"
 
 
 class DescribedTask(BaseModel):
-    """One task: position from 0, name, and the ids it teaches, knows already and annotates.
+    """One task: position from 0, name, the ids it teaches, knows already and annotates, and what it learned from.
 
-    ``recurs`` and ``preparation`` (plain data): see :class:`perdure.streams.task.Task`.
+    Args:
+        recurs: See :class:`perdure.streams.task.Task`.
+        preparation: Plain data of a :class:`perdure.data.preparation.Preparation`.
+        data: The part of the recipe that names the task's data, without places on a machine.
+        images: Number of its training images.
+        digest: Of its training list: names, order and label table.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -36,6 +43,9 @@ class DescribedTask(BaseModel):
     annotated: tuple[int, ...]
     recurs: bool
     preparation: dict[str, JsonValue]
+    data: dict[str, JsonValue] = {}
+    images: int = 0
+    digest: str = ""
 
     @property
     def seen(self) -> tuple[int, ...]:
@@ -93,8 +103,46 @@ class DescribedStream(BaseModel):
         """Index of the group that teaches a class."""
         return next(j for j, group in enumerate(self.groups) if class_id in group)
 
+    def refuse_other(self, other: DescribedStream) -> None:
+        """Raise RunError unless ``other`` begins with this stream: a stream only ever grows at its end."""
+        for key in ("protocol", "kind", "background", "patients"):
+            if getattr(self, key) != getattr(other, key):
+                raise RunError(
+                    f"the run has {key} '{getattr(self, key)}', the recipe makes '{getattr(other, key)}'",
+                    "use the same recipe, or another folder with --out",
+                )
+        if other.classes[: len(self.classes)] != self.classes:
+            raise RunError(
+                "the classes of the data set are not those that the run began with",
+                "bring the class list back as it was, or choose another folder with --out",
+            )
+        for mine in self.tasks:
+            theirs = other.tasks[mine.index] if mine.index < len(other.tasks) else None
+            if theirs != mine or ((self.merged or other.merged) and other.groups != self.groups):
+                what = _changed(mine, theirs)
+                raise RunError(
+                    f"task {mine.index + 1} ('{mine.name}') of the run is not the same any more: {what}",
+                    "bring data and recipe back as they were; new tasks can only be added at the end",
+                )
 
-def describe(stream: Stream, dataset: str, patients: bool, kind: Kind = "segmentation") -> DescribedStream:
+
+def _changed(old: DescribedTask, new: DescribedTask | None) -> str:
+    """In words, what differs between two descriptions of a task."""
+    if new is None:
+        return "the recipe has no such task"
+    fields = (key for key in DescribedTask.model_fields if getattr(old, key) != getattr(new, key))
+    key = next(fields, "groups")
+    said = {"digest": "other training images", "images": f"{new.images} training images instead of {old.images}"}
+    return said.get(key, f"it has another value of '{key}'")
+
+
+def describe(
+    stream: Stream,
+    dataset: str,
+    patients: bool,
+    kind: Kind = "segmentation",
+    data: Mapping[str, JsonValue] | None = None,
+) -> DescribedStream:
     """All that prediction and figures need to know of a stream.
 
     Args:
@@ -102,7 +150,9 @@ def describe(stream: Stream, dataset: str, patients: bool, kind: Kind = "segment
         dataset: Name of the data set.
         patients: Whether images come from patients.
         kind: What a label describes: every pixel, or the image.
+        data: The part of the recipe that names the data, without places on a machine.
     """
+    lists = [_training_list(task) for task in stream.tasks]
     return DescribedStream(
         protocol=stream.protocol,
         dataset=dataset,
@@ -119,11 +169,26 @@ def describe(stream: Stream, dataset: str, patients: bool, kind: Kind = "segment
                 annotated=tuple(sorted(task.annotated)),
                 recurs=task.recurs,
                 preparation=task.preparation.model_dump(mode="json"),
+                data=dict(data or {}),
+                images=images,
+                digest=digest,
             )
-            for task in stream.tasks
+            for task, (images, digest) in zip(stream.tasks, lists, strict=True)
         ),
         groups=stream.groups,
     )
+
+
+def _training_list(task: Task) -> tuple[int, str]:
+    """Number of a task's training images and a digest of their list; nothing of a task without data."""
+    from perdure.data.dataset import members  # loads torch
+
+    if task.data is None:
+        return 0, ""
+    samples, digest = task.data.train(), hashlib.blake2b(digest_size=12)
+    for dataset in members(samples):
+        digest.update("\0".join(dataset.names).encode(errors="surrogateescape") + dataset.table.tobytes())
+    return len(samples), digest.hexdigest()
 
 
 def restore(described: DescribedStream) -> Stream:

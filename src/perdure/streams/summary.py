@@ -1,4 +1,4 @@
-"""A stream in plain words and numbers: for checks before a run."""
+"""Summary of a stream, for checks before a run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from perdure.streams.task import Stream, Task, TaskData
 def list_sizes(stream: Stream) -> dict[str, list[int] | None]:
     """Images per task of ``train``, ``validation`` and ``test`` (all test sets together).
 
-    ``validation`` is None where the data set has no validation split. No image is read.
+    ``validation`` is None if the data set has no validation split. No image is read.
     """
     sizes: dict[str, list[int] | None] = {"train": [], "validation": [], "test": []}
     for task in stream.tasks:
@@ -32,9 +32,9 @@ def list_sizes(stream: Stream) -> dict[str, list[int] | None]:
 
 
 def left_out_rows(stream: Stream) -> list[int]:
-    """Zero-based places, in lexicographic name order, of training images that no task of the stream holds.
+    """Zero-based positions, in lexicographic name order, of training images outside every task of the stream.
 
-    For class-incremental streams; published partitions state these places.
+    For class-incremental streams; published partitions state these positions.
     """
     datasets = [dataset for task in stream.tasks for dataset in members(_open(task).train())]
     used = {name for dataset in datasets for name in dataset.names}
@@ -43,11 +43,11 @@ def left_out_rows(stream: Stream) -> list[int]:
 
 
 def summarize(stream: Stream) -> dict[str, Any]:
-    """What a stream holds, ready for JSON.
+    """Content of a stream, ready for JSON.
 
-    Each task has its name, classes, numbers of images, and for train, validation and test the number of images that
-    show each class *after* the view's label table (``"background"`` or its name here, classes by name);
-    ``without_images`` names annotated classes that no training image shows.
+    Each task has its name, classes and numbers of images. For train, validation and test it has the number of images
+    that show each class *after* the label table of the task (by class name; label 0 by the background's name).
+    ``without_images`` lists annotated classes that no training image shows.
     """
     memory: dict[tuple[int, str], _Known] = {}
     tasks = [_summary(task, stream.space, memory) for task in stream.tasks]
@@ -80,7 +80,7 @@ def _summary(task: Task, space: LabelSpace, memory: dict[tuple[int, str], _Known
 
 
 class _Known(NamedTuple):
-    """Lists of a split read so far; holds the source so that its identity stays taken."""
+    """Presence matrix of a split. Holds the source, so that no other object gets its ``id()``, the cache key."""
 
     source: Source
     presence: Presence
@@ -88,7 +88,7 @@ class _Known(NamedTuple):
 
 
 def _views(task: Task) -> dict[str, Mapping[str, Samples] | None]:
-    """All views of a task by split and name. Reading samples stays forbidden: only sizes and lists are used."""
+    """All data sets of a task by split and name. Only sizes and lists are used; reading samples would raise."""
     data = _open(task)
     validation = _or_none(data.validation)
     return {
@@ -112,7 +112,7 @@ def _or_none(opener: Callable[[], Samples]) -> Samples | None:
 
 
 def _histogram(samples: Samples, space: LabelSpace, memory: dict[tuple[int, str], _Known]) -> dict[str, int]:
-    """Images that show each class through the label table, by class name; ignore is left out."""
+    """Number of images that show each class after the label table, by class name; IGNORE is left out."""
     counts = dict.fromkeys((BACKGROUND, *space.ids), 0)
     for dataset in members(samples):
         key = (id(dataset.source), dataset.split)
