@@ -210,7 +210,7 @@ def test_missing_tasks_give_no_value_instead_of_another_one() -> None:
 def test_wrong_counts_and_questions_are_plain_errors() -> None:
     with pytest.raises(DataError, match="lack class 2"):
         run_results(THREE_STREAM, {1: hits({1: 50})})
-    with pytest.raises(DataError, match="counts after task 3"):
+    with pytest.raises(DataError, match="counts after task 4"):
         run_results(THREE_STREAM, {3: hits({1: 50})})
     with pytest.raises(UsageError, match="one value for each class"):
         evaluate("iou", THREE, 1)

@@ -48,7 +48,7 @@ class Definition:
     Args:
         name: Name without options.
         title: Short words for headings.
-        scope: ``class``: one value a class; ``task``: one value after each task; ``stream``: compares tasks.
+        scope: ``class``: one value per class; ``task``: one value after each task; ``stream``: compares tasks.
         meaning: The definition in one sentence.
         unit: ``"%"`` or ``"points"`` (differences of percentages).
         range: Lowest and highest possible value.
@@ -89,15 +89,14 @@ class Figure:
     @property
     def title(self) -> str:
         """Short words for headings; a mean over tasks says of what."""
-        if self.definition.name != "accuracy.average":
-            return self.definition.title
-        return f"{MEASURES[self['of']]}, {self.definition.title}"
+        title = self.definition.title
+        return f"{MEASURES[self['of']]}, {title}" if self.definition.name == "accuracy.average" else title
 
     @property
     def meaning(self) -> str:
         """The definition's sentence followed by what the chosen options mean."""
         chosen = dict(self.choices)
-        return " ".join([self.definition.meaning, *(f"{o.meaning[chosen[o.key]]}" for o in self.definition.options)])
+        return " ".join([self.definition.meaning, *(o.meaning[chosen[o.key]] for o in self.definition.options)])
 
 
 # fmt: off
@@ -225,32 +224,27 @@ def figure(text: str, background: bool = True) -> Figure:
     definition = DEFINITIONS.get(match[1])
     if definition is None:
         raise UsageError(f"unknown figure '{match[1]}'", nearest(match[1], DEFINITIONS))
-    given: dict[str, str] = {}
+    options = {o.key: o for o in definition.options}
+    chosen = {key: option.default for key, option in options.items()}
+    if "bg" in chosen and not background:
+        chosen["bg"] = "out"
+    given: set[str] = set()
     for part in filter(None, (p.strip() for p in (match[2] or "").split(","))):
-        key, value = _choice(definition, part)
+        key, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals:  # the value alone: of the option that may be written so
+            value, key = key, next((o.key for o in definition.options if o.bare and key in o.meaning), "")
+        if not options:
+            raise UsageError(f"figure '{definition.name}' has no options", f"write '{definition.name}' alone")
+        if key not in options:
+            known = [v if o.bare else f"{o.key}={v}" for o in definition.options for v in o.meaning]
+            raise UsageError(f"figure '{definition.name}' has no option '{part}'", nearest(part, known))
+        if value not in options[key].meaning:
+            raise UsageError(f"'{definition.name}' has no {key}={value}", nearest(value, options[key].meaning))
         if key in given:
             raise UsageError(f"option '{key}' is given twice in '{text}'", "give each option once")
-        given[key] = value
-    defaults = {o.key: o.default for o in definition.options}
-    if "bg" in defaults and not background:
-        defaults["bg"] = "out"
-    return Figure(definition, tuple((defaults | given).items()))
-
-
-def _choice(definition: Definition, part: str) -> tuple[str, str]:
-    """Option and value that one part between the brackets stands for."""
-    key, equals, value = (piece.strip() for piece in part.partition("="))
-    for option in definition.options:
-        if equals and option.key == key:
-            if value not in option.meaning:
-                raise UsageError(f"'{definition.name}' has no {key}={value}", nearest(value, option.meaning))
-            return key, value
-        if not equals and option.bare and key in option.meaning:
-            return option.key, key
-    known = [v if o.bare else f"{o.key}={v}" for o in definition.options for v in o.meaning]
-    if not known:
-        raise UsageError(f"figure '{definition.name}' has no options", f"write '{definition.name}' alone")
-    raise UsageError(f"figure '{definition.name}' has no option '{part}'", nearest(part, known))
+        given.add(key)
+        chosen[key] = value
+    return Figure(definition, tuple(chosen.items()))
 
 
 def variants(definition: Definition, kind: Kind = "segmentation") -> list[Figure]:
