@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from perdure.errors import UsageError, nearest
@@ -50,24 +50,27 @@ class Definition:
         title: Short words for headings.
         scope: ``class``: one value per class; ``task``: one value after each task; ``stream``: compares tasks.
         meaning: The definition in one sentence.
-        unit: ``"%"`` or ``"points"`` (differences of percentages).
-        range: Lowest and highest possible value.
-        better: Which direction is good.
         source: Where the definition comes from.
         options: Its variants.
         kinds: What has to be labelled for it to make sense: pixels (segmentation), images (classification) or either.
+        unit: ``"%"``, or ``"points"`` for differences of percentages.
+        better: Which direction is good.
     """
 
     name: str
     title: str
     scope: Scope
     meaning: str
-    unit: str
-    range: tuple[float, float]
-    better: Literal["higher", "lower"]
     source: str
     options: tuple[Option, ...] = ()
     kinds: tuple[Kind, ...] = ("segmentation", "classification")
+    unit: Literal["%", "points"] = "%"
+    better: Literal["higher", "lower"] = "higher"
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """Lowest and highest possible value."""
+        return (0.0, 100.0) if self.unit == "%" else (-100.0, 100.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,66 +146,52 @@ _STAR: Final = "DKD (NeurIPS 2022), STAR (NeurIPS 2023)"
 _GEM: Final = "GEM, Lopez-Paz and Ranzato (NeurIPS 2017)"
 _CHAUDHRY: Final = "Chaudhry et al. (ECCV 2018)"
 _NO_TRUTH: Final = "of one class; undefined where the ground truth does not hold the class."
-
-
-def _percent(name: str, title: str, scope: Scope, meaning: str, source: str, *options: Option) -> Definition:
-    return Definition(name, title, scope, meaning, "%", (0.0, 100.0), "higher", source, options)
-
-
-def _overlap(name: str, title: str, scope: Scope, meaning: str, source: str, *options: Option) -> Definition:
-    """A figure of how regions overlap, which images with one class do not have."""
-    return replace(_percent(name, title, scope, meaning, source, *options), kinds=("segmentation",))
-
-
-def _points(name: str, better: Literal["higher", "lower"], meaning: str, source: str, *options: Option) -> Definition:
-    title = {"bwt": "backward transfer", "fwt": "forward transfer"}.get(name, name)
-    return Definition(name, title, "stream", meaning, "points", (-100.0, 100.0), better, source, options)
-
-
 _TABLE: Final = (
-    _overlap("miou.all", "mIoU, all classes", "task",
-             "Mean over all classes seen so far of IoU = TP / (TP + FP + FN), counts pooled over the test samples.",
-             _STAR, _BG, _ABSENT),
-    _overlap("miou.old", "mIoU, first task's classes", "task",
-             "Mean IoU of the classes of the first task; exists once a later task was learned.",
-             _STAR, _BG, _ABSENT),
-    _overlap("miou.new", "mIoU, later classes", "task",
-             "Mean IoU of all classes learned after the first task, so far.",
-             _STAR, _ABSENT),
-    _overlap("hiou", "harmonic mIoU", "task",
-             "Harmonic mean of miou.old and miou.new: 2 old new / (old + new).",
-             _STAR, _BG, _ABSENT),
-    _overlap("dice.all", "Dice, all classes", "task",
-             "Mean over all classes seen so far of Dice = 2 TP / (2 TP + FP + FN), counts pooled over the test samples "
-             "(not a mean of one Dice a sample).",
-             "Dice 1945", _BG, _ABSENT),
-    _percent("accuracy.all", "accuracy", "task",
-             "Share of what is labelled (pixels; images in classification), over all classes seen so far, that is "
-             "predicted right.",
-             "FCN (CVPR 2015)", _BG),
-    _percent("accuracy.mean", "balanced accuracy", "task",
-             "Mean over all classes seen so far of recall = TP / (TP + FN): each class counts the same, however often "
-             "it occurs. Also called mean class accuracy.",
-             "FCN (CVPR 2015)", _BG, _ABSENT),
-    _percent("accuracy.average", "average over tasks", "stream",
-             "Mean of one figure over all tasks so far, each taken right after its task.",
-             "iCaRL (CVPR 2017)", _AVERAGE_OF, _BG, _ABSENT),
-    _points("forgetting", "lower", "Mean over earlier tasks j < t of what was lost on task j's classes.",
-            _CHAUDHRY, _FORGETTING, _OF),
-    _points("bwt", "higher", "What later tasks changed on earlier ones; negative means forgetting.",
-            _GEM, _BWT, _OF),
-    _points("fwt", "higher",
-            "How good the model is on a task's classes before it learns them; exists only where that was measured.",
-            _GEM, _FWT, _OF),
-    _points("intransigence", "lower",
-            "Mean over tasks j <= t of a joint run's figure on task j's classes minus R[j][j]: what the run failed to "
-            "learn. The joint run is one model trained on all tasks at once.",
-            _CHAUDHRY, _OF),
-    _overlap("iou", "IoU", "class", f"TP / (TP + FP + FN) {_NO_TRUTH}", "Jaccard 1912"),
-    _overlap("dice", "Dice", "class", f"2 TP / (2 TP + FP + FN) {_NO_TRUTH}", "Dice 1945"),
-    _percent("recall", "recall", "class", f"TP / (TP + FN) {_NO_TRUTH}", "-"),
-    _percent("precision", "precision", "class",
-             "TP / (TP + FP) of one class; undefined where the class is never predicted.", "-"),
+    Definition("miou.all", "mIoU, all classes", "task",
+               "Mean over all classes seen so far of IoU = TP / (TP + FP + FN), counts pooled over the test samples.",
+               _STAR, (_BG, _ABSENT), kinds=("segmentation",)),
+    Definition("miou.old", "mIoU, first task's classes", "task",
+               "Mean IoU of the classes of the first task; exists once a later task was learned.",
+               _STAR, (_BG, _ABSENT), kinds=("segmentation",)),
+    Definition("miou.new", "mIoU, later classes", "task",
+               "Mean IoU of all classes learned after the first task, so far.",
+               _STAR, (_ABSENT,), kinds=("segmentation",)),
+    Definition("hiou", "harmonic mIoU", "task",
+               "Harmonic mean of miou.old and miou.new: 2 old new / (old + new).",
+               _STAR, (_BG, _ABSENT), kinds=("segmentation",)),
+    Definition("dice.all", "Dice, all classes", "task",
+               "Mean over all classes seen so far of Dice = 2 TP / (2 TP + FP + FN), counts pooled over the test "
+               "samples (not a mean of one Dice a sample).",
+               "Dice 1945", (_BG, _ABSENT), kinds=("segmentation",)),
+    Definition("accuracy.all", "accuracy", "task",
+               "Share of what is labelled (pixels; images in classification), over all classes seen so far, that is "
+               "predicted right.",
+               "FCN (CVPR 2015)", (_BG,)),
+    Definition("accuracy.mean", "balanced accuracy", "task",
+               "Mean over all classes seen so far of recall = TP / (TP + FN): each class counts the same, however "
+               "often it occurs. Also called mean class accuracy.",
+               "FCN (CVPR 2015)", (_BG, _ABSENT)),
+    Definition("accuracy.average", "average over tasks", "stream",
+               "Mean of one figure over all tasks so far, each taken right after its task.",
+               "iCaRL (CVPR 2017)", (_AVERAGE_OF, _BG, _ABSENT)),
+    Definition("forgetting", "forgetting", "stream",
+               "Mean over earlier tasks j < t of what was lost on task j's classes.",
+               _CHAUDHRY, (_FORGETTING, _OF), unit="points", better="lower"),
+    Definition("bwt", "backward transfer", "stream",
+               "What later tasks changed on earlier ones; negative means forgetting.",
+               _GEM, (_BWT, _OF), unit="points"),
+    Definition("fwt", "forward transfer", "stream",
+               "How good the model is on a task's classes before it learns them; exists only where that was measured.",
+               _GEM, (_FWT, _OF), unit="points"),
+    Definition("intransigence", "intransigence", "stream",
+               "Mean over tasks j <= t of a joint run's figure on task j's classes minus R[j][j]: what the run failed "
+               "to learn. The joint run is one model trained on all tasks at once.",
+               _CHAUDHRY, (_OF,), unit="points", better="lower"),
+    Definition("iou", "IoU", "class", f"TP / (TP + FP + FN) {_NO_TRUTH}", "Jaccard 1912", kinds=("segmentation",)),
+    Definition("dice", "Dice", "class", f"2 TP / (2 TP + FP + FN) {_NO_TRUTH}", "Dice 1945", kinds=("segmentation",)),
+    Definition("recall", "recall", "class", f"TP / (TP + FN) {_NO_TRUTH}", "-"),
+    Definition("precision", "precision", "class",
+               "TP / (TP + FP) of one class; undefined where the class is never predicted.", "-"),
 )
 # fmt: on
 DEFINITIONS: Final[dict[str, Definition]] = {d.name: d for d in _TABLE}
