@@ -515,7 +515,7 @@ def test_reading_processes_change_nothing_and_do_not_hold_the_folder(
 
 
 def in_order(*names: str, **data: int) -> dict[str, Any]:
-    enough = {"train": 40, "test": 16, **data}  # each task needs images of its one class
+    enough = {"train": 40, "val": 16, "test": 16, **data}  # each task needs images of its one class
     return tiny(stream={"base": 1, "step": 1, "order": list(names)}, data=enough)
 
 
@@ -538,6 +538,9 @@ def test_a_stream_grows_after_a_kill_in_the_middle_of_it(tmp_path: Path) -> None
         assert run(in_order("three", "one"), grown, resume=True, say=at(moment, 1, kill))[0] == -signal.SIGKILL
     resumed(in_order("three", "one"), grown)
     assert_same(grown, content(whole))
+
+
+DISJOINT = in_order("three", "one")["stream"] | {"setting": "disjoint"}
 
 
 @pytest.mark.parametrize(
