@@ -20,7 +20,6 @@ from perdure.kept.ledger import preview_entry, read_kept, write_kept, write_ledg
 from perdure.methods.method import Method
 from perdure.methods.options import Options
 from perdure.metrics.confusion import ConfusionMatrix, read_counts, write_counts
-from perdure.metrics.described import parse_stream
 from perdure.metrics.evaluate import count
 from perdure.metrics.figures import class_values, headline, run_results
 from perdure.metrics.figures import evaluate as value_of
@@ -125,7 +124,7 @@ def _predicted(
 
 def record(run: RunFolder, task: Task) -> dict[str, float]:
     """Write the result files from the counts of all sealed tasks; return the headline figures after ``task``."""
-    stream = parse_stream(run.stream())
+    stream = run.stream()
     counts = {i: read_counts(folder / "counts.json") for i, folder in enumerate(run.sealed())}
     write_results(run.path, stream, counts)
     results = run_results(stream, counts)
