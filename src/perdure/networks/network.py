@@ -95,7 +95,7 @@ class Encoded(NamedTuple, Generic[FeaturesT]):
     """Images after the part of a network that does not depend on the classes: enough to score any of them later.
 
     Args:
-        features: What the classifiers are applied to.
+        features: What the classifiers are applied to; its memory is what keeping an encoding costs.
         padded_size: Size of the images ``*S`` that the features were made from.
         size: Size of the images as they were given.
     """

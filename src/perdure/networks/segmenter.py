@@ -76,6 +76,7 @@ class Segmenter(GrowingNetwork[Tensor]):
         if not chosen or (channels is not None and len(channels) == 0):  # a convolution needs a channel
             return features.new_zeros(features.shape[0], 0, *features.shape[2:])
         if channels is None:
+            # one convolution per task: joining their weights first would copy all of them at every step
             logits = [classifier(features) for classifier in chosen]
             return logits[0] if len(logits) == 1 else torch.cat(logits, 1)
         weight, bias = (torch.cat([c.get_parameter(n) for c in chosen])[list(channels)] for n in ("weight", "bias"))
