@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import reduce
 from operator import add
 from pathlib import Path
@@ -57,7 +58,7 @@ def seal(experiment: Experiment, task: Task, run: RunFolder, machine: Machine, l
         patients = experiment.source.patients
         entries = write_kept(folder, method.state_dict(), method.kept(), len(task.seen))
         write_counts(folder / "counts.json", counts)
-        entries += [preview_entry(folder, path, patients) for path in _samples(experiment, machine, folder)]
+        entries += [preview_entry(folder, path, patients) for path in _samples(experiment, task, machine, folder)]
         write_ledger(folder, task.name, entries, patients)
         write_json(folder / "done", {"task": task.index})
         figures = record(run, task)
@@ -91,21 +92,25 @@ def _count(experiment: Experiment, samples: Samples, task: Task, machine: Machin
     return reduce(add, parts)
 
 
-def _samples(experiment: Experiment, machine: Machine, folder: Path) -> list[Path]:
-    """Pictures of the same few test samples after every task; none of patients unless asked for."""
-    report = experiment.recipe.report
+def _samples(experiment: Experiment, task: Task, machine: Machine, folder: Path) -> list[Path]:
+    """Pictures of the same few test images after every task; none of patients unless asked for.
+
+    They are spread over all images of a test split, so that which ones they are does not depend on the tasks that are
+    still to come, nor on the method.
+    """
+    report, files = experiment.recipe.report, list[Path]()
     if not report.samples or (experiment.source.patients and not report.patient_samples):
-        return []
-    dataset = next(iter(experiment.stream.tasks[-1].tests().values()))
-    palette = experiment.stream.space.palette()
-    files: list[Path] = []
-    for position in dict.fromkeys(i * len(dataset) // report.samples for i in range(report.samples)):
-        image, label, predicted = _predicted(experiment, machine, dataset, position)
-        place = (folder / "samples", f"{position:05d}")
-        if label.ndim:
-            files += write_samples(*place, image, label.numpy(), predicted.numpy(), palette)
-        else:
-            files += write_class_samples(*place, image, int(label), int(predicted))
+        return files
+    palette, tests = experiment.stream.space.palette(), task.tests()
+    for test, dataset in tests.items():
+        whole = replace(dataset, names=tuple(dataset.source.names(dataset.split)))
+        for position in dict.fromkeys(i * len(whole) // report.samples for i in range(report.samples)):
+            image, label, predicted = _predicted(experiment, machine, whole, position)
+            place = (folder / "samples", f"{test}-{position:05d}" if len(tests) > 1 else f"{position:05d}")
+            if label.ndim:
+                files += write_samples(*place, image, label.numpy(), predicted.numpy(), palette)
+            else:
+                files += write_class_samples(*place, image, int(label), int(predicted))
     return files
 
 
