@@ -71,7 +71,7 @@ def build_network(name: str, dims: int, in_channels: int, **options: object) -> 
     Raises:
         UsageError: The name, an option or a value is wrong, or the network has no such dimensions.
     """
-    from pydantic import ValidationError, validate_call
+    from pydantic import ValidationError, validate_call  # not for `perdure list`, which only reads the table
 
     entry, builder = _find(name)
     if entry is not None and dims not in entry.dims:
@@ -84,6 +84,7 @@ def build_network(name: str, dims: int, in_channels: int, **options: object) -> 
     given = {"dims": dims, "in_channels": in_channels}  # a builder takes of these what it needs
     taken = {key: value for key, value in given.items() if key in inspect.signature(builder).parameters}
     try:
+        # checks values against the builder's own annotations: there is no second list of types to keep up to date
         network: Network = validate_call(builder)(**taken, **options)
     except ValidationError as error:
         first = error.errors()[0]
