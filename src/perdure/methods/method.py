@@ -28,7 +28,7 @@ class Method(nn.Module, ABC, Generic[OptionsT]):
     """A way to learn the next task and keep the past.
 
     A subclass names its ``Options`` and the kinds of data that it can learn, builds its network from
-    ``setup.network()`` and registers what it keeps as buffers.
+    ``setup.network(TYPE)`` and registers what it keeps as buffers.
 
     Attributes:
         Options: Typed settings that a recipe may give under ``method``.
