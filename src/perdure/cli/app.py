@@ -66,6 +66,7 @@ def demo(
 
     folders = [out / method for method in DEMO]
     for folder in folders if fresh else ():
+        # nothing is deleted that a run did not write, whatever --out points at
         if folder.exists() and not (folder / "recipe.yaml").is_file():
             raise RunError(f"{folder} is not a run folder and will not be deleted", "choose another --out")
         shutil.rmtree(folder, ignore_errors=True)
@@ -76,7 +77,7 @@ def demo(
 
     started = time.monotonic()
     for method, folder in zip(DEMO, folders, strict=True):
-        run_experiment(load_recipe("demo", [f"method={method}"]), folder, resume=True)
+        run_experiment(load_recipe("demo", [f"method={method}"]), folder, resume=True)  # a second call costs nothing
     comparison = write_comparison(folders, out / "compare.html")
     write_json(out / "compare.json", comparison.to_json())
     Console().print(comparison_table(comparison))
@@ -201,7 +202,7 @@ def predict(
     from perdure.predict_files import classify_images, find_images, predict_images
     from perdure.trained import Trained
 
-    total = len(find_images(inputs))
+    total = len(find_images(inputs))  # wrong inputs are told before the model is loaded
     model = Trained.open(run, device)
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:

@@ -78,28 +78,23 @@ class Figure:
     """A definition with all its options chosen; ``str()`` gives the full name."""
 
     definition: Definition
-    choices: tuple[tuple[str, str], ...]
-
-    def __getitem__(self, key: str) -> str:
-        return dict(self.choices)[key]
+    choices: dict[str, str]
 
     def __str__(self) -> str:
-        chosen = dict(self.choices)
-        shown = [o for o in self.definition.options if not (o.quiet and chosen[o.key] == o.default)]
-        parts = [chosen[o.key] if o.bare else f"{o.key}={chosen[o.key]}" for o in shown]
+        shown = [o for o in self.definition.options if not (o.quiet and self.choices[o.key] == o.default)]
+        parts = [self.choices[o.key] if o.bare else f"{o.key}={self.choices[o.key]}" for o in shown]
         return f"{self.definition.name}[{','.join(parts)}]" if parts else self.definition.name
 
     @property
     def title(self) -> str:
         """Short words for headings; a mean over tasks says of what."""
         title = self.definition.title
-        return f"{MEASURES[self['of']]}, {title}" if self.definition.name == "accuracy.average" else title
+        return f"{MEASURES[self.choices['of']]}, {title}" if self.definition.name == "accuracy.average" else title
 
     @property
     def meaning(self) -> str:
         """The definition's sentence followed by what the chosen options mean."""
-        chosen = dict(self.choices)
-        return " ".join([self.definition.meaning, *(o.meaning[chosen[o.key]] for o in self.definition.options)])
+        return " ".join([self.definition.meaning, *(o.meaning[self.choices[o.key]] for o in self.definition.options)])
 
 
 # fmt: off
@@ -161,7 +156,7 @@ _TABLE: Final = (
                _STAR, (_BG, _ABSENT), kinds=("segmentation",)),
     Definition("dice.all", "Dice, all classes", "task",
                "Mean over all classes seen so far of Dice = 2 TP / (2 TP + FP + FN), counts pooled over the test "
-               "samples (not a mean of one Dice a sample).",
+               "samples (not a mean of one Dice per sample).",
                "Dice 1945", (_BG, _ABSENT), kinds=("segmentation",)),
     Definition("accuracy.all", "accuracy", "task",
                "Share of what is labelled (pixels; images in classification), over all classes seen so far, that is "
@@ -233,7 +228,7 @@ def figure(text: str, background: bool = True) -> Figure:
             raise UsageError(f"option '{key}' is given twice in '{text}'", "give each option once")
         given.add(key)
         chosen[key] = value
-    return Figure(definition, tuple(chosen.items()))
+    return Figure(definition, chosen)
 
 
 def variants(definition: Definition, kind: Kind = "segmentation") -> list[Figure]:
@@ -243,14 +238,14 @@ def variants(definition: Definition, kind: Kind = "segmentation") -> list[Figure
     """
     if kind not in definition.kinds:
         return []
-    combined: list[tuple[tuple[str, str], ...]] = [()]
+    combined: list[dict[str, str]] = [{}]
     for option in definition.options:
         values: Sequence[str] = list(option.meaning)
         if option.key == "of":
             values = _OF_KINDS[kind]
         elif option.key == "bg" and kind == "classification":
             values = ["out"]
-        combined = [(*chosen, (option.key, value)) for chosen in combined for value in values]
+        combined = [chosen | {option.key: value} for chosen in combined for value in values]
     return [Figure(definition, chosen) for chosen in combined]
 
 

@@ -74,6 +74,7 @@ def run_results(
         if not 0 <= t < len(stream.tasks):
             raise DataError(f"there are counts after task {t + 1}, but the stream has {len(stream.tasks)} tasks")
         counts[t] = pooled(counts_by_task[t])
+        # counts over fewer classes would still give figures, and better ones
         lacking = [c for c in stream.tasks[t].seen if c not in counts[t].labels]
         if lacking:
             raise DataError(f"the counts after task {t + 1} lack class {lacking[0]}, which was learned by then",
@@ -119,17 +120,13 @@ def group_matrix(results: RunResults, of: str = "miou") -> dict[int, Row]:
         results: The run.
         of: ``miou``, ``dice``, ``accuracy`` or ``balanced``, in percent, without label 0; absent classes are left out.
     """
-    by_class = {"miou": "iou", "dice": "dice", "balanced": "recall"}
+    by_class = {"miou": "iou", "dice": "dice", "balanced": "recall", "accuracy": "accuracy"}
     matrix: dict[int, Row] = {}
     for t, counts in results.counts.items():
         row: Row = []
         for group in results.stream.groups:
-            if any(c not in counts.labels for c in group):
-                row.append(None)
-            elif of == "accuracy":
-                row.append(_share_right(counts, group).value)
-            else:
-                row.append(_class_mean(by_class[of], counts, group, "skip").value)
+            known = all(c in counts.labels for c in group)
+            row.append(_over_classes(by_class[of], counts, group).value if known else None)
         matrix[t] = row
     return matrix
 
@@ -160,60 +157,61 @@ def _by_class(name: str, counts: ConfusionMatrix) -> tuple[Floats, Floats]:
         "recall": (right, truth, truth),
         "precision": (right, guess, guess),
     }[name]
-    values = np.full(len(right), np.nan)
+    values = np.full(len(right), np.nan)  # undefined without support, even where 0 / n would be a number
     np.divide(100.0 * top, bottom, out=values, where=support > 0)
     return values, support
 
 
-def _class_mean(name: str, counts: ConfusionMatrix, ids: Iterable[int], absent: str) -> Value:
-    """Mean over classes; ``absent`` says what a class without ground truth does."""
+def _over_classes(name: str, counts: ConfusionMatrix, ids: Iterable[int], absent: str = "skip") -> Value:
+    """One figure of several classes: the mean of a figure of each class, or ``accuracy``.
+
+    Args:
+        name: A figure of one class, see :func:`class_values`; or ``accuracy``, the share of what shows these classes
+            that is labelled right, in percent.
+        counts: Counts after the task.
+        ids: The classes.
+        absent: ``zero`` lets a class without ground truth count 0, ``skip`` leaves it out.
+    """
     at = [counts.labels.index(c) for c in ids]
+    if name == "accuracy":
+        total = int(counts.truth[at].sum())
+        return Value(100.0 * int(np.diagonal(counts.matrix)[at].sum()) / total, total) if total else UNDEFINED
     values = _by_class(name, counts)[0][at]
     values = np.nan_to_num(values, nan=0.0) if absent == "zero" else values[~np.isnan(values)]
     return Value(float(values.mean()), len(values)) if len(values) else UNDEFINED
-
-
-def _share_right(counts: ConfusionMatrix, ids: Iterable[int]) -> Value:
-    """Percentage of what shows some classes that is labelled right."""
-    at = [counts.labels.index(c) for c in ids]
-    total = int(counts.truth[at].sum())
-    return Value(100.0 * int(np.diagonal(counts.matrix)[at].sum()) / total, total) if total else UNDEFINED
 
 
 def _task_figure(fig: Figure, results: RunResults, after: int) -> Value:
     counts, stream = results.counts[after], results.stream
     name, seen = fig.definition.name, stream.tasks[after].seen
     if name == "hiou":
-        old = evaluate(f"miou.old[bg={fig['bg']},absent={fig['absent']}]", results, after)
-        new = evaluate(f"miou.new[absent={fig['absent']}]", results, after)
+        old = evaluate(f"miou.old[bg={fig.choices['bg']},absent={fig.choices['absent']}]", results, after)
+        new = evaluate(f"miou.new[absent={fig.choices['absent']}]", results, after)
         if old.value is None or new.value is None:
             return UNDEFINED
         both = old.value + new.value
         return Value(2 * old.value * new.value / both if both else 0.0, old.n + new.n)
-    choices = dict(fig.choices)
-    label_0 = (BACKGROUND,) if choices.get("bg") == "in" else ()
+    label_0 = (BACKGROUND,) if fig.choices.get("bg") == "in" else ()
     base = tuple(c for c in stream.groups[0] if c in seen)
     later = tuple(c for group in stream.groups[1:] for c in group if c in seen)
-    if name == "accuracy.all":
-        return _share_right(counts, label_0 + seen)
     if name in ("miou.old", "miou.new") and not later:
         return UNDEFINED
-    kind = {"dice.all": "dice", "accuracy.mean": "recall"}.get(name, "iou")
+    kind = {"dice.all": "dice", "accuracy.mean": "recall", "accuracy.all": "accuracy"}.get(name, "iou")
     ids = {"miou.old": label_0 + base, "miou.new": later}.get(name, label_0 + seen)
-    return _class_mean(kind, counts, ids, choices.get("absent", "skip"))
+    return _over_classes(kind, counts, ids, fig.choices.get("absent", "skip"))
 
 
 def _stream_figure(fig: Figure, results: RunResults, after: int) -> Value:
     """Figures over tasks: means over R[t][j], of which each rule takes its own cells and what is subtracted."""
-    name, of = fig.definition.name, fig["of"]
+    name, of = fig.definition.name, fig.choices["of"]
     if name == "accuracy.average":
-        absent = "" if of == "accuracy" else f",absent={fig['absent']}"
-        base = f"{_AVERAGED[of]}[bg={fig['bg']}{absent}]"
+        absent = "" if of == "accuracy" else f",absent={fig.choices['absent']}"
+        base = f"{_AVERAGED[of]}[bg={fig.choices['bg']}{absent}]"
         values = [evaluate(base, results, t).value for t in range(after + 1)]
-        return UNDEFINED if None in values else _mean(values)
+        return UNDEFINED if None in values else _mean(values)  # a mean over some of the tasks is another figure
     rows = {t: row for t, row in group_matrix(results, of).items() if t <= after}
     if name == "forgetting":
-        return _mean(forgetting_by_group(rows, after, fig["rule"]))
+        return _mean(forgetting_by_group(rows, after, fig.choices["rule"]))
 
     def cell(t: int, j: int) -> float | None:
         row = rows.get(t, [])
@@ -222,11 +220,11 @@ def _stream_figure(fig: Figure, results: RunResults, after: int) -> Value:
     later = range(1, after + 1)
     pairs: list[tuple[float | None, float | None]]
     if name == "bwt":
-        measured = later if fig["rule"] == "all-pairs" else [after]
+        measured = later if fig.choices["rule"] == "all-pairs" else [after]
         pairs = [(cell(i, j), cell(j, j)) for i in measured for j in range(i)]
-    elif name == "fwt" and fig["rule"] == "all-pairs":
+    elif name == "fwt" and fig.choices["rule"] == "all-pairs":
         pairs = [(cell(i, j), 0.0) for j in later for i in range(j)]
-    elif name == "fwt" and fig["rule"] == "before":
+    elif name == "fwt" and fig.choices["rule"] == "before":
         pairs = [(cell(j - 1, j), 0.0) for j in later]
     elif name == "fwt":
         if results.untrained is None:

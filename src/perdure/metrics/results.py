@@ -70,7 +70,7 @@ def results_document(
         fig = figure(row.figure)
         d = fig.definition
         figures[row.figure] = {"meaning": fig.meaning, "unit": d.unit, "better": d.better, "source": d.source}
-    return {
+    return {  # rows last: a reader who opens the file sees the definitions first
         "version": VERSION,
         "dataset": stream.dataset,
         "protocol": stream.protocol,
@@ -117,7 +117,7 @@ def read_results(path: Path) -> list[ResultRow]:
         raise DataError(f"could not read {path}: {error}") from error
     if not lines or tuple(lines[0]) != COLUMNS:
         raise DataError(f"{path} is not a table of results", f"the first line must be {','.join(COLUMNS)}")
-    hint = "write the file again: perdure report DIR"
+    hint = "write the file again: perdure run … --resume"
     rows = []
     for number, line in enumerate(lines[1:], start=2):
         where = f"{path}, line {number}"

@@ -104,7 +104,7 @@ class Group:
             return Score(None, None, (None,) * len(self.runs))
         values = [evaluate(figure, run.results, after).value for run in self.runs]
         known = [v for v in values if v is not None]
-        if not known or len(known) < len(values):
+        if not known or len(known) < len(values):  # a mean over some of the seeds would not be comparable
             return Score(None, None, tuple(values))
         return Score(statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None, tuple(values))
 
@@ -150,10 +150,10 @@ def group_runs(runs: Sequence[RunData]) -> tuple[list[Group], list[str]]:
             raise UsageError(f"run '{run.name}' has no finished task yet", "leave it out, or go on with it: --resume")
     tasks = max(len(r.stream.tasks) for r in runs)
     stepwise = [r for r in runs if len(r.stream.tasks) == tasks]
-    after = min(r.results.last or 0 for r in stepwise)
+    after = min(r.results.last or 0 for r in stepwise)  # a task that one of them lacks says nothing of the others
     joint = next((r.results for r in runs if r.stream.merged), None)
     alike: dict[tuple[str, str, bool], list[RunData]] = {}
-    for run in runs:
+    for run in runs:  # the joint run is what intransigence is measured against
         known = replace(run, results=replace(run.results, reference=joint))
         alike.setdefault((run.method, run.settings, run.stream.merged), []).append(known)
     whole = after == tasks - 1
@@ -229,7 +229,7 @@ def compare_groups(groups: Sequence[Group], notes: Sequence[str], figures: Seque
     best: dict[str, str] = {}
     for fig in wanted:
         means = [(m, e.label) for e in entries if not e.reference and (m := e.scores[str(fig)].mean) is not None]
-        if len(means) > 1:
+        if len(means) > 1:  # a single entry is no winner
             pick = max if fig.definition.better == "higher" else min
             best[str(fig)] = pick(means, key=lambda pair: pair[0])[1]
     return Comparison(

@@ -95,6 +95,7 @@ def difference_rows(groups: Sequence[Group]) -> list[HeatRow]:
         title = f"{said} {{other}}, {{points}}"
         cells += [difference_cell(first, other.get(c), title, "delta", none="none") for other in by_group[1:]]
         taught = "" if c == BACKGROUND else stream.tasks[min(stream.group_of(c), len(stream.tasks) - 1)].name
+        # joint runs have one task: the class is shown under the task of the stream that teaches it
         starts = any(group[:1] == (c,) for group in stream.groups)
         rows.append(HeatRow(c, stream.space.name(c), colors[c], taught, tuple(cells), starts))
     return rows

@@ -146,7 +146,7 @@ def read_items(folder: Path) -> tuple[KeptItem, ...]:
         raise DataError(f"{path} is not a ledger", "the file was changed or is damaged") from error
     found = []
     for item in items:
-        place = PurePosixPath(item.file)
+        place = PurePosixPath(item.file)  # a changed ledger must not make the page show other files of the machine
         if item.shows and (place.parts[:-1] != ("kept",) or place.suffix != ".safetensors"):
             raise DataError(f"{path}: item '{item.name}' is not in kept/", _DAMAGED)
         found.append(item.model_copy(update={"path": folder / place}))
@@ -177,6 +177,7 @@ def picture_rows(stream: DescribedStream, items: Sequence[KeptItem]) -> tuple[li
                 )
             title = item.name if len(tensors) == 1 else f"{item.name}: {key.rpartition('.')[2]}"
             columns.append(Column(title, item))
+            # one channel is grey; of other counts than three the first stands for all
             rgb = many if many.shape[2] == 3 else np.repeat(many[:, :, :1], 3, axis=2)
             pictures = np.ascontiguousarray(rgb[:, :MOST_PICTURES].transpose(0, 1, 3, 4, 2))
             thumbs = [tuple(thumbnail(Image.fromarray(one)) for one in row) for row in pictures]
@@ -219,6 +220,7 @@ def memorisation(stream: DescribedStream, items: Sequence[KeptItem]) -> list[Mea
         if item.shows != "distances":
             continue
         rows, bars = [], []
+        # a run that is partly done has measured the first classes only, so there may be fewer rows than classes
         for c, made, real in zip(stream.order, *_distances(item, len(stream.order)), strict=False):
             copies = (made < (real[0] if len(real) else 0.0)) | (made == 0)
             (made_least, made_median), (real_least, real_median) = (

@@ -33,7 +33,7 @@ def write_report(run: Path) -> Path:
     """
     data = load_run(run)
     results, stream, last = data.results, data.stream, data.results.last
-    shown = data.shown.get(max(data.ledgers, default=-1), ())
+    shown = data.shown.get(max(data.ledgers, default=-1), ())  # what is kept now; earlier items are superseded
     columns, pictures = kept_items.picture_rows(stream, shown)
     distances = kept_items.memorisation(stream, shown)
     tasks = [t for t in data.samples if data.samples[t]]

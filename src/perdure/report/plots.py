@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 SERIES: Final = 8
 MOST_DOTS: Final = 40
 _MARKERS: Final = "os^DvPX*"
+# colours that a plot has nowhere else; the page's CSS variables take their place, so plots follow light and dark mode
 _INK, _GRID = "#010203", "#040506"
 
 
@@ -126,10 +127,11 @@ def _drawing(name: str, fill: Callable[[Axes], None], height: float, description
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
+    # text stays text: selectable and small; the salt makes ids the same each time and apart within a page
     settings = {"svg.fonttype": "none", "svg.hashsalt": f"perdure-{name}", "font.size": 9.5, "axes.unicode_minus": True}
     with rc_context(settings):
         drawing = Figure(figsize=(6.0, height), layout="constrained")
-        FigureCanvasSVG(drawing)
+        FigureCanvasSVG(drawing)  # instead of pyplot, whose open figures and back end are global
         axes = drawing.add_subplot()
         fill(axes)
         axes.tick_params(colors=_INK, length=0)

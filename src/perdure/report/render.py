@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from perdure.labels import Color
 
 NONE: Final = "–"
-_TINY, _LARGE = 64, 96
+_TINY, _LARGE = 64, 96  # pixels: smaller pictures are enlarged to about the first, larger ones shrunk to the second
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def render(template: str, values: Mapping[str, object], path: Path) -> Path:
     templates = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=select_autoescape(enabled_extensions=("html.j2",), default=False),
-        undefined=StrictUndefined,
+        undefined=StrictUndefined,  # a misspelt name in a template is an error and not an empty cell
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -111,6 +111,7 @@ def render(template: str, values: Mapping[str, object], path: Path) -> Path:
 
 def number(value: float | None, digits: int = 1) -> str:
     """``12.3``, or a dash where there is no value."""
+    # what rounds to zero has no sign: "-0.0" points would read as a loss
     return NONE if value is None else f"{value:.{digits}f}".replace("-0.0", "0.0" if value > -0.05 else "-0.0")
 
 
@@ -118,6 +119,7 @@ def size(count: int | None) -> str:
     """Bytes in words: ``2,060 B``, ``41.2 kB``, ``97.3 MB``."""
     if count is None:
         return NONE
+    # to the byte below 10 kB: what a method keeps per class is of that size, and methods differ by single bytes
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e4)):
         if count >= scale:
             return f"{count / (1e3 if unit == 'kB' else scale):.1f} {unit}"
@@ -196,5 +198,5 @@ def definitions(names: Iterable[str]) -> list[Explanation]:
     for name in names:
         fig = figure(name)
         entry = shown.setdefault(fig.definition.name, Explanation(fig.definition))
-        entry.variants.append((str(fig), " ".join(o.meaning[fig[o.key]] for o in fig.definition.options)))
+        entry.variants.append((str(fig), " ".join(o.meaning[fig.choices[o.key]] for o in fig.definition.options)))
     return list(shown.values())

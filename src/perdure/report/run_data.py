@@ -73,6 +73,7 @@ class RunData:
     @property
     def settings(self) -> str:
         """The recipe without name and seed as text: equal for runs that differ by seed only."""
+        # name and report change nothing that is measured
         kept = {k: v for k, v in self.recipe.items() if k not in ("seed", "name", "about", "report")}
         return json.dumps(kept, sort_keys=True, default=str)
 
@@ -111,6 +112,7 @@ def load_run(path: Path) -> RunData:
         folders[task.index] = folder
     counts = {t: read_counts(f / "counts.json") for t, f in folders.items() if (f / "counts.json").is_file()}
     ledgers = {t: read_items(f) for t, f in folders.items() if (f / "ledger.json").is_file()}
+    # pictures of patients leave the run folder with the page: only where the recipe says so
     open_to_all = not stream.patients or bool(section(recipe, "report").get("patient_samples"))
     return RunData(
         name=path.resolve().name,

@@ -116,7 +116,7 @@ def write_samples(
         )
     pixels = image.numpy()
     if len(shape) == 3:
-        middle = shape[0] // 2
+        middle = shape[0] // 2  # a page shows the same slice of image, ground truth and prediction
         pixels, truth, prediction = pixels[:, middle], truth[middle], prediction[middle]
     pictures = (to_rgb(pixels), paint(truth, palette), paint(prediction, palette))
     paths = [folder / f"{file_name(name)}.{part}.png" for part in ("image", "truth", "pred")]
@@ -163,7 +163,7 @@ def read_samples(folder: Path) -> dict[str, Sample]:
             except ValidationError as error:
                 what = f"{classes} does not say the true and the predicted class"
                 raise DataError(what, "the file was changed or is damaged") from error
-        elif maps.truth.is_file() and maps.prediction.is_file():
+        elif maps.truth.is_file() and maps.prediction.is_file():  # a run may be stopped between the three files
             found[name] = Sample(name, path, maps)
     return found
 
@@ -186,7 +186,7 @@ def to_rgb(pixels: Numbers) -> Pixels:
         pixels = np.repeat(pixels[:1], 3, axis=0)
     if pixels.dtype != np.uint8:
         if pixels.min() < 0 or pixels.max() > 1:
-            low, high = np.percentile(pixels, (0.5, 99.5))
+            low, high = np.percentile(pixels, (0.5, 99.5))  # a little metal or noise must not take the whole range
             pixels = (pixels - low) / max(high - low, 1e-12)
         pixels = np.round(pixels.clip(0, 1) * 255).astype(np.uint8)
     rgb: Pixels = np.ascontiguousarray(pixels.transpose(1, 2, 0))
@@ -195,6 +195,7 @@ def to_rgb(pixels: Numbers) -> Pixels:
 
 def file_name(name: str) -> str:
     """Name without characters that trouble file systems; changed names get a short hash so that they stay apart."""
+    # two names that differ only in replaced characters need files of their own
     plain = re.sub(r"[^A-Za-z0-9._-]", "_", name)
     return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
 
@@ -217,7 +218,7 @@ def sample_table(
         said: list[str | Said | None]
         if sample.maps is not None:
             known = [s.maps if s is not None else None for _, _, s in found]
-            maps |= {path for pair in known if pair for path in pair}
+            maps |= {path for pair in known if pair for path in pair}  # the legend names what any of them shows
             said = [picture(pair.prediction, sharp=True) if pair else None for pair in known]
             image, truth = picture(sample.image, sharp=False), picture(sample.maps.truth, sharp=True)
             rows.append(SampleRow(name, True, image, truth, said))

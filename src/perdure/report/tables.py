@@ -175,7 +175,7 @@ def _confusion_table(results: RunResults, task: DescribedTask) -> ConfusionTable
     starts = {group[0] for group in stream.groups[1:] if group}
     edges = tuple(c in starts for c in order)
     size = "numbers" if len(order) <= MOST_NUMBERS else "small" if len(order) <= MOST_SMALL else "tiny"
-    at = [counts.labels.index(c) for c in order]
+    at = [counts.labels.index(c) for c in order]  # counts are in the order of ids
     names = tuple(stream.space.name(c) for c in order)
     rows = []
     for truth, row, begins in zip(names, at, edges, strict=True):
@@ -204,6 +204,7 @@ def ledger_table(ledgers: Mapping[int, Sequence[KeptItem]]) -> LedgerTable:
     found = {kind for kinds in totals.values() for kind in kinds}
     rows: dict[tuple[str, str], tuple[KeptItem, int]] = {}
     for item in ledgers[max(ledgers)] if ledgers else ():
+        # six samples have eighteen pictures: one row for all of one origin
         key = (item.kind, item.made_from if item.kind == "preview" else item.file)
         first, count = rows.get(key, (item, 0))
         if count:
