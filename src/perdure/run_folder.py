@@ -129,14 +129,13 @@ class RunFolder:
         """
         self.check(recipe, described, resume)
         self._sweep()
-        begun = self.recipe_file.exists()
-        if begun and self.stream() == described:
+        if self.recipe_file.exists():
+            if self.stream() != described:  # it has grown; written last, so that a kill in between is found here again
+                dump_recipe(recipe, self.recipe_file)
+                write_stream(self.path / "stream.json", described)
             return
-        # a stream that has grown is written before the recipe that made it grow: a kill in between leaves a stream
-        # whose further tasks are not sealed, as every interrupted run does
         write_stream(self.path / "stream.json", described)
-        if not begun:
-            write_json(self.path / "environment.json", {**environment(), "first_weights": first_weights})
+        write_json(self.path / "environment.json", {**environment(), "first_weights": first_weights})
         dump_recipe(recipe, self.recipe_file)
 
     def withdraw(self) -> None:

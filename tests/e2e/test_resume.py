@@ -534,7 +534,7 @@ def test_a_stream_grows_after_a_kill_in_the_middle_of_it(tmp_path: Path) -> None
     whole, grown = tmp_path / "whole" / "run", tmp_path / "grown" / "run"
     assert run(in_order("three", "one"), whole)[0] == 0
     assert run(in_order("three"), grown)[0] == 0
-    for moment in ("replaced run/stream.json", "saved 1.1.1"):
+    for moment in ("replaced run/recipe.yaml", "replaced run/stream.json", "saved 1.1.1"):
         assert run(in_order("three", "one"), grown, resume=True, say=at(moment, 1, kill))[0] == -signal.SIGKILL
     resumed(in_order("three", "one"), grown)
     assert_same(grown, content(whole))

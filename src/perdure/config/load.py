@@ -96,7 +96,7 @@ def same_experiment(old: Recipe, new: Recipe) -> str | None:
     grow at its end (:meth:`perdure.streams.description.DescribedStream.refuse_other`).
     """
     a, b = (_flat(_without_places(json.loads(recipe.model_dump_json()))) for recipe in (old, new))
-    free = ("name", "data.", "stream.", "engine.", "report.", "evaluate.batch_size", "about")
+    free = ("data.", "stream.", "engine.", "report.", "evaluate.batch_size", "about")
     matters = [k for k in sorted(a.keys() | b.keys()) if not k.startswith(free) or k == "engine.precision"]
     return next((k for k in matters if a.get(k) != b.get(k)), None)
 

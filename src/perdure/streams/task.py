@@ -179,8 +179,8 @@ def make_stream(
         ChannelMap(old + spec.new)
         check = partial(gate.check, index)  # a partial, not a closure: spawned loader workers receive data sets pickled
         data = spec.data(check) if spec.data is not None else None
-        tasks.append(Task(
-                index, spec.name, spec.new, old, spec.annotated, spec.recurs, spec.preparation, space, data, gate
-            ))
+        tasks.append(
+            Task(index, spec.name, spec.new, old, spec.annotated, spec.recurs, spec.preparation, space, data, gate)
+        )
         old += spec.new
     return Stream(space, tuple(tasks), protocol, tuple(groups or (s.new for s in specs)), gate)
