@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from perdure.data.dataset import Batch
+from perdure.data.case import Batch
 from perdure.methods.options import Setup, TrainingOptions
 from perdure.methods.star import Star
 from perdure.networks.segmenter import Segmenter

@@ -21,7 +21,7 @@ from perdure.errors import PerdureError, UsageError, nearest
 from perdure.metrics.definitions import figure as parse_figure
 from perdure.metrics.results import read_results
 from perdure.report.run_data import RunData, load_run
-from perdure.report.samples import SampleFiles
+from perdure.report.samples import Maps
 
 CELL: Final = 1.15
 """Side of one picture in inches."""
@@ -103,9 +103,9 @@ def _scene(runs: Sequence[RunData], wanted: str | None) -> str:
     return wanted or max(shared, key=lambda name: _tasks_shown(runs[0], _maps(runs[0], 0)[name].truth))
 
 
-def _maps(run: RunData, task: int) -> dict[str, SampleFiles]:
-    """Samples with label maps after a task; images with one class make no row of this picture."""
-    return {name: sample for name, sample in run.samples[task].items() if isinstance(sample, SampleFiles)}
+def _maps(run: RunData, task: int) -> dict[str, Maps]:
+    """Label maps of samples after a task; images with one class make no row of this picture."""
+    return {name: sample.maps for name, sample in run.samples[task].items() if sample.maps is not None}
 
 
 def _tasks_shown(run: RunData, truth: Path) -> int:
@@ -120,13 +120,13 @@ def _tasks_shown(run: RunData, truth: Path) -> int:
 def _cells(run: RunData, scene: str, columns: int) -> list[tuple[str, Path | None]]:
     """Column titles and files: photograph, ground truth, prediction after each task."""
     after = [_maps(run, t)[scene] for t in sorted(run.samples)]
-    last = after[-1]
+    image = run.samples[max(run.samples)][scene].image
     absent: list[Path | None] = [None] * (columns - 2 - len(after))
-    predictions = [*absent, *(s.pred for s in after)]
+    predictions = [*absent, *(maps.prediction for maps in after)]
     taught = [[run.stream.names[c] for c in group] for group in run.stream.groups]
     words = [", ".join(names) if len(names) < 3 else f"{names[0]} … {names[-1]}" for names in taught]
     titles = [f"after task {t + 1}\n{'+ ' if t else ''}{text}" for t, text in enumerate(words)]
-    return [("scene\n", last.image), ("truth\n", last.truth), *zip(titles, predictions, strict=True)]
+    return [("scene\n", image), ("truth\n", after[-1].truth), *zip(titles, predictions, strict=True)]
 
 
 def _picture(axes: Any, file: Path | None) -> None:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import reduce
+from operator import add
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from perdure.config.build import Experiment, as_module
-from perdure.data.dataset import Dataset
+from perdure.config.build import Experiment
+from perdure.data.dataset import Dataset, Samples, members
 from perdure.engine.machine import Machine
 from perdure.engine.run_logger import RunLogger
 from perdure.engine.state import restore
 from perdure.files import write_json
+from perdure.inference.case import predict_cases
 from perdure.kept.ledger import preview_entry, read_kept, write_kept, write_ledger
 from perdure.methods.method import Method
+from perdure.methods.options import Options
 from perdure.metrics.confusion import ConfusionMatrix, read_counts, write_counts
-from perdure.metrics.described import parse_stream
 from perdure.metrics.evaluate import count
 from perdure.metrics.figures import class_values, headline, run_results
 from perdure.metrics.figures import evaluate as value_of
@@ -27,32 +30,35 @@ from perdure.run_folder import RunFolder
 from perdure.seeds import derive_seed, seeded
 from perdure.streams.task import Task
 
+SIDE_OF_PICTURES = 768
+"""Longest side of a sample picture in pixels; larger images are thinned out, or six photographs would take 100 MB."""
 
-def begin(method: Method, task: Task, seed: int) -> None:
+
+def begin(method: Method[Options], task: Task, seed: int) -> None:
     """Let a method get ready for a task; fresh classifiers depend on the seed and the task only."""
     with seeded(derive_seed(seed, "begin", task.index)):
         method.begin(task)
 
 
-def restore_sealed(method: Method, tasks: Sequence[Task], sealed: Sequence[Path], seed: int) -> None:
+def restore_sealed(method: Method[Options], tasks: Sequence[Task], sealed: Sequence[Path], seed: int) -> None:
     """Bring a fresh method to where it was after the last of the sealed task folders."""
     for task, _ in zip(tasks, sealed, strict=False):
         begin(method, task, seed)
     if sealed:
-        restore(as_module(method), read_kept(sealed[-1]))
+        restore(method, read_kept(sealed[-1]))
 
 
 def seal(experiment: Experiment, task: Task, run: RunFolder, machine: Machine, logger: RunLogger) -> None:
     """Write weights, kept items, ledger, counts, samples and results of a task; the mark ``done`` comes last."""
     method = experiment.method
-    module = as_module(method).eval()
-    counts = {name: _count(experiment, view, task, machine) for name, view in task.tests().items()}
+    method.eval()
+    counts = {name: _count(experiment, dataset, task, machine) for name, dataset in task.tests().items()}
     if machine.main:
         folder = run.task_folder(task.index, task.name)
         patients = experiment.source.patients
-        entries = write_kept(folder, module.state_dict(), method.kept(), len(task.seen))
+        entries = write_kept(folder, method.state_dict(), method.kept(), len(task.seen))
         write_counts(folder / "counts.json", counts)
-        entries += [preview_entry(folder, path, patients) for path in _samples(experiment, machine, folder)]
+        entries += [preview_entry(folder, path, patients) for path in _samples(experiment, task, machine, folder)]
         write_ledger(folder, task.name, entries, patients)
         write_json(folder / "done", {"task": task.index})
         figures = record(run, task)
@@ -70,49 +76,60 @@ def measure_validation(experiment: Experiment, task: Task, machine: Machine) -> 
     figure, name = ("recall", "accuracy") if experiment.source.kind == "classification" else ("iou", "miou")
 
     def measure() -> Mapping[str, float]:
-        as_module(experiment.method).eval()
-        counts = _count(experiment, task.validation(), task, machine)
-        values = class_values(figure, counts)
+        experiment.method.eval()
+        values = class_values(figure, _count(experiment, task.validation(), task, machine))
         new = [value for c in task.new if (value := values[c].value) is not None]
         return {f"validation.{name}.new": sum(new) / len(new)} if new else {}
 
     return measure
 
 
-def _count(experiment: Experiment, view: Dataset, task: Task, machine: Machine) -> ConfusionMatrix:
-    options, workers = experiment.recipe.evaluate, experiment.recipe.engine.workers
+def _count(experiment: Experiment, samples: Samples, task: Task, machine: Machine) -> ConfusionMatrix:
+    """Counts of the present model over all data sets of a test or validation set."""
+    at_once, workers = experiment.recipe.evaluate.batch_size, experiment.recipe.engine.workers
+    predict = experiment.method.predict
+    parts = [count(predict, dataset, task.seen, machine, at_once, workers) for dataset in members(samples)]
+    return reduce(add, parts)
 
-    def predict(images: Tensor) -> Tensor:
-        return experiment.method.predict(images).labels()
 
-    return count(predict, view, task.seen, machine, options.batch_size, workers)
+def _samples(experiment: Experiment, task: Task, machine: Machine, folder: Path) -> list[Path]:
+    """Pictures of the same few test images after every task; none of patients unless asked for.
 
-
-def _samples(experiment: Experiment, machine: Machine, folder: Path) -> list[Path]:
-    """Pictures of the same few test samples after every task; none of patients unless asked for."""
-    report, augment = experiment.recipe.report, experiment.recipe.augment
+    They are spread over all images of a test split, so that which ones they are does not depend on the tasks that are
+    still to come, nor on the method.
+    """
+    report, files = experiment.recipe.report, list[Path]()
     if not report.samples or (experiment.source.patients and not report.patient_samples):
-        return []
-    view = next(iter(experiment.stream.tasks[-1].tests().values()))
-    files: list[Path] = []
-    for position in dict.fromkeys(i * len(view) // report.samples for i in range(report.samples)):
-        sample = view[position]
-        with torch.no_grad(), machine.autocast("fp32"):
-            predicted = experiment.method.predict(sample.image[None].to(machine.device)).labels()[0].cpu()
-        place, shown = (folder / "samples", f"{position:05d}"), (augment.mean, augment.std)
-        if not sample.label.ndim:
-            files += write_class_samples(*place, sample.image, int(sample.label), int(predicted), *shown)
-            continue
-        palette = experiment.stream.space.palette()
-        files += write_samples(
-            *place, sample.image, sample.label.numpy(), predicted.numpy(), palette, mean=shown[0], std=shown[1]
-        )
+        return files
+    palette, tests = experiment.stream.space.palette(), task.tests()
+    for test, dataset in tests.items():
+        whole = replace(dataset, names=tuple(dataset.source.names(dataset.split)))
+        for position in dict.fromkeys(i * len(whole) // report.samples for i in range(report.samples)):
+            image, label, predicted = _predicted(experiment, machine, whole, position)
+            place = (folder / "samples", f"{test}-{position:05d}" if len(tests) > 1 else f"{position:05d}")
+            if label.ndim:
+                files += write_samples(*place, image, label.numpy(), predicted.numpy(), palette)
+            else:
+                files += write_class_samples(*place, image, int(label), int(predicted))
     return files
+
+
+def _predicted(
+    experiment: Experiment, machine: Machine, dataset: Dataset, position: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A raw test image, its label and the model's, thinned out to the size of a picture."""
+    case, preparation = dataset.read(position), dataset.preparation
+    images = preparation.show(case.image)[None].to(machine.device)
+    with machine.autocast("fp32"):
+        predicted = predict_cases(experiment.method.predict, images, preparation, case.size).labels[0].cpu()
+    step = -(-max(case.image.shape[1:]) // SIDE_OF_PICTURES)
+    thin = (slice(None, None, step),) * case.label.ndim
+    return case.image[:, ::step, ::step] if thin else case.image, case.label[thin], predicted[thin]
 
 
 def record(run: RunFolder, task: Task) -> dict[str, float]:
     """Write the result files from the counts of all sealed tasks; return the headline figures after ``task``."""
-    stream = parse_stream(run.stream())
+    stream = run.stream()
     counts = {i: read_counts(folder / "counts.json") for i, folder in enumerate(run.sealed())}
     write_results(run.path, stream, counts)
     results = run_results(stream, counts)

@@ -13,13 +13,12 @@ import torch
 import yaml
 from PIL import Image as Pil
 
+from perdure.config import build
 from perdure.config.build import (
-    as_module,
     build_experiment,
-    build_method,
+    build_preparation,
     build_tasks,
     check_method,
-    kinds_of,
     method_class,
 )
 from perdure.config.load import parse_recipe
@@ -28,6 +27,8 @@ from perdure.data.catalog import open_source
 from perdure.errors import UsageError
 from perdure.labels import IGNORE
 from perdure.methods import METHODS
+from perdure.methods.method import Method
+from perdure.methods.options import Options
 from perdure.metrics.results import read_results
 
 SMALL = {
@@ -67,6 +68,12 @@ def classes(**changes: object) -> Recipe:
     return parse_recipe({**CLASSES, **changes}, "classes")
 
 
+def build_method(made: Recipe, pretrained: bool = True) -> Method[Options]:
+    """The method of a recipe, for images as the recipe shows them."""
+    kind = "classification" if made.network.name == "cosine_resnet" else "segmentation"
+    return build.build_method(made, build_preparation(made, kind), pretrained)
+
+
 def test_experiment() -> None:
     experiment = build_experiment(recipe())
     assert [len(task.new) for task in experiment.stream.tasks] == [6, 2, 2]
@@ -82,10 +89,10 @@ def test_upper_bound_sees_one_task_with_the_groups_of_all() -> None:
 
 def test_first_weights_depend_on_the_seed_alone() -> None:
     torch.manual_seed(0)
-    first = as_module(build_method(recipe())).state_dict()
+    first = build_method(recipe()).state_dict()
     torch.manual_seed(1)
-    again = as_module(build_method(recipe())).state_dict()
-    other = as_module(build_method(recipe(seed=2))).state_dict()
+    again = build_method(recipe()).state_dict()
+    other = build_method(recipe(seed=2)).state_dict()
     assert all(torch.equal(first[k], again[k]) for k in first)
     assert not all(torch.equal(first[k], other[k]) for k in first)
 
@@ -143,7 +150,7 @@ def test_method_by_its_place() -> None:
         (":X", "cannot be imported"),
         ("perdure.methods.finetune:", "cannot be imported"),
         ("perdure.methods.finetune:FinetuneOptions", "is not a method"),
-        ("torch.nn:Module", "is not a method: it lacks Options"),
+        ("torch.nn:Module", "is not a method: it does not derive from"),
         ("math:pi", "is not a method"),
     ],
 )
@@ -193,15 +200,15 @@ def test_method_network_and_data_are_of_one_kind(changed: Callable[[], Recipe], 
 
 
 def test_kinds_of_methods() -> None:
-    assert kinds_of(method_class("star")) == {"segmentation"}
-    assert kinds_of(method_class("ccsi")) == {"classification"}
+    assert method_class("star").kinds == {"segmentation"}
+    assert method_class("ccsi").kinds == {"classification"}
     for name in ("finetune", "joint"):
-        assert kinds_of(method_class(name)) == {"segmentation", "classification"}
+        assert method_class(name).kinds == {"segmentation", "classification"}
 
 
 def test_method_that_names_no_kinds_is_for_segmentation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(method_class("finetune"), "kinds")
-    assert kinds_of(method_class("finetune")) == {"segmentation"}
+    assert method_class("finetune").kinds == {"segmentation"}
     build_experiment(recipe())
     with pytest.raises(UsageError, match=r"the method 'finetune' is for segmentation, but .* one class an image"):
         build_experiment(classes())
@@ -214,7 +221,8 @@ def test_images_with_one_class_are_squared(crop: int, border: int) -> None:
     stream = build_tasks(plan, source)
     with stream.opened(stream.tasks[0]) as task:
         for view in (task.train(), task.validation(), task.tests()["test"]):
-            image, label, name = view[0]
+            shown = view[0]
+            image, label, name = shown.image, shown.label, shown.name
             assert image.shape == (1, crop, crop) and image.dtype == torch.float32
             assert label.shape == () and int(label) == int(source.mask(view.split, name))
             if border:

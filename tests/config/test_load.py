@@ -181,15 +181,11 @@ def test_shipped_recipe_survives_being_written(name: str, tmp_path: Path) -> Non
         ("method.lambda_sad=0.5", "method.lambda_sad"),
         ("method=finetune", "method.name"),
         ("network.width=3", "network.width"),
-        ("data.size=48", "data.size"),
-        ("stream.base=4", "stream.base"),
         ("evaluate.size=64", "evaluate.size"),
         ("engine.precision=bf16", "engine.precision"),
         ("name=other", "name"),
         ("training.momentum=0", "training.momentum"),
         ("training.stairs=[0.5,0.25,0.1]", "training.stairs"),
-        ("stream.pool=val", "stream.pool"),
-        ("stream.short_last=true", "stream.short_last"),
     ],
 )
 def test_what_makes_another_experiment(override: str, key: str, file: str) -> None:

@@ -76,13 +76,13 @@ FILES: dict[str, tuple[Callable[[Path], Any], str, str, str]] = {
     "size mismatch": (lambda r: Image.new("L", (8, 5)).save(r / "masks" / "a.png"), "'a'", "6×8 and 5×8", "size"),
     "unknown label": (lambda r: label(r, "a", [[0, 7]]), "a.png", "label 7 (row 0, column 1; 24 pixels", "class"),
     "colour mask": (lambda r: Image.new("RGB", (8, 6)).save(r / "masks" / "a.png"), "a.png", "colour image", "palette"),
-    "wide mask": (lambda r: wide_mask(r / "masks" / "a.png"), "a.png", "label 300", "renumber"),
+    "wide mask": (lambda r: wide_mask(r / "masks" / "a.png"), "a.png", "label 300 (row 0, column 0; 48", "class"),
     "transparent image": (touch_alpha, "a.png", "transparent", "alpha"),
     "16-bit image": (sixteen_bit, "a.png", "8 bits", "convert"),
     "image gone": (lambda r: (r / "images" / "b.jpg").unlink(), "train.txt line 2", "missing image", "remove the line"),
     "mask gone": (lambda r: (r / "masks" / "a.png").unlink(), "train.txt line 1", "missing mask", "remove the line"),
     "wrong name": (lambda r: (r / "train.txt").write_text("a\nx\ny\n"), "train.txt line 2", "(and 1 more)", "remove"),
-    "empty list": (lambda r: (r / "train.txt").write_text("\n \n"), "train.txt", "is empty", "one sample name a line"),
+    "empty list": (lambda r: (r / "train.txt").write_text("\n \n"), "train.txt", "is empty", "sample name per line"),
     "listed twice": (lambda r: (r / "train.txt").write_text("a\nb\na\n"), "train.txt line 3", "second time", "remove"),
     "binary list": (lambda r: (r / "train.txt").write_bytes(b"\xff\xfe\x80"), "train.txt", "cannot be read", "text"),
 }  # fmt: skip
@@ -142,7 +142,7 @@ CLASS_FILES = {
     "1 cat\n2 cat\n": "gives the name 'cat' twice",
     "cat\ncat\n": "gives the name 'cat' twice",
     "1 cat\ndog\n": "line 2 has no class number",
-    "255 cat\n": "id 255 of 'cat' is out of range",
+    "4095 cat\n": "id 4095 of 'cat' is out of range",
     "0 nothing\n": "lists no class",
 }
 
@@ -227,11 +227,14 @@ def test_wrong_options_of_folders(tmp_path: Path) -> None:
     sound(tmp_path)
     for options, what in (
         ({"holdout": 1}, "holdout is 1"),
-        ({"values": {300: 1}}, "300 cannot occur"),
+        ({"values": {65536: 1}}, "65536 cannot occur"),
         ({"values": {3: 9}}, "means class 9"),
     ):
         with pytest.raises(UsageError, match=what):
             open_source("folders", tmp_path, options)
+    with pytest.raises(UsageError, match="means class 255") as failure:
+        open_source("folders", tmp_path, {"values": {128: 255}})
+    assert "128: ignore" in failure.value.hint
 
 
 def test_ade20k_with_other_classes_is_refused(tmp_path: Path) -> None:
@@ -249,7 +252,7 @@ def test_an_unknown_sample_is_named(tmp_path: Path) -> None:
             source.mask("train", "zz")
 
 
-class Broken:
+class Broken(Source):
     """A source whose samples all fail, to see that problems are counted and told up to the limit."""
 
     def __init__(self, inner: Source) -> None:

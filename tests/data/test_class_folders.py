@@ -44,7 +44,7 @@ def test_folders_are_classes(tmp_path: Path) -> None:
     assert source.names("train") == ("ant/a.bmp", "ant/a.png", "cat/a.png", "cat/b.png")
     labels = [source.mask("train", name) for name in source.names("train")]
     assert [int(label) for label in labels] == [1, 1, 2, 2]
-    assert {(label.shape, label.dtype) for label in labels} == {((), np.dtype(np.uint8))}
+    assert {(label.shape, label.dtype) for label in labels} == {((), np.dtype(np.int16))}
     image = source.image("train", "cat/b.png")
     assert (image.shape, image.dtype) == ((3, 4, 6), np.uint8) and image[:, 0, 0].tolist() == [255, 0, 0]
     assert source.image("test", "cat/z.tif").shape == (3, 7, 9)

@@ -35,7 +35,7 @@ def test_scenes_hold_what_was_asked_for() -> None:
     assert isinstance(source, Source)
     images, masks = scenes(source)
     assert images.shape == (60, 3, 48, 48)
-    assert (images.dtype, masks.dtype) == (np.uint8, np.uint8)
+    assert (images.dtype, masks.dtype) == (np.uint8, np.int16)
     digits = np.asarray([len(np.setdiff1d(m, [0])) for m in masks])
     assert digits.max() == 3
     assert digits.min() >= 1  # one digit may lie on another, hardly ever wholly

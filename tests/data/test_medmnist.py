@@ -24,6 +24,7 @@ from perdure.data.readers.medmnist import NpzImages, open_medmnist
 from perdure.data.readers.medmnist_official import official_sets
 from perdure.data.source import AbsentSplitError, Source
 from perdure.errors import DataError, PerdureError, UsageError
+from perdure.labels import IGNORE
 
 
 def arrays(counts: tuple[int, ...] = (6, 3, 4), shape: tuple[int, ...] = (5, 4), classes: int = 2) -> dict:
@@ -81,7 +82,7 @@ def test_grey_images_in_place_with_their_classes(tmp_path: Path, packed: bool) -
         for row, name in enumerate(source.names(split)):
             image, label = source.image(split, name), source.mask(split, name)
             np.testing.assert_array_equal(image, content[f"{split}_images"][row][None])
-            assert (label.shape, label.dtype, int(label)) == ((), np.uint8, row % 2 + 1)
+            assert (label.shape, label.dtype, int(label)) == ((), np.int16, row % 2 + 1)
     image[:] = 0  # what a reader does with its image must not reach the data
     assert source.image("test", "00003").any()
 
@@ -305,7 +306,7 @@ FLOATS = np.full((6, 5, 4), np.nan, np.float32)
         (variant(train_images=np.array([None] * 6)), "has type object"),
         (variant(train_labels=np.array([None] * 6)), "not a readable .npz file"),
         (variant(train_images=np.zeros((6, 5, 4, 3), np.uint8)), "grey images .* and colour images"),
-        (variant(train_labels=np.zeros((6, 14), np.uint8)), "has 14 labels an image"),
+        (variant(train_labels=np.zeros((6, 14), np.uint8)), "has 14 labels per image"),
         (variant(train_labels=np.zeros((6, 1), np.float32)), "train_labels in .* has type float32"),
         (variant(train_labels=np.zeros((6, 1, 1), np.uint8)), "has type uint8 and shape 6×1×1"),
         (variant(train_labels=np.zeros((5, 1), np.uint8)), "has 6 images but 5 labels in train_labels"),
@@ -319,9 +320,9 @@ def test_wrong_content(tmp_path: Path, content: dict, message: str) -> None:
     assert "\n" not in error.value.what
 
 
-def test_255_classes_are_too_many(tmp_path: Path) -> None:
-    content = arrays() | {"train_labels": np.array([0, 1, 2, 3, 4, 254])}
-    with pytest.raises(DataError, match="holds 254"):
+def test_more_classes_than_labels(tmp_path: Path) -> None:
+    content = arrays() | {"train_labels": np.array([0, 1, 2, 3, 4, IGNORE - 1])}
+    with pytest.raises(DataError, match="holds 4094"):
         open_medmnist(write(tmp_path, **content), file="own.npz")
 
 

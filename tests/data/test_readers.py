@@ -19,7 +19,7 @@ from perdure.data.readers.classfile import read_class_file
 from perdure.data.readers.folders import open_folders
 from perdure.data.readers.voc import CLASSES, open_voc, voc_color
 from perdure.data.source import AbsentSplitError, Source
-from perdure.labels import IGNORE
+from perdure.labels import IGNORE, TABLE_SIZE
 
 
 def image(path: Path, size: tuple[int, int] = (6, 4), color: tuple[int, int, int] = (10, 200, 30)) -> None:
@@ -251,7 +251,7 @@ def test_fingerprint_follows_masks_names_and_order(tmp_path: Path) -> None:
 def test_presence_and_pickling(tmp_path: Path) -> None:
     source = pickle.loads(pickle.dumps(open_voc(voc(tmp_path))))
     found = label_presence(source, "train")
-    assert (found.shape, found.dtype) == ((2, 256), np.bool_)
+    assert (found.shape, found.dtype) == ((2, TABLE_SIZE), np.bool_)
     assert [np.flatnonzero(row).tolist() for row in found] == [[0, 1], [20, IGNORE]]
     one = label_presence(source, "train", ["b"], threads=1)
     np.testing.assert_array_equal(one, found[1:])
@@ -275,3 +275,15 @@ def test_catalog_opens_what_it_lists(tmp_path: Path) -> None:
     )
     assert len(source.names("train")) == 3
     assert len(open_source("digits", None, {"per_scene": [1, 2], "train": 3}).names("train")) == 3
+
+
+def test_sixteen_bit_masks_and_a_class_255(tmp_path: Path) -> None:
+    root = folder(tmp_path)
+    (root / "classes.txt").write_text("1 cat\n255 dog\n300 hen\n4094 ox\n")
+    stored = np.tile(np.asarray([0, 1, 255, 300, 4094], np.uint16), (8, 1))
+    Image.fromarray(stored).save(root / "masks" / "s0.png")
+    np.testing.assert_array_equal(open_folders(root, holdout=2).mask("test", "s0"), stored)  # 255 is no ignore here
+    source = open_folders(root, values={1: 1, 255: "ignore", 300: 255, 4094: 300, 65535: 4094}, holdout=2)
+    stored[:, 0] = 65535
+    Image.fromarray(stored).save(root / "masks" / "s0.png")
+    assert source.mask("test", "s0")[0].tolist() == [4094, 1, IGNORE, 255, 300]

@@ -10,7 +10,7 @@ import pytest
 from perdure.data.catalog import open_source
 from perdure.data.check import inspect
 from perdure.data.presence import label_presence
-from perdure.labels import IGNORE
+from perdure.labels import IGNORE, TABLE_SIZE
 
 pytestmark = pytest.mark.real
 
@@ -24,7 +24,7 @@ def test_camvid(shared_data: Path) -> None:
     assert found.splits["val"].pixels[0] == 0  # every pixel has a class or is void
     assert not found.unused("val")
     present = label_presence(source, "train")
-    assert present.shape == (367, 256)
+    assert present.shape == (367, TABLE_SIZE)
     assert set(np.flatnonzero(present.any(0))) == {*range(1, 12), IGNORE}
 
 
@@ -36,7 +36,7 @@ def test_camvid_at_full_resolution_shows_the_same_scenes(shared_data: Path) -> N
     for name in full.names("train"):
         big = full.mask("train", name)
         assert big.shape == (360, 480)
-        shares = [np.bincount(m.ravel(), minlength=256) / m.size for m in (big, small.mask("train", name))]
+        shares = [np.bincount(m.ravel(), minlength=TABLE_SIZE) / m.size for m in (big, small.mask("train", name))]
         np.testing.assert_allclose(shares[0], shares[1], atol=0.02)
 
 

@@ -25,7 +25,7 @@ def test_labels_are_those_of_the_collection_and_splits_go_by_writer() -> None:
     digits = load_digits().target
     for split in SPLITS:
         labels = [source.mask(split, name) for name in source.names(split)]
-        assert {(label.shape, label.dtype) for label in labels} == {((), np.dtype(np.uint8))}
+        assert {(label.shape, label.dtype) for label in labels} == {((), np.dtype(np.int16))}
         np.testing.assert_array_equal(np.array(labels), digits[slice(*WRITERS[split])] + 1)
     assert source.space.name(1) == "zero" and source.space.id_of("nine") == 10
     assert set(label_presence(source, "val").nonzero()[1]) == set(range(1, 11))

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from perdure.data.dataset import Dataset, Draw, Joined, collate
+from perdure.data.case import collate
+from perdure.data.dataset import Dataset, Draw, Joined
+from perdure.data.sampling import Batches, BatchSampler
 from perdure.data.source import AbsentSplitError, Source
 from perdure.data.tensors import TensorSource, tensor_view
-from perdure.engine.loader import BatchSampler, make_loader
-from perdure.engine.phases import Batches
-from perdure.labels import IGNORE, label_space
+from perdure.engine.loader import make_loader
+from perdure.labels import IGNORE, TABLE_SIZE, label_space
 
 SPACE = label_space(["a", "b", "c"], background=None)
 
@@ -30,7 +31,7 @@ def scalar(count: int = 4, start: int = 0) -> Dataset:
 
 def mapped(count: int = 4) -> Dataset:
     """Images with a label map: a row of each class and one to ignore."""
-    labels = torch.tensor([1, 2, 3, IGNORE], dtype=torch.uint8).view(1, 4, 1).expand(count, 4, 5)
+    labels = torch.tensor([1, 2, 3, IGNORE], dtype=torch.int16).view(1, 4, 1).expand(count, 4, 5)
     return tensor_view(numbered(count), labels.clone(), SPACE)
 
 
@@ -62,9 +63,9 @@ def test_volumes() -> None:
 
 
 def test_every_label_stays_as_it_is() -> None:
-    labels = torch.arange(256, dtype=torch.uint8)
-    view = tensor_view(torch.zeros(256, 1, 1, 1), labels, SPACE)
-    assert [int(sample.label) for sample in view] == list(range(256))
+    labels = torch.arange(TABLE_SIZE, dtype=torch.int16)
+    view = tensor_view(torch.zeros(TABLE_SIZE, 1, 1, 1), labels, SPACE)
+    assert [int(sample.label) for sample in view] == list(range(TABLE_SIZE))
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -107,7 +108,7 @@ def test_tensors_on_a_device_come_back_to_the_cpu() -> None:
     images = torch.ones(2, 1, 2, 2, requires_grad=True) * 2
     view = tensor_view(images.detach(), torch.ones(2, dtype=torch.int64), SPACE)
     assert view[0].image.device.type == "cpu" and view[0].label.dtype == torch.int64
-    assert np.asarray(view.source.mask("train", "0")).dtype == np.uint8
+    assert np.asarray(view.source.mask("train", "0")).dtype == np.int16
 
 
 @pytest.mark.parametrize("make", [scalar, mapped])

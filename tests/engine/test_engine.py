@@ -14,9 +14,10 @@ import torch._dynamo.utils
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from perdure.data.dataset import Batch
+from perdure.data.case import Batch
+from perdure.data.sampling import Batches, Mix
 from perdure.engine.interrupt import Interrupted
-from perdure.engine.phases import Batches, Collect, Generate, Train
+from perdure.engine.phases import Collect, Generate, Train
 from perdure.engine.schedules import poly
 from perdure.engine.state import load_tree
 from perdure.errors import PerdureError, UsageError
@@ -256,11 +257,11 @@ def test_a_second_data_set_comes_along_with_epochs_of_its_own(bench: Any, train:
     method, seen = toy(), []
 
     def loss(batch: Any) -> dict[str, Tensor]:
-        seen.append((batch.names, batch.beside.names))
+        seen.append((batch.of(0).names, batch.of(1).names))
+        assert len(batch.images) == 5 and batch.parts.tolist() == [0, 0, 1, 1, 1]
         return method.loss(batch)
 
-    beside = Batches(view(3), 3)
-    bench().run(method, [train(method, Batches(view(8), 2), loss=loss, beside=lambda: beside, epochs=1)])
+    bench().run(method, [train(method, Mix((Batches(view(8), 2), Batches(view(3), 3))), loss=loss, epochs=1)])
     assert sorted(n for names, _ in seen for n in names) == sorted(view(8).names)
     assert len(seen) == 4
     assert all(sorted(names) == sorted(view(3).names) for _, names in seen)

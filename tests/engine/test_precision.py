@@ -10,10 +10,10 @@ import torch
 import torch._dynamo.utils
 from torch import Tensor, nn
 
-from perdure.data.dataset import Batch
+from perdure.data.case import Batch
+from perdure.data.sampling import Batches
 from perdure.engine.machine import Machine
 from perdure.engine.options import EngineOptions
-from perdure.engine.phases import Batches
 from perdure.errors import UsageError
 from perdure.networks.segmenter import Segmenter
 

@@ -16,12 +16,13 @@ import pytest
 import torch
 from PIL import Image
 
+from perdure.data.preparation import ClassImage
 from perdure.data.readers.imagefiles import read_image
 from perdure.data.readers.single_digits import open_single_digits
-from perdure.data.transforms import class_transform
 from perdure.errors import DataError, PerdureError
-from perdure.inference.images import classify_images, find_images, predict_images, table_names
-from perdure.inference.trained import Trained
+from perdure.outputs.images import table_names
+from perdure.predict_files import classify_images, find_images, predict_images
+from perdure.trained import Answer, Trained
 
 GREY = """\
 name: grey
@@ -88,6 +89,11 @@ def color(world: World) -> Trained:
     return Trained.open(world.color, "cpu")
 
 
+def square(side: int, mean: tuple[float, ...], std: tuple[float, ...], image: torch.Tensor) -> torch.Tensor:
+    """An image as the model sees it, from a preparation made here and not from the run's own."""
+    return ClassImage(channels=len(mean), patch=(side, side), mean=mean, std=std).show(image)
+
+
 def photo(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.random.Generator(np.random.PCG64(seed)).integers(0, 255, (height, width, 3), np.uint8)
 
@@ -121,15 +127,15 @@ def test_opens_as_what_it_is(grey: Trained, color: Trained) -> None:
 
 def test_digits_get_the_scores_of_the_method(grey: Trained) -> None:
     """The reader of files and the reader of the data set show the network the same pixels."""
-    source, show = open_single_digits(), class_transform(32, (0.2,), (0.5,))
+    source = open_single_digits()
     for name in source.names("test")[:6]:
         pixels = source.image("test", name)
-        image, _ = show(torch.from_numpy(pixels), torch.zeros((), dtype=torch.uint8))
+        image = square(32, (0.2,), (0.5,), torch.from_numpy(pixels))
         with torch.no_grad():
             expected = grey.method.predict(image[None])
-        found = grey.classify(np.repeat(pixels.transpose(1, 2, 0), 3, 2))
+        found = grey.predict(np.repeat(pixels, 3, 0)).scores
         assert list(found) == list(expected.class_ids)
-        assert list(found.values()) == expected.scores[0].tolist()
+        assert list(found.values()) == expected.scores()[0].tolist()
         assert max(found, key=found.__getitem__) == int(expected.labels()[0])
         assert sum(found.values()) == pytest.approx(1, abs=1e-5)
 
@@ -137,14 +143,12 @@ def test_digits_get_the_scores_of_the_method(grey: Trained) -> None:
 @pytest.mark.parametrize("shape", [(32, 32), (28, 28), (31, 33), (1, 1), (5, 70), (64, 3), (97, 101)])
 def test_any_size_is_shown_as_in_training(shape: tuple[int, int], color: Trained) -> None:
     image = photo(*shape)
-    shown, _ = class_transform(32, (0,) * 3, (1,) * 3)(
-        torch.from_numpy(image.transpose(2, 0, 1).copy()), torch.zeros(())
-    )
+    shown = square(32, (0.0,) * 3, (1.0,) * 3, torch.from_numpy(image.transpose(2, 0, 1).copy()))
     with torch.no_grad():
         expected = color.method.predict(shown[None])
-    found = color.classify(image)
+    found = color.predict(image.transpose(2, 0, 1)).scores
     assert sorted(found) == [1, 2, 3]
-    assert list(found.values()) == expected.scores[0].tolist()
+    assert list(found.values()) == expected.scores()[0].tolist()
 
 
 def test_grey_and_colour_both_ways(grey: Trained, color: Trained, tmp_path: Path) -> None:
@@ -160,10 +164,8 @@ def test_grey_and_colour_both_ways(grey: Trained, color: Trained, tmp_path: Path
         assert (rows["rgb.png"] == rows["grey.png"]) == (model is grey)
     with torch.no_grad():
         luma = torch.from_numpy(np.asarray(picture.convert("L")).copy())[None]
-        expected = grey.method.predict(class_transform(32, (0.2,), (0.5,))(luma, torch.zeros(()))[0][None])
-    assert list(grey.classify(read_image(tmp_path / "rgb.png").transpose(1, 2, 0)).values()) == (
-        expected.scores[0].tolist()
-    )
+        expected = grey.method.predict(square(32, (0.2,), (0.5,), luma)[None])
+    assert list(grey.predict(read_image(tmp_path / "rgb.png")).scores.values()) == (expected.scores()[0].tolist())
 
 
 def test_table(grey: Trained, tmp_path: Path) -> None:
@@ -184,7 +186,7 @@ def test_table(grey: Trained, tmp_path: Path) -> None:
     rows = read(table)
     assert [row["file"] for row in rows] == ["1437.bmp", "1437.png", "1438.png", "1439.png"]
     for row in rows:
-        scores = grey.classify(read_image(tmp_path / "in" / row["file"]).transpose(1, 2, 0))
+        scores = grey.predict(read_image(tmp_path / "in" / row["file"])).scores
         best = max(scores, key=scores.__getitem__)
         assert (row["class_id"], row["class"]) == (str(best), grey.space.name(best))
         assert row["probability"] == row[f"p({row['class']})"] == f"{scores[best]:.6f}"
@@ -198,7 +200,8 @@ def test_no_cell_is_a_formula(color: Trained, tmp_path: Path, monkeypatch: pytes
     for name in names:
         save(tmp_path / "in" / name)
     turn = count()
-    monkeypatch.setattr(Trained, "classify", lambda *_: dict(enumerate(np.eye(3)[next(turn) % 3].tolist(), 1)))
+    answers = ({1: a, 2: b, 3: c} for a, b, c in np.eye(3)[[next(turn) % 3 for _ in names]].tolist())
+    monkeypatch.setattr(Trained, "predict", lambda *_: Answer(np.zeros(()), np.zeros(()), next(answers)))
     rows = read(classify_images(color, [tmp_path / "in"], tmp_path / "out", silent))
     text = (tmp_path / "out/predictions.csv").read_text(encoding="utf-8")
     cells = [cell for line in csv.reader(text.splitlines(keepends=True)) for cell in line]
@@ -282,7 +285,7 @@ def test_place_of_the_table_is_looked_at_before_the_work(
     save(tmp_path / "in" / "a.png")
     (tmp_path / "file").write_text("x")
     asked: list[int] = []
-    monkeypatch.setattr(Trained, "classify", lambda *_: asked.append(1))
+    monkeypatch.setattr(Trained, "predict", lambda *_: asked.append(1))
     for out in (tmp_path / "file", tmp_path / "file" / "deeper"):
         with pytest.raises(PerdureError, match=r"could not write .*file"):
             classify_images(grey, [tmp_path / "in"], out, silent)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,18 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from perdure.data.catalog import open_source
 from perdure.errors import RunError
-from perdure.inference import trained
-from perdure.inference.images import find_images, predict_images
-from perdure.inference.trained import Trained
+from perdure.labels import IGNORE
+from perdure.metrics.results import read_results
+from perdure.predict_files import find_images, predict_images
+from perdure.run_folder import RunFolder
+from perdure.trained import Trained
+
+
+def segment(model: Trained, image: np.ndarray) -> np.ndarray:
+    """Label map of a photograph ``(H, W, 3)``."""
+    return model.predict(image.transpose(2, 0, 1)).labels
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +36,7 @@ def model(star_run: Path) -> Trained:
     with torch.no_grad():
         for classifier in model.method.network.classifiers:  # type: ignore[attr-defined]
             classifier.weight.copy_(torch.randn(classifier.weight.shape, generator=draw))
-    assert len(np.unique(model.segment(photo(96, 96)))) >= 6
+    assert len(np.unique(segment(model, photo(96, 96)))) >= 6
     return model
 
 
@@ -37,8 +46,8 @@ def photo(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 @pytest.mark.parametrize("shape", [(32, 32), (31, 33), (1, 1), (5, 70), (64, 3), (97, 101)])
 def test_any_size_gives_a_label_for_each_pixel(shape: tuple[int, int], model: Trained) -> None:
-    labels = model.segment(photo(*shape))
-    assert labels.shape == shape and labels.dtype == np.uint8
+    labels = segment(model, photo(*shape))
+    assert labels.shape == shape and labels.dtype == np.int16
     assert set(np.unique(labels)) <= set(range(11))
 
 
@@ -48,7 +57,7 @@ def test_labels_are_the_methods_own(shape: tuple[int, int], model: Trained) -> N
     pixels = (torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255 - 0.5) / 0.25
     with torch.no_grad():
         expected = model.method.predict(pixels).labels()[0].numpy()
-    assert np.array_equal(model.segment(image), expected)
+    assert np.array_equal(segment(model, image), expected)
 
 
 def test_images_that_fit_are_not_padded(model: Trained) -> None:
@@ -70,9 +79,9 @@ def test_large_images_are_cut_into_windows(model: Trained, monkeypatch: pytest.M
         sizes.append(tuple(images.shape[2:]))
         return predict(self, images)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(trained, "TILE", 32)
     monkeypatch.setattr(type(model.method), "predict", watched)
-    assert model.segment(photo(40, 75)).shape == (40, 75)
+    small = replace(model, preparation=model.preparation.model_copy(update={"window": 32}))
+    assert segment(small, photo(40, 75)).shape == (40, 75)
     assert set(sizes) == {(32, 32)} and len(sizes) == 2 * 4
 
 
@@ -80,15 +89,17 @@ def test_images_are_scaled_as_in_the_evaluation(
     star_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = Path(shutil.copytree(star_run, tmp_path / "run"))
-    recipe = (run / "recipe.yaml").read_text()
-    (run / "recipe.yaml").write_text(recipe.replace("size: null", "size: 24"))
+    stream = json.loads((run / "stream.json").read_text())
+    for task in stream["tasks"]:
+        task["preparation"]["size"] = 24
+    (run / "stream.json").write_text(json.dumps(stream))
     model = Trained.open(run, "cpu")
     shapes: list[tuple[int, ...]] = []
     predict = type(model.method).predict
     monkeypatch.setattr(
         type(model.method), "predict", lambda self, x: shapes.append(tuple(x.shape[2:])) or predict(self, x)
     )
-    assert model.segment(photo(60, 91)).shape == (60, 91)
+    assert segment(model, photo(60, 91)).shape == (60, 91)
     assert shapes == [(24, 36)]
 
 
@@ -189,7 +200,7 @@ data: {name: folders, root: %s, holdout: 3}
 stream: {base: 1, step: 1}
 network: {backbone: tiny_resnet, tiny_channels: [4, 4, 4, 4], output_stride: 16, width: 8, dilations: [1]}
 augment: {crop: 32}
-evaluate: {size: %s, batch_size: 2}
+evaluate: {size: %s, protocol: %s, batch_size: 2}
 method: finetune
 training: {epochs: 1, batch_size: 2}
 engine: {device: cpu, threads: 1, trackers: []}
@@ -197,8 +208,13 @@ report: {samples: 1}
 """
 
 
-@pytest.mark.parametrize("size", ["null", "20"])
-def test_test_images_that_do_not_fit_the_stride_are_measured(size: str, tmp_path: Path, cli) -> None:
+@pytest.mark.parametrize(
+    ("size", "protocol", "pixels"),
+    [("null", "whole", 37 * 50), ("20", "whole", 37 * 50), ("20", "centre_crop", 20 * 20)],
+)
+def test_test_images_that_do_not_fit_the_stride_are_measured(
+    size: str, protocol: str, pixels: int, tmp_path: Path, cli
+) -> None:
     for part in ("images", "masks"):
         (tmp_path / "data" / part).mkdir(parents=True)
     for k in range(6):
@@ -206,11 +222,75 @@ def test_test_images_that_do_not_fit_the_stride_are_measured(size: str, tmp_path
         mask = np.repeat(np.arange(3, dtype=np.uint8), [10, 15, 25])[None].repeat(37, 0)
         Image.fromarray(mask).save(tmp_path / f"data/masks/{k}.png")
     (tmp_path / "data/classes.txt").write_text("1 a\n2 b\n")
-    (tmp_path / "odd.yaml").write_text(ODD % (tmp_path / "data", size))
+    (tmp_path / "odd.yaml").write_text(ODD % (tmp_path / "data", size, protocol))
     done = cli("run", tmp_path / "odd.yaml", "--out", tmp_path / "run", "--quiet")
     assert done.code == 0, done.err
     counts = json.loads((tmp_path / "run/tasks/01-b/counts.json").read_text())["sets"]
-    pixels = 37 * 50 if size == "null" else 20 * 20
     assert sum(sum(map(sum, c["matrix"])) for c in counts.values()) == 2 * pixels
     model = Trained.open(tmp_path / "run", "cpu")
-    assert model.segment(photo(37, 50)).shape == (37, 50)
+    assert segment(model, photo(37, 50)).shape == (37, 50)
+
+
+# The run's own figure -----------------------------------------------------------------------------------------------
+
+
+def figure_of(masks: Path, run: Path, truths: dict[str, np.ndarray]) -> float:
+    """miou.all of masks that were written, by plain numpy: classes of the ground truth and label 0."""
+    ids = [c.id for c in RunFolder.existing(run).stream().classes]
+    right, union, truth_of = (dict.fromkeys((0, *ids), 0) for _ in range(3))
+    for name, truth in truths.items():
+        with Image.open(masks / "index" / f"{name}.png") as opened:
+            guess = np.asarray(opened).astype(int)
+        assert guess.shape == truth.shape
+        counted = truth != IGNORE
+        for c in right:
+            right[c] += int(((truth == c) & (guess == c) & counted).sum())
+            union[c] += int((((truth == c) | (guess == c)) & counted).sum())
+            truth_of[c] += int((truth == c).sum())
+    shown = [c for c in right if truth_of[c]]
+    return 100 * sum(right[c] / union[c] for c in shown) / len(shown)
+
+
+def own_figure(run: Path, name: str) -> float:
+    rows = [row for row in read_results(run / "results.csv") if row.figure == name and row.class_id is None]
+    return rows[-1].value
+
+
+def test_masks_that_predict_writes_have_the_runs_own_figure(star_run: Path, tmp_path: Path, cli) -> None:
+    source = open_source("digits", None, {"size": 32, "train": 24, "val": 4, "test": 8})
+    (tmp_path / "in").mkdir()
+    for name in source.names("test"):
+        Image.fromarray(source.image("test", name).transpose(1, 2, 0)).save(tmp_path / f"in/{name}.png")
+    done = cli("predict", star_run, "-i", tmp_path / "in", "-o", tmp_path / "out", "--device", "cpu")
+    assert done.code == 0, done.err
+    truths = {name: source.mask("test", name).astype(int) for name in source.names("test")}
+    expected = own_figure(star_run, "miou.all[bg=in,absent=skip]")
+    assert figure_of(tmp_path / "out", star_run, truths) == pytest.approx(expected, abs=0.01)
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("evaluate", [[], ["evaluate.size=120", "evaluate.window=96"]])
+def test_masks_of_photographs_have_the_runs_own_figure(
+    evaluate: list[str], shared_data: Path, tmp_path: Path, cli
+) -> None:
+    """CamVid, whole images, some epochs of a small network; also scaled and cut into windows."""
+    root = tmp_path / "camvid"
+    for split, count in (("train", 24), ("val", 2), ("test", 12)):
+        names = (shared_data / "camvid" / f"{split}.txt").read_text().split()
+        chosen = names[:: len(names) // count][:count]
+        for folder, ending in ((split, "jpg"), (f"{split}annot", "png")):
+            (root / folder).mkdir(parents=True)
+            for name in chosen:
+                shutil.copy(shared_data / "camvid" / folder / f"{name}.{ending}", root / folder)
+        (root / f"{split}.txt").write_text("\n".join(chosen) + "\n")
+    changes = ["training.epochs=2", "training.batch_size=8", "report.samples=0", "engine.threads=1"]
+    words = [f"data.root={root}", "method=joint", "engine.device=cpu", *changes, *evaluate]
+    ran = cli("run", "star/camvid-6-1", *words, "--out", tmp_path / "run", "--quiet")
+    assert ran.code == 0, ran.err
+    source = open_source("camvid", root)
+    done = cli("predict", tmp_path / "run", "-i", root / "test", "-o", tmp_path / "out", "--device", "cpu")
+    assert done.code == 0, done.err
+    truths = {name: source.mask("test", name).astype(int) for name in source.names("test")}
+    expected = own_figure(tmp_path / "run", "miou.all[bg=out,absent=skip]")
+    found = figure_of(tmp_path / "out", tmp_path / "run", truths)
+    assert found == pytest.approx(expected, abs=0.01)

@@ -64,7 +64,7 @@ def at_second(make_blocks, make_setup, work, first_batch):
         work(learner, stream, 1, phases=1 if learner.options.replay != "none" else 0)
         task = stream.tasks[1]
         with stream.opened(task):
-            batch = first_batch(learner.phases(task)[-1].data())
+            batch = first_batch(learner.phases(task)[-2].data())
         return learner.train(), batch
 
     return make
@@ -105,7 +105,7 @@ def test_impressions_show_what_the_layout_asks_for(at_second):
     quick = {"epochs": 20, "optimizer": "adamw", "lr": 0.03}
     synthesis = {"steps": 60, "per_class": 8, "batch": 16, "jitter": 0.0, "band": 0}
     learner, _ = at_second(training=quick, synthesis=synthesis)
-    (teacher,) = learner._old_network
+    teacher = learner.old_network.module
     known, options = learner.statistics, learner.options.synthesis
     low, high = known.ends[:, :, None, None]
     torch.manual_seed(0)
@@ -158,7 +158,7 @@ def test_restored_in_the_middle_of_training(at_second, make_setup, make_blocks):
     for task in stream.tasks[:2]:
         again.begin(task)
     restore(again, learner.state_dict())
-    again._old_network = learner._old_network
+    again.old_network = learner.old_network
     losses = []
     for each in (learner, again.train()):
         torch.manual_seed(3)
@@ -184,7 +184,7 @@ def test_nothing_has_changed_yet(at_second):
 def test_pseudo_labels_stand_for_missing_ones_only(at_second):
     learner, batch = at_second(replay="none", confidence=0.5)
     learner.network.eval()
-    (teacher,) = learner._old_network
+    teacher = learner.old_network.module
     with torch.no_grad():
         seen = learner.predict(batch.images[:0]).class_ids
         logits = nn.functional.interpolate(teacher.classify(teacher.features(batch.images)), size=16, mode="bilinear")

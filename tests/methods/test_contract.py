@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
-from perdure.config.build import kinds_of, method_class
+from perdure.config.build import method_class
+from perdure.data.preparation import Preparation
+from perdure.data.source import Source
 from perdure.engine.checkpoint import Checkpoint
 from perdure.engine.engine import Engine
 from perdure.engine.interrupt import Interrupted
@@ -46,7 +47,7 @@ NETWORKS = {
 def _fits(method: str, network: tuple) -> bool:
     """Whether a method claims the kind and the dimensions of a network."""
     kind = method_class(method)
-    return BUILT[network[2]].kind in kinds_of(kind) and network[0] in getattr(kind, "dims", (2, 3))
+    return BUILT[network[2]].kind in kind.kinds and network[0] in getattr(kind, "dims", (2, 3))
 
 
 FITTING = [(m, n) for m in METHODS for n, built in NETWORKS.items() if _fits(m, built)]
@@ -57,7 +58,7 @@ OPTIONS = EngineOptions(device="cpu", threads=1, trackers=(), save_seconds=1e9)
 
 
 @dataclass(frozen=True)
-class Bars:
+class Bars(Source):
     """Image i holds a bar of each of two of four classes; a class shows by its colour."""
 
     dims: int
@@ -90,7 +91,7 @@ class Bars:
 
 
 @dataclass(frozen=True)
-class Stripes:
+class Stripes(Source):
     """Image i shows stripes of one of four directions in noise: classification."""
 
     dims: int
@@ -123,12 +124,21 @@ def _source(network: str) -> Bars | Stripes:
     return (Bars if BUILT[name].kind == "segmentation" else Stripes)(dims, side)
 
 
-def _plain(image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-    return image - (0.3 if label.ndim else 0.0), label.long()
+class Shifted(Preparation):
+    """Images with a mean of their own."""
+
+    shift: float
+
+    def show(self, image: torch.Tensor) -> torch.Tensor:
+        return image - self.shift
+
+
+def _shown(network: str) -> Shifted:
+    return Shifted(shift=0.3 if BUILT[NETWORKS[network][2]].kind == "segmentation" else 0.0)
 
 
 def _stream(network: str, joint: bool) -> Stream:
-    stream = class_incremental(_source(network), base=2, step=2, train_transform=_plain, eval_transform=_plain)
+    stream = class_incremental(_source(network), base=2, step=2, preparation=_shown(network))
     return merged(stream) if joint else stream
 
 
@@ -201,13 +211,11 @@ def test_learns_predicts_and_keeps_what_it_says(learn: Callable, method: str, ne
     learner, sealed = learn("run")
     source = _source(network)
     names = source.names("test")
-    images = torch.stack(
-        [_plain(*(torch.from_numpy(a) for a in (source.image("test", n), source.mask("test", n))))[0] for n in names]
-    )
+    images = torch.stack([_shown(network).show(torch.from_numpy(source.image("test", n))) for n in names])
     labels = torch.stack([torch.from_numpy(source.mask("test", n)).long() for n in names])
     with torch.no_grad():
         prediction = learner.predict(images)
-    assert prediction.scores.shape == (len(names), len(prediction.class_ids), *labels.shape[1:])
+    assert prediction.scores().shape == (len(names), len(prediction.class_ids), *labels.shape[1:])
     assert set(prediction.class_ids) == ({0} if source.kind == "segmentation" else set()) | {1, 2, 3, 4}
     counts = ConfusionMatrix.empty((1, 2, 3, 4))
     counts.add(confusion(labels, prediction.labels(), counts.labels))

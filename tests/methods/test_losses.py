@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from perdure.errors import PerdureError
-from perdure.labels import IGNORE
+from perdure.labels import IGNORE, TABLE_SIZE
 from perdure.methods.losses import channels_of, class_bce, negative_bce
 
 
@@ -80,7 +80,7 @@ def test_class_order_and_ids_do_not_matter(wave, lab):
     natural = class_bce(logits, lab, (3, 4, 5), 4.0)
     permuted = class_bce(logits[:, [2, 0, 1]], lab, (5, 3, 4), 4.0)
     assert torch.equal(permuted, natural[[2, 0, 1]])
-    table = torch.arange(256)
+    table = torch.arange(TABLE_SIZE)
     table[[3, 4, 5]] = torch.tensor([90, 12, 41])
     assert torch.equal(class_bce(logits, table[lab], (90, 12, 41), 4.0), natural)
 

@@ -9,9 +9,8 @@ from torch import Tensor, nn
 
 from perdure.engine.state import restore
 from perdure.errors import PerdureError, UsageError
-from perdure.networks.classifier import Classifier
+from perdure.networks.classifier import Classifier, CosineHead
 from perdure.networks.continual_norm import ContinualNorm
-from perdure.networks.cosine_head import CosineHead
 
 ROWS = torch.tensor([[1.0, 0.0, 0.0], [3.0, 4.0, 0.0]])
 FEATURES = torch.tensor([[0.0, 2.0, 0.0], [1.0, 1.0, 1.0]])
@@ -164,7 +163,7 @@ def test_directions_that_cannot_be_imprinted() -> None:
 
 def test_groups_hold_every_trainable_parameter_once() -> None:
     network = make((3, 2, 4))
-    groups = network.groups()
+    groups = network.parameter_groups()
     assert list(groups) == ["backbone", "neck", "old_classifiers", "new_classifier", "scale"]
     ids = [id(p) for part in groups.values() for p in part]
     assert sorted(ids) == sorted(id(p) for p in network.parameters())
@@ -174,11 +173,11 @@ def test_groups_hold_every_trainable_parameter_once() -> None:
     assert groups["scale"][0] is network.head.scale
     network.freeze_old_classifiers()
     network.freeze_norm()
-    groups = network.groups()
+    groups = network.parameter_groups()
     assert groups["old_classifiers"] == []
     assert len(groups["backbone"]) == 2
     assert len(groups["new_classifier"]) == len(groups["scale"]) == 1
-    assert make(()).groups()["new_classifier"] == []
+    assert make(()).parameter_groups()["new_classifier"] == []
 
 
 def test_frozen_old_rows_stay_while_the_rest_learns() -> None:
@@ -187,7 +186,7 @@ def test_frozen_old_rows_stay_while_the_rest_learns() -> None:
     network.freeze_old_classifiers()
     assert network.head.rows[0].grad is None
     before = {name: p.detach().clone() for name, p in network.named_parameters()}
-    optimizer = torch.optim.SGD([p for g in network.groups().values() for p in g], lr=0.1, weight_decay=0.1)
+    optimizer = torch.optim.SGD([p for g in network.parameter_groups().values() for p in g], lr=0.1, weight_decay=0.1)
     optimizer.zero_grad()
     F.cross_entropy(network(image())[0], torch.tensor([0, 1, 3, 4])).backward()
     optimizer.step()

@@ -10,7 +10,7 @@ from perdure.networks.segmenter import Segmenter
 
 
 def count(network: Segmenter) -> dict[str, int]:
-    return {name: sum(p.numel() for p in part) for name, part in network.groups().items()}
+    return {name: sum(p.numel() for p in part) for name, part in network.parameter_groups().items()}
 
 
 @pytest.fixture(scope="module")

@@ -69,7 +69,7 @@ def test_samples_of_a_batch_do_not_meet_and_equal_seeds_give_equal_networks() ->
 
 def test_everything_is_backbone_and_norms_can_be_frozen() -> None:
     network = residual_unet(2, 1, (4, 8), norm="batch")
-    groups = network.groups()
+    groups = network.parameter_groups()
     assert groups["neck"] == []
     assert len(groups["backbone"]) == len(list(network.body.parameters()))
     network.freeze_norm()
@@ -77,7 +77,7 @@ def test_everything_is_backbone_and_norms_can_be_frozen() -> None:
     before = network.body.stem.norm1.running_mean.clone()
     network.features(torch.randn(2, 1, 4, 4))
     assert torch.equal(before, network.body.stem.norm1.running_mean)
-    assert len(network.groups()["backbone"]) < len(groups["backbone"])
+    assert len(network.parameter_groups()["backbone"]) < len(groups["backbone"])
 
 
 @pytest.mark.parametrize(

@@ -155,7 +155,7 @@ def test_freezing_follows_the_network_inside_another_module() -> None:
 
 def test_groups_hold_every_trainable_parameter_once() -> None:
     network = make(classes=(3, 2, 4))
-    groups = network.groups()
+    groups = network.parameter_groups()
     assert list(groups) == ["backbone", "neck", "old_classifiers", "new_classifier"]
     ids = [id(p) for part in groups.values() for p in part]
     assert sorted(ids) == sorted(id(p) for p in network.parameters())
@@ -163,7 +163,7 @@ def test_groups_hold_every_trainable_parameter_once() -> None:
     assert groups["new_classifier"][0] is network.classifiers[2].weight
     network.freeze_old_classifiers()
     network.freeze_norm()
-    groups = network.groups()
+    groups = network.parameter_groups()
     assert groups["old_classifiers"] == []
     assert len(groups["new_classifier"]) == 2
     assert all(p.requires_grad for part in groups.values() for p in part)
@@ -183,7 +183,7 @@ def test_old_classifiers_get_no_gradient_once_frozen() -> None:
 
 
 def test_groups_before_the_first_task_have_no_classifiers() -> None:
-    groups = make(classes=()).groups()
+    groups = make(classes=()).parameter_groups()
     assert groups["new_classifier"] == groups["old_classifiers"] == []
     assert groups["backbone"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from pathlib import Path
 
@@ -13,17 +12,18 @@ import yaml
 from perdure.errors import UsageError
 from perdure.files import read_tensors, write_tensors
 from perdure.metrics.confusion import ConfusionMatrix, read_counts
-from perdure.metrics.described import parse_stream
 from perdure.metrics.figures import run_results
 from perdure.report.compare import compare
 from perdure.report.compare_page import write_comparison
-from perdure.report.confusion_tables import confusion_tables
-from perdure.report.model_card import write_model_card
-from perdure.report.page import write_report
+from perdure.report.page import write_model_card, write_report
 from perdure.report.run_data import load_run
+from perdure.report.tables import confusion_tables
+from perdure.streams.description import parse_stream
 
 TRANSDUCTIVE = "class-incremental 4-2, unlabelled test images (transductive) in training"
 LAST = "tasks/03-eight-nine"
+
+REST = {"recurs": False, "preparation": {"kind": "as_is"}}
 
 
 def section(page: str, name: str) -> str:
@@ -61,7 +61,7 @@ def test_report_speaks_of_images(check_page, make_class_run) -> None:
 
 def test_confusion_tables_hold_the_counts_in_learning_order(make_class_run) -> None:
     run = load_run(make_class_run(method="finetune"))
-    tables = confusion_tables(run)
+    tables = confusion_tables(run.results)
     assert [t.task.index for t in tables] == [3, 2, 1, 0]
     last = tables[0]
     counts = run.results.counts[3]
@@ -86,18 +86,18 @@ def test_only_the_last_confusion_table_is_open(make_class_run, make_run) -> None
 
 
 @pytest.mark.parametrize(("classes", "size", "tables"), [(16, "numbers", 2), (17, "small", 2), (49, "tiny", 1)])
-def test_many_classes_get_smaller_cells(make_class_run, classes: int, size: str, tables: int) -> None:
-    run = load_run(make_class_run(sealed=0))
+def test_many_classes_get_smaller_cells(classes: int, size: str, tables: int) -> None:
     ids = list(range(1, classes + 1))
     stream = parse_stream({
-        "protocol": "p", "dataset": "d", "background": None, "kind": "classification", "groups": [ids[:2], ids[2:]],
+        "protocol": "p", "dataset": "d", "background": None, "kind": "classification", "patients": False,
+        "groups": [ids[:2], ids[2:]],
         "classes": [{"id": c, "name": f"c{c}", "kind": "thing", "color": [c, c, c]} for c in ids],
-        "tasks": [{"index": 0, "name": "a", "new": ids[:2], "old": [], "annotated": ids[:2]},
-                  {"index": 1, "name": "b", "new": ids[2:], "old": ids[:2], "annotated": ids[2:]}],
+        "tasks": [{"index": 0, "name": "a", "new": ids[:2], "old": [], "annotated": ids[:2], **REST},
+                  {"index": 1, "name": "b", "new": ids[2:], "old": ids[:2], "annotated": ids[2:], **REST}],
     })  # fmt: skip
     known = {0: ids[:2], 1: ids}
     counts = {t: {"x": ConfusionMatrix((0, *seen), np.diag([0, *seen]))} for t, seen in known.items()}
-    found = confusion_tables(dataclasses.replace(run, stream=stream, results=run_results(stream, counts)))
+    found = confusion_tables(run_results(stream, counts))
     assert (len(found), found[0].size) == (tables, size)
     assert found[0].rows[1].cells[1].text == ("2" if size == "numbers" else "")
     assert found[0].rows[1].cells[1].title.startswith("c2 called c2: 2 of 2 images, 100.0 %")

@@ -14,8 +14,7 @@ import yaml
 
 from perdure.errors import DataError
 from perdure.files import write_tensors
-from perdure.report.kept_items import ShownItem, picture_rows
-from perdure.report.memorisation import memorisation
+from perdure.report.kept_items import KeptItem, memorisation, picture_rows
 from perdure.report.page import write_report
 from perdure.report.plots import Strip, strips
 from perdure.report.run_data import load_run
@@ -45,9 +44,11 @@ def test_kept_pictures_stand_by_class_in_ledger_order(make_class_run) -> None:
     assert [row.name for row in found if row.first] == ["zero", "four", "six", "eight"]
 
 
-def item(path: Path, tensors: dict[str, torch.Tensor], shows: str = "images", kind: str = "synthetic") -> ShownItem:
+def item(path: Path, tensors: dict[str, torch.Tensor], shows: str = "images", kind: str = "synthetic") -> KeptItem:
     write_tensors(path, tensors)
-    return ShownItem("x", kind, shows, 1, "made up", kind == "exemplars", path)
+    return KeptItem(
+        name="x", kind=kind, shows=shows, bytes=1, made_from="made up", file="kept/x.safetensors", path=path
+    )
 
 
 @pytest.fixture
@@ -125,15 +126,15 @@ def test_distances_by_class(stream: Any, tmp_path: Path) -> None:
         "memory.reference": torch.tensor([[0.3, 0.2, 0.4, nan], [0.1, 0.2, nan, nan], [0.0, 0.0, 0.1, 0.2], [nan] * 4]),
     }
     (found,) = memorisation(stream, [item(tmp_path / "d.safetensors", tensors, "distances")])
-    rows = found["rows"]
+    rows = found.rows
     assert [r.name for r in rows] == ["zero", "one", "two", "three"]
     assert [(r.made, r.real, r.copies) for r in rows] == [(2, 3, 1), (0, 2, 0), (3, 4, 1), (3, 0, 0)]
-    values = [(r.made_least, r.made_median, r.real_least, r.real_median, r.ratio_least, r.ratio_median) for r in rows]
+    values = [(r.made_least, r.made_median, r.real_least, r.real_median, *r.ratios) for r in rows]
     assert values[0] == pytest.approx((0.1, 0.3, 0.2, 0.3, 0.5, 1.0))
     assert values[1] == pytest.approx((None, None, 0.1, 0.15, None, None))
     assert values[2] == pytest.approx((0.0, 0.2, 0.0, 0.05, None, 4.0))
     assert values[3] == pytest.approx((0.3, 0.4, None, None, None, None))
-    assert (found["copies"], found["made"], found["twins"]) == (2, 8, ["two"])
+    assert (found.copies, found.made, found.twins) == (2, 8, ["two"])
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,7 @@ import pytest
 import yaml
 
 from perdure.errors import DataError, RunError
-from perdure.report.model_card import write_model_card
-from perdure.report.page import write_report
+from perdure.report.page import write_model_card, write_report
 from perdure.report.plots import Line, curves
 from perdure.report.run_data import load_run, without_places
 
@@ -173,7 +172,7 @@ def test_model_card_tells_history_figures_and_what_is_kept(make_run) -> None:
     (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     card = write_model_card(run).read_text()
     assert "learned 10 of 10 classes of **digits** in 4 of 4 tasks" in card
-    assert "| 1 | four-five | four, five | the same | done |" in card
+    assert "| 2 | four-five | four, five | the same | done |" in card
     assert "Licence: CC0" in card
     assert "Notes: scenes of digits" in card
     assert "| statistics | statistics | 20,604 |" in card

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from perdure.errors import DataError
-from perdure.labels import IGNORE
+from perdure.labels import IGNORE, TABLE_SIZE
 from perdure.streams import lists
 from perdure.streams.partition_file import partition, read_partition
 
@@ -39,7 +39,7 @@ RULES = {
 
 
 def matrix(samples=SAMPLES) -> np.ndarray:
-    presence = np.zeros((len(samples), 256), bool)
+    presence = np.zeros((len(samples), TABLE_SIZE), bool)
     for row, labels in enumerate(samples.values()):
         presence[row, labels] = True
     return presence
@@ -55,7 +55,7 @@ def test_rule_on_hand_made_images(rule):
 
 
 def random_matrix(seed: int, images: int = 300, classes: int = 12) -> np.ndarray:
-    presence = np.zeros((images, 256), bool)
+    presence = np.zeros((images, TABLE_SIZE), bool)
     presence[:, 0] = True
     chance = np.linspace(0.02, 0.5, classes)
     presence[:, 1 : classes + 1] = np.random.default_rng(seed).random((images, classes)) < chance
@@ -97,7 +97,7 @@ def test_second_call_reads_no_mask(make_source, reads):
     first = lists.cached_presence(source, "train")
     second = lists.cached_presence(source, "train")
     assert reads == [("fake", "train")]
-    assert second.dtype == np.bool_ and second.shape == (3, 256)
+    assert second.dtype == np.bool_ and second.shape == (3, TABLE_SIZE)
     assert np.array_equal(first, second)
     assert np.argwhere(second).tolist() == [[0, 0], [0, 1], [1, 2], [1, IGNORE], [2, 3], [2, 4]]
 

@@ -1,13 +1,20 @@
-"""The verbs and their options. Each verb imports its work when it is called."""
+"""The verbs and their options. Each verb imports its work when it is called.
+
+The tables of ``list``, ``check`` and ``audit`` have a file each beside this one.
+"""
 
 from __future__ import annotations
 
+import json
+import shutil
+import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
 from perdure import __version__
+from perdure.errors import RunError, UsageError, nearest
 
 app = typer.Typer(
     name="perdure",
@@ -18,8 +25,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+DEMO: Final = ("finetune", "star", "joint")
 Json = Annotated[bool, typer.Option("--json", help="machine-readable output")]
 Run = Annotated[Path, typer.Argument(help="a run folder")]
+
+
+def _say(text: str) -> None:
+    """A line for people: on the error stream, so that the output holds results only."""
+    from rich.console import Console
+
+    Console(stderr=True).print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def _version(asked: bool) -> None:
@@ -44,9 +59,30 @@ def demo(
     fresh: Annotated[bool, typer.Option("--fresh", help="start again even if there is a demo already")] = False,
 ) -> None:
     """Learn digits task by task with STAR, fine-tuning and jointly, and compare: two to three minutes."""
-    from perdure.cli import demo as verb
+    from rich.console import Console
 
-    verb.demo(out, fresh)
+    from perdure.config.load import load_recipe
+    from perdure.files import write_json
+
+    folders = [out / method for method in DEMO]
+    for folder in folders if fresh else ():
+        # nothing is deleted that a run did not write, whatever --out points at
+        if folder.exists() and not (folder / "recipe.yaml").is_file():
+            raise RunError(f"{folder} is not a run folder and will not be deleted", "choose another --out")
+        shutil.rmtree(folder, ignore_errors=True)
+
+    from perdure.experiment import run_experiment
+    from perdure.report.compare import comparison_table
+    from perdure.report.compare_page import write_comparison
+
+    started = time.monotonic()
+    for method, folder in zip(DEMO, folders, strict=True):
+        run_experiment(load_recipe("demo", [f"method={method}"]), folder, resume=True)  # a second call costs nothing
+    comparison = write_comparison(folders, out / "compare.html")
+    write_json(out / "compare.json", comparison.to_json())
+    Console().print(comparison_table(comparison))
+    pages = f"{out / 'compare.html'}, {folders[DEMO.index('star')] / 'report.html'}"
+    _say(f"{time.monotonic() - started:.0f} s. Pages to look at: {pages}")
 
 
 @app.command("list")
@@ -55,9 +91,9 @@ def list_things(
     as_json: Json = False,
 ) -> None:
     """List what comes with the package."""
-    from perdure.cli import listing as verb
+    from perdure.cli import listing
 
-    verb.list_things(what, as_json)
+    listing.list_things(what, as_json)
 
 
 @app.command()
@@ -70,9 +106,18 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Check a recipe (schema, data, images of each task) or a data set (layout, files, labels, counts)."""
-    from perdure.cli import check as verb
+    from perdure.cli.check import check_dataset, check_recipe
+    from perdure.config.load import load_recipe, split_override
+    from perdure.data.catalog import DATASETS
 
-    verb.check(what, path, overrides or [], as_json)
+    if what in DATASETS:
+        options = {key.removeprefix("data."): value for key, value in map(split_override, overrides or [])}
+        passed = check_dataset(what, path, options, as_json)
+    else:
+        root = [f"data.root={path}"] if path is not None else []
+        passed = check_recipe(load_recipe(what, [*(overrides or []), *root]), as_json)
+    if not passed:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -86,9 +131,18 @@ def run(
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress bars")] = False,
 ) -> None:
     """Run an experiment: learn the tasks of a recipe one after another."""
-    from perdure.cli import run as verb
+    from perdure.config.load import load_recipe
 
-    verb.run(recipe, overrides or [], out, resume, quiet)
+    loaded = load_recipe(
+        recipe, overrides or []
+    )  # a wrong recipe is told before torch is imported, which takes seconds
+    folder = out or Path("runs") / f"{loaded.name.replace('/', '-')}-{loaded.method.name.rpartition(':')[2]}"
+
+    from perdure.experiment import run_experiment
+
+    run_experiment(loaded, folder, resume, quiet)
+    if not quiet:
+        _say(f"report: {folder / 'report.html'}")
 
 
 @app.command()
@@ -101,17 +155,33 @@ def compare(
     html: Annotated[Path | None, typer.Option("--html", help="write one page that puts the runs side by side")] = None,
 ) -> None:
     """Put runs of one stream side by side."""
-    from perdure.cli import results as verb
+    from rich.console import Console
 
-    verb.compare(runs, figure, as_json, html)
+    from perdure.report.compare import compare as put_side_by_side
+    from perdure.report.compare import comparison_table
+    from perdure.report.compare_page import write_comparison
+    from perdure.run_folder import RunFolder
+
+    for path in runs:
+        RunFolder.existing(path)
+    comparison = put_side_by_side(runs, figure) if html is None else write_comparison(runs, html, figure)
+    if as_json:
+        Console().print_json(json.dumps(comparison.to_json()))
+    else:
+        Console().print(comparison_table(comparison))
+    if html is not None:
+        _say(f"page: {html}")
 
 
 @app.command()
 def report(run: Run) -> None:
     """Write report.html and MODEL_CARD.md of a run again."""
-    from perdure.cli import results as verb
+    from perdure.report.page import write_model_card, write_report
+    from perdure.run_folder import RunFolder
 
-    verb.report(run)
+    folder = RunFolder.existing(run)
+    write_model_card(folder.path)
+    _say(f"report: {write_report(folder.path)}")
 
 
 @app.command()
@@ -124,14 +194,32 @@ def predict(
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda")] = "auto",
 ) -> None:
     """Apply a run's newest sealed model to new images: masks and the class list, or a table of classes."""
-    from perdure.cli import predict as verb
+    if device not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"there is no device '{device}'", nearest(device, ("auto", "cpu", "cuda")))
+    from rich.console import Console
+    from rich.progress import Progress
 
-    verb.predict(run, inputs, out, device)
+    from perdure.predict_files import classify_images, find_images, predict_images
+    from perdure.trained import Trained
+
+    total = len(find_images(inputs))  # wrong inputs are told before the model is loaded
+    model = Trained.open(run, device)
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        shown = bar.add_task("images", total=total)
+        work = predict_images if model.kind == "segmentation" else classify_images
+        work(model, inputs, out, lambda done, _: bar.update(shown, completed=done))
+    done, where = ("segmented", out) if model.kind == "segmentation" else ("classified", out / "predictions.csv")
+    _say(f"{total} image(s) {done} into {len(model.seen)} classes -> {where}")
 
 
 @app.command()
 def audit(run: Run, as_json: Json = False) -> None:
     """List every byte a run keeps and look for patient data, unknown files, names and paths; exit 1 if any."""
-    from perdure.cli import audit as verb
+    from perdure.cli.audit import show
+    from perdure.kept.audit import audit as look
 
-    verb.audit_run(run, as_json)
+    found = look(run)
+    show(found, as_json)
+    if not found.passed:
+        raise typer.Exit(1)

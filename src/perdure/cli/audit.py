@@ -1,32 +1,23 @@
-"""``perdure audit``."""
+"""What ``perdure audit`` prints."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
-import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from perdure.kept.audit import Audit, audit
+from perdure.kept.audit import Audit
 
 
-def audit_run(run: Path, as_json: bool) -> None:
-    """Print the ledger and the findings; exit 1 if anything is wrong."""
-    found = audit(run)
+def show(found: Audit, as_json: bool) -> None:
+    """Print the ledger and the findings."""
     console = Console()
     if as_json:
         console.print_json(json.dumps(found.to_json()))
-    else:
-        _show(found, console)
-    if not found.passed:
-        raise typer.Exit(1)
-
-
-def _show(found: Audit, console: Console) -> None:
-    table = Table("after task", "kept", "kind", "bytes", "bytes a class", title="Everything kept")
+        return
+    table = Table("after task", "kept", "kind", "bytes", "bytes per class", title="Everything kept")
     pictures = [item for item in found.items if item["kind"] == "preview" and not item["file"].startswith("kept/")]
     for item in found.items:
         if item not in pictures:

@@ -7,35 +7,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from perdure.config.load import load_recipe, split_override
 from perdure.config.recipe import Recipe
-from perdure.data.catalog import DATASETS, open_source
+from perdure.data.catalog import open_source
 from perdure.data.check import Inspection, inspect
-from perdure.data.source import SPLITS, Source
-from perdure.streams.published import compare_counts, datasets, published
+from perdure.data.source import SPLITS
+from perdure.streams.published import Comparison, compare_counts, datasets, published
 
 
-def check(what: str, path: Path | None, overrides: Sequence[str], as_json: bool) -> None:
-    """Check a data set if ``what`` names one (and no recipe), else a recipe; exit 1 if something is wrong."""
-    if what in DATASETS:
-        _check_dataset(what, path, _options(overrides), as_json)
-    else:
-        root = [f"data.root={path}"] if path is not None else []
-        _check_recipe(load_recipe(what, [*overrides, *root]), as_json)
-
-
-def _options(overrides: Sequence[str]) -> dict[str, Any]:
-    pairs = map(split_override, overrides)
-    return {key.removeprefix("data."): value for key, value in pairs}
-
-
-def _check_dataset(name: str, root: Path | None, options: dict[str, Any], as_json: bool) -> None:
+def check_dataset(name: str, root: Path | None, options: dict[str, object], as_json: bool) -> bool:
+    """Read a data set on disk and print what it holds; False if it cannot be used as it is."""
     source = open_source(name, root, options)
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
@@ -45,8 +30,7 @@ def _check_dataset(name: str, root: Path | None, options: dict[str, Any], as_jso
         Console().print_json(json.dumps(found.to_dict()))
     else:
         _show_dataset(found, Console())
-    if not found.ok:
-        raise typer.Exit(1)
+    return found.ok
 
 
 def _show_dataset(found: Inspection, console: Console) -> None:
@@ -80,33 +64,39 @@ def _show_dataset(found: Inspection, console: Console) -> None:
     console.print("[green]everything can be used[/]" if found.ok else "[red]not usable as it is[/]")
 
 
-def _check_recipe(recipe: Recipe, as_json: bool) -> None:
-    from perdure.config.build import build_method, build_stream, build_tasks, check_kinds, check_method
+def check_recipe(recipe: Recipe, as_json: bool) -> bool:
+    """Build everything that a recipe names and print the images of each task; False if published counts differ."""
+    from perdure.config.build import (
+        build_method,
+        build_preparation,
+        build_stream,
+        build_tasks,
+        check_kinds,
+        check_method,
+    )
     from perdure.streams.summary import list_sizes, summarize
 
     check_method(recipe)
     source = open_source(recipe.data.name, recipe.data.root, recipe.data.settings)
     check_kinds(recipe, source)
     summary = summarize(build_stream(recipe, source))
-    beside = _published(recipe, source, list_sizes(build_tasks(recipe, source)))
-    build_method(recipe, pretrained=recipe.network.settings.get("weights") != "imagenet")  # a check fetches nothing
+    # published counts hold where the data has the classes of the published data set in their order
+    name, plan = recipe.data.name, recipe.stream
+    beside: list[Comparison] = []
+    if plan.order == "natural" and name in datasets() and len(source.space) == published(name)["classes"]:
+        sizes = list_sizes(build_tasks(recipe, source))
+        beside = compare_counts(sizes, name, f"{plan.base}-{plan.step}", plan.setting)
+    fetched = recipe.network.settings.get("weights") == "imagenet"  # a check fetches nothing
+    build_method(recipe, build_preparation(recipe, source.kind), pretrained=not fetched)
     if as_json:
-        Console().print_json(json.dumps({"recipe": recipe.name, **summary, "published": beside}))
+        rows = [row._asdict() for row in beside]
+        Console().print_json(json.dumps({"recipe": recipe.name, **summary, "published": rows}))
     else:
         _show_recipe(recipe, summary, beside, Console())
-    if any(not row["ok"] for row in beside):
-        raise typer.Exit(1)
+    return all(row.ok for row in beside)
 
 
-def _published(recipe: Recipe, source: Source, sizes: Mapping[str, Sequence[int] | None]) -> list[dict[str, Any]]:
-    """Image counts beside the published ones, where the data has the classes of the published data set."""
-    name, plan = recipe.data.name, recipe.stream
-    if plan.order != "natural" or name not in datasets() or len(source.space) != published(name)["classes"]:
-        return []
-    return [row._asdict() for row in compare_counts(sizes, name, f"{plan.base}-{plan.step}", plan.setting)]
-
-
-def _show_recipe(recipe: Recipe, summary: dict[str, Any], published: list[dict[str, Any]], console: Console) -> None:
+def _show_recipe(recipe: Recipe, summary: Mapping[str, Any], beside: Sequence[Comparison], console: Console) -> None:
     table = Table(
         "task", "teaches", "train", "validation", "test", title=escape(f"{recipe.name}: {summary['protocol']}")
     )
@@ -117,11 +107,8 @@ def _show_recipe(recipe: Recipe, summary: dict[str, Any], published: list[dict[s
         ]
         table.add_row(escape(task["name"]), escape(", ".join(task["new"])), *images)
     console.print(table)
-    for row in published:
-        verdict = "[green]as published[/]" if row["ok"] else f"[red]published: {row['published']}[/]"
-        console.print(f"task {row['step']} {row['split']}: {row['ours']} images, {verdict}", highlight=False)
-    console.print(
-        "[green]the recipe can run[/]"
-        if all(r["ok"] for r in published)
-        else "[red]image counts differ from the published ones[/]"
-    )
+    for row in beside:
+        verdict = "[green]as published[/]" if row.ok else f"[red]published: {row.published}[/]"
+        console.print(f"task {row.step + 1} {row.split}: {row.ours} images, {verdict}", highlight=False)
+    passed = all(row.ok for row in beside)
+    console.print("[green]the recipe can run[/]" if passed else "[red]image counts differ from the published ones[/]")

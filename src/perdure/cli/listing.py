@@ -3,80 +3,53 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Mapping
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from perdure.config.load import read_raw, shipped
+from perdure.data.catalog import DATASETS
 from perdure.errors import UsageError, nearest
+from perdure.methods import METHODS
+from perdure.metrics.definitions import describe
+from perdure.networks.build import NETWORKS
+
+LISTS = ("recipes", "methods", "datasets", "networks", "metrics")
 
 
 def list_things(what: str, as_json: bool) -> None:
-    """Print one of the lists."""
-    lists = {
-        "recipes": _recipes,
-        "methods": _methods,
-        "datasets": _datasets,
-        "networks": _networks,
-        "metrics": _metrics,
-    }
-    if what not in lists:
-        raise UsageError(f"there is no list '{what}'", nearest(what, lists))
-    rows = lists[what]()
-    console = Console()
-    if as_json:
-        console.print_json(json.dumps(rows))
+    """Print one of the lists; metrics as JSON have all parts of their definitions."""
+    if what not in LISTS:
+        raise UsageError(f"there is no list '{what}'", nearest(what, LISTS))
+    if as_json and what == "metrics":
+        Console().print_json(json.dumps(describe()))
         return
-    shown = [_short(row) for row in rows] if what == "metrics" else rows
+    rows: list[Mapping[str, object]]
+    if what == "recipes":
+        rows = []
+        for recipe in shipped():
+            raw = read_raw(recipe)
+            names = {key: raw[key]["name"] if isinstance(raw[key], dict) else raw[key] for key in ("method", "data")}
+            rows.append({"recipe": recipe, **names, "about": raw.get("about", "")})
+    elif what == "methods":
+        rows = [{"method": name, "what it does": e.summary, "source": e.source} for name, e in METHODS.items()]
+    elif what == "datasets":
+        rows = [
+            {"data set": name, "what it is": e.summary, "layout": e.layout, "notes": e.notes}
+            for name, e in DATASETS.items()
+        ]
+    elif what == "networks":
+        rows = [{"network": name, "what it is": e.summary, "source": e.source} for name, e in NETWORKS.items()]
+    else:
+        rows = [{"figure": m["default"], "unit": m["unit"], "meaning": m["meaning"]} for m in describe()]
+    if as_json:
+        Console().print_json(json.dumps(rows))
+        return
     table = Table(title=what)
-    for number, header in enumerate(shown[0]):
+    for number, header in enumerate(rows[0]):
         table.add_column(header, no_wrap=number == 0, overflow="fold")
-    for row in shown:
+    for row in rows:
         table.add_row(*(escape(str(v)) for v in row.values()))
-    console.print(table)
-
-
-def _short(metric: dict[str, Any]) -> dict[str, Any]:
-    return {"figure": metric["default"], "unit": metric["unit"], "meaning": metric["meaning"]}
-
-
-def _recipes() -> list[dict[str, Any]]:
-    from perdure.config.load import read_raw, shipped
-
-    return [
-        {"recipe": name, "method": _name(raw["method"]), "data": _name(raw["data"]), "about": raw.get("about", "")}
-        for name in shipped()
-        for raw in (read_raw(name),)
-    ]
-
-
-def _name(section: Any) -> str:
-    return section if isinstance(section, str) else str(section["name"])
-
-
-def _methods() -> list[dict[str, Any]]:
-    from perdure.methods import METHODS
-
-    return [{"method": name, "what it does": e.summary, "source": e.source} for name, e in METHODS.items()]
-
-
-def _datasets() -> list[dict[str, Any]]:
-    from perdure.data.catalog import DATASETS
-
-    return [
-        {"data set": name, "what it is": e.summary, "layout": e.layout, "notes": e.notes}
-        for name, e in DATASETS.items()
-    ]
-
-
-def _networks() -> list[dict[str, Any]]:
-    from perdure.networks.build import NETWORKS
-
-    return [{"network": name, "what it is": e.summary, "source": e.source} for name, e in NETWORKS.items()]
-
-
-def _metrics() -> list[dict[str, Any]]:
-    from perdure.metrics.definitions import describe
-
-    return describe()
+    Console().print(table)

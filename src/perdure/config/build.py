@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
-from typing import Any, cast
 
-import torch
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from perdure.config.load import explain
 from perdure.config.recipe import Recipe
 from perdure.data.catalog import open_source
-from perdure.data.dataset import Transform
+from perdure.data.preparation import ClassImage, Photo2D, Preparation
 from perdure.data.readers.unlabelled import open_unlabelled
 from perdure.data.source import Kind, Source
-from perdure.data.transforms import class_transform, eval_transform, train_transform
 from perdure.errors import UsageError, nearest
 from perdure.methods import METHODS
 from perdure.methods.method import Method
-from perdure.methods.options import Setup
-from perdure.networks.build import NETWORKS, AnyNetwork, build_network
+from perdure.methods.options import Options, Setup
+from perdure.networks.build import NETWORKS, build_network
+from perdure.networks.network import Network
 from perdure.seeds import derive_seed, seeded
 from perdure.streams.class_incremental import class_incremental
 from perdure.streams.merged import merged
@@ -35,7 +33,7 @@ class Experiment:
     recipe: Recipe
     source: Source
     stream: Stream
-    method: Method
+    method: Method[Options]
 
 
 def build_experiment(recipe: Recipe) -> Experiment:
@@ -49,15 +47,15 @@ def build_experiment(recipe: Recipe) -> Experiment:
     source = open_source(recipe.data.name, recipe.data.root, recipe.data.settings)
     check_kinds(recipe, source)
     stream = build_stream(recipe, source)
-    return Experiment(recipe, source, stream, build_method(recipe))
+    return Experiment(recipe, source, stream, build_method(recipe, stream.tasks[0].preparation))
 
 
 def check_kinds(recipe: Recipe, source: Source) -> None:
     """Raise UsageError unless method and network are made for what the data set's labels describe."""
     labels = {"segmentation": "labels every pixel", "classification": "has one class an image"}[source.kind]
-    able = kinds_of(method_class(recipe.method.name))
+    able = method_class(recipe.method.name).kinds
     if source.kind not in able:
-        fitting = ", ".join(name for name in METHODS if source.kind in kinds_of(method_class(name)))
+        fitting = ", ".join(name for name in METHODS if source.kind in method_class(name).kinds)
         raise UsageError(
             f"the method '{recipe.method.name}' is for {' and '.join(sorted(able))}, but the data set "
             f"'{recipe.data.name}' {labels}",
@@ -73,12 +71,6 @@ def check_kinds(recipe: Recipe, source: Source) -> None:
         )
 
 
-def kinds_of(method: type[Method]) -> frozenset[Kind]:
-    """What a method can learn; one that does not say so is for segmentation."""
-    kinds: frozenset[Kind] = getattr(method, "kinds", frozenset({"segmentation"}))
-    return kinds
-
-
 def build_stream(recipe: Recipe, source: Source) -> Stream:
     """The recipe's stream over an open source; upper bounds get it merged into one task."""
     stream = build_tasks(recipe, source)
@@ -88,7 +80,6 @@ def build_stream(recipe: Recipe, source: Source) -> Stream:
 def build_tasks(recipe: Recipe, source: Source) -> Stream:
     """The stream as its protocol makes it, whatever the method."""
     plan = recipe.stream
-    train, test = _transforms(recipe, source.kind)
     return class_incremental(
         source,
         base=plan.base,
@@ -97,8 +88,7 @@ def build_tasks(recipe: Recipe, source: Source) -> Stream:
         order=plan.order,
         order_seed=recipe.seed,
         partition_file=plan.partition_file,
-        train_transform=train,
-        eval_transform=test,
+        preparation=build_preparation(recipe, source.kind),
         short_last=plan.short_last,
         pool=_pool(recipe, source),
     )
@@ -123,41 +113,49 @@ def _pool(recipe: Recipe, source: Source) -> Pool | None:
     return open_unlabelled(folder.expanduser(), source.kind, source.space, channels)
 
 
-def _transforms(recipe: Recipe, kind: Kind) -> tuple[Transform, Transform]:
-    """How training and test images are shown."""
-    augment, mean, std = recipe.augment, recipe.augment.mean, recipe.augment.std
+def build_preparation(recipe: Recipe, kind: Kind) -> Preparation:
+    """How images are shown to the network: from the sections ``augment`` and ``evaluate``."""
+    augment, evaluate = recipe.augment, recipe.evaluate
+    channels, patch = len(augment.mean), (augment.crop, augment.crop)
     if kind == "classification":
-        side = augment.crop
-        return class_transform(side, mean, std, augment.flip), class_transform(side, mean, std)
-    train = train_transform(augment.crop, augment.area, augment.flip, mean, std)
-    return train, eval_transform(recipe.evaluate.size, mean, std)
+        return ClassImage(channels=channels, patch=patch, flip=augment.flip, mean=augment.mean, std=augment.std)
+    return Photo2D(
+        channels=channels,
+        patch=patch,
+        area=augment.area,
+        flip=augment.flip,
+        mean=augment.mean,
+        std=augment.std,
+        size=evaluate.size,
+        protocol=evaluate.protocol,
+        window=evaluate.window,
+        overlap=evaluate.overlap,
+    )
 
 
-def build_method(recipe: Recipe, pretrained: bool = True) -> Method:
+def build_method(recipe: Recipe, preparation: Preparation, pretrained: bool = True) -> Method[Options]:
     """The method with its network, initialised from the recipe's seed alone.
 
     Args:
         recipe: The recipe.
+        preparation: Of the first task: its dimensions and channels are those of the network.
         pretrained: Load the weights that the recipe starts from; not needed where a sealed task is restored.
     """
     kind = method_class(recipe.method.name)
-    setup = Setup(check_method(recipe), recipe.training, lambda: _network(recipe, pretrained))
+    setup = Setup(check_method(recipe), recipe.training, lambda: _network(recipe, preparation, pretrained))
     with seeded(derive_seed(recipe.seed, "network")):
-        return cast("Method", cast(Any, kind)(setup))
+        return kind(setup)
 
 
-def as_module(method: Method) -> torch.nn.Module:
-    """A method as the module that it is; `method_class` has checked it."""
-    return cast("torch.nn.Module", method)
-
-
-def _network(recipe: Recipe, pretrained: bool) -> AnyNetwork:
+def _network(recipe: Recipe, preparation: Preparation, pretrained: bool) -> Network:
     settings = dict(recipe.network.settings)
     if not pretrained and "weights" in settings:
         settings["weights"] = "random"
-    network = build_network(recipe.network.name, dims=2, in_channels=len(recipe.augment.mean), **settings)
+    dims, channels = preparation.dims, preparation.channels
+    network = build_network(recipe.network.name, dims=dims, in_channels=channels, **settings)
     try:
-        network.check_size((recipe.augment.crop,) * 2)
+        if preparation.patch:
+            network.check_size(preparation.patch)
     except UsageError as error:
         raise UsageError(f"augment.crop={recipe.augment.crop}: {error.what}", error.hint) from error
     if recipe.training.batch_size < network.least_batch:
@@ -169,7 +167,7 @@ def _network(recipe: Recipe, pretrained: bool) -> AnyNetwork:
     return network
 
 
-def check_method(recipe: Recipe) -> BaseModel:
+def check_method(recipe: Recipe) -> Options:
     """The method's own options, checked. Raises UsageError with the nearest option name."""
     kind = method_class(recipe.method.name)
     try:
@@ -178,7 +176,7 @@ def check_method(recipe: Recipe) -> BaseModel:
         raise UsageError(*explain(error, kind.Options, f"method '{recipe.method.name}'")) from error
 
 
-def method_class(name: str) -> type[Method]:
+def method_class(name: str) -> type[Method[Options]]:
     """Method by its name in the table or as ``package.module:Class``."""
     target = METHODS[name].target if name in METHODS else name
     module, colon, attribute = target.partition(":")
@@ -191,10 +189,9 @@ def method_class(name: str) -> type[Method]:
             f"the method '{name}' cannot be imported: {type(error).__name__}: {error}",
             "start `python -m perdure` in the folder that holds the module; --debug shows where it fails",
         ) from error
-    missing = [m for m in ("Options", "sees_all_tasks", "begin", "phases", "predict", "kept") if not hasattr(kind, m)]
-    if not missing and not (isinstance(kind.Options, type) and issubclass(kind.Options, BaseModel)):
-        missing = ["Options made with pydantic"]
-    if missing or not (isinstance(kind, type) and issubclass(kind, torch.nn.Module)):
-        lacks = missing[0] if missing else "torch.nn.Module as its base"
-        raise UsageError(f"'{name}' is not a method: it lacks {lacks}", "see docs/adding-a-method.md")
-    return cast("type[Method]", kind)
+    if not (isinstance(kind, type) and issubclass(kind, Method)):
+        raise UsageError(
+            f"'{name}' is not a method: it does not derive from perdure.methods.method.Method",
+            "see docs/adding-a-method.md",
+        )
+    return kind

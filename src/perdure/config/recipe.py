@@ -86,12 +86,27 @@ class AugmentSection(Options):
 
 
 class EvaluateSection(Options):
-    """How test images are shown to the model."""
+    """How test images, and images to predict, are shown to the model."""
 
-    size: int | None = Field(
-        512, ge=8, description="segmentation: shorter side and centre crop in pixels; null for the full image"
+    protocol: Literal["whole", "centre_crop"] = Field(
+        "whole",
+        description="segmentation: what is measured: whole images at their own size, or (published by STAR) the centre "
+        "size × size after scaling",
     )
-    batch_size: int = Field(1, ge=1, description="test images a batch; they must have one size")
+    size: int | None = Field(
+        None, ge=8, description="segmentation: scale the shorter side to so many pixels first; null: as images are"
+    )
+    window: int | None = Field(
+        1024, ge=8, description="segmentation: larger images are predicted in overlapping windows of this side"
+    )
+    overlap: float = Field(1 / 3, ge=0, lt=1, description="share of a window that its neighbour covers again")
+    batch_size: int = Field(1, ge=1, description="most test images per forward pass; those of one size go together")
+
+    @model_validator(mode="after")
+    def _crop_has_a_size(self) -> EvaluateSection:
+        if self.protocol == "centre_crop" and self.size is None:
+            raise ValueError("protocol centre_crop needs evaluate.size, the side of the crop")
+        return self
 
 
 class MethodSection(OpenOptions):

@@ -1,15 +1,19 @@
-"""What every data set looks like to the rest of the house."""
+"""What every data set looks like to the rest of the program."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Final, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from perdure.errors import DataError
 from perdure.labels import LabelSpace
+
+if TYPE_CHECKING:
+    from perdure.data.case import Case
 
 Split = Literal["train", "val", "test"]
 Kind = Literal["segmentation", "classification"]
@@ -22,8 +26,7 @@ class AbsentSplitError(DataError):
     """The data set is sound as far as it goes, but does not have this split."""
 
 
-@runtime_checkable
-class Source(Protocol):
+class Source(ABC):
     """A labelled data set on disk or made on the fly. Reading is stateless and safe in worker processes.
 
     Attributes:
@@ -31,9 +34,8 @@ class Source(Protocol):
         kind: What a label describes: every pixel of an image (segmentation) or the image (classification).
         space: Its classes.
         patients: True where images come from patients: nothing of them may stay in a run folder.
-        other_label: What classes outside the wanted ones become in views of ``val`` and ``test`` (STAR, section
-            1.4): 0 where label 0 is a real background, ``IGNORE`` where it means "not annotated" (ADE20K).
-            Training views always use 0.
+        other_label: What classes outside the wanted ones become in ``val`` and ``test`` (STAR, spec 1.4): 0 where
+            label 0 is a real background, ``IGNORE`` where it means "not annotated" (ADE20K). In training always 0.
     """
 
     name: str
@@ -42,21 +44,35 @@ class Source(Protocol):
     patients: bool
     other_label: int
 
+    @abstractmethod
     def names(self, split: Split) -> Sequence[str]:
         """Sample names of a split, in a fixed order. A split that is not there: :class:`AbsentSplitError`."""
-        ...
 
+    @abstractmethod
     def image(self, split: Split, name: str) -> Image:
         """Image ``(C, *S)``, uint8 or float32. Unreadable file: DataError that names it."""
-        ...
 
+    @abstractmethod
     def mask(self, split: Split, name: str) -> Mask:
         """Label map ``(*S)`` int16 in global ids, 0 background, ``IGNORE``. Unknown label: DataError.
 
         In classification the label of the whole image: an array of shape ``()``, never 0.
         """
-        ...
 
+    @abstractmethod
     def fingerprint(self, split: Split) -> str:
         """Hex digest of names and masks of the split; equal digests mean equal image lists."""
-        ...
+
+    def read(self, split: Split, name: str) -> Case:
+        """One case with all that the data set knows of it.
+
+        A source whose cases have a spacing, belong to patients or annotate classes of their own overrides this.
+        """
+        import torch  # here and not above, so that lists of data sets answer without loading it
+
+        from perdure.data.case import Case
+
+        image, mask = self.image(split, name), self.mask(split, name)
+        # negative strides (flipped views of files) cannot become tensors
+        image, mask = np.asarray(image, order="C"), np.asarray(mask, order="C")
+        return Case(torch.from_numpy(image), torch.from_numpy(mask), name, group=name)

@@ -10,12 +10,13 @@ import numpy as np
 from torch import Tensor
 
 from perdure.data.dataset import Dataset
-from perdure.data.source import AbsentSplitError, Image, Kind, Mask, Split
+from perdure.data.preparation import Preparation
+from perdure.data.source import AbsentSplitError, Image, Kind, Mask, Source, Split
 from perdure.labels import TABLE_SIZE, LabelSpace
 
 
 @dataclass(eq=False)
-class TensorSource:
+class TensorSource(Source):
     """One training split in memory; implements :class:`~perdure.data.source.Source`. Samples are named by number.
 
     Args:
@@ -60,8 +61,4 @@ def tensor_view(images: Tensor, labels: Tensor, space: LabelSpace) -> Dataset:
     """Dataset of images that need no further preparation; see :class:`TensorSource`."""
     source = TensorSource(images.cpu(), labels.cpu(), space)
     table = np.arange(TABLE_SIZE, dtype=np.int16)
-    return Dataset(source, "train", tuple(source.names("train")), table, _as_it_is)
-
-
-def _as_it_is(image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-    return image, label.long()
+    return Dataset(source, "train", tuple(source.names("train")), table, Preparation(), True)

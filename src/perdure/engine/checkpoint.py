@@ -21,11 +21,27 @@ EVERY_STEPS_SHARED = 20
 
 @dataclass
 class Position:
-    """How far a task has come: the phase under way, finished steps in it, and what the phase needs to go on."""
+    """How far a task has come.
+
+    Args:
+        phase: Number of the phase under way.
+        step: Finished steps in it.
+        inside: What the phase needs to go on.
+        done: Names of the finished phases.
+    """
 
     phase: int = 0
     step: int = 0
     inside: dict[str, Any] = field(default_factory=dict)
+    done: list[str] = field(default_factory=list)
+
+    def refuse_other(self, number: int, name: str) -> None:
+        """Raise RunError unless the phase ``number`` that is done has this name."""
+        if self.done[number] != name:
+            raise RunError(
+                f"phase {number + 1} of the task was '{self.done[number]}', but the method now asks for '{name}'",
+                "a method's decisions between phases must follow from buffers that later phases leave alone",
+            )
 
 
 class Checkpoint:
@@ -69,6 +85,7 @@ class Checkpoint:
                     "phase": position.phase,
                     "step": position.step,
                     "inside": position.inside,
+                    "done": position.done,
                     "method": dict(method.state_dict()),
                 },
             )
@@ -82,7 +99,7 @@ class Checkpoint:
         if tree["task"] != task:  # left over from a task that was sealed just before a kill
             return Position()
         restore(method, tree["method"])
-        return Position(tree["phase"], tree["step"], tree["inside"])
+        return Position(tree["phase"], tree["step"], tree["inside"], tree["done"])
 
     def clear(self) -> None:
         """Forget the task under way: it is sealed."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import repeat
 from typing import Any
@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from perdure.data.dataset import Batch
+from perdure.data.case import Batch
+from perdure.data.sampling import Batches, BatchSampler, Mix, check_shares
 from perdure.engine.checkpoint import Checkpoint, Position
 from perdure.engine.interrupt import Interrupted, StopSignal
-from perdure.engine.loader import BatchSampler, check_shares, make_loader
+from perdure.engine.loader import make_loader
 from perdure.engine.machine import Machine
 from perdure.engine.options import EngineOptions
-from perdure.engine.phases import Batches, Collect, Generate, Phase, Train
+from perdure.engine.phases import Collect, Generate, Phase, Train
 from perdure.engine.run_logger import RunLogger
 from perdure.engine.trainer import Trainer, Window, add_sums
 from perdure.errors import PerdureError, UsageError
@@ -47,14 +48,18 @@ class Engine:
     def run(
         self,
         method: nn.Module,
-        phases: Sequence[Phase],
+        phases: Iterable[Phase],
         task: int,
         position: Position,
         validation: Validate | None = None,
     ) -> None:
         """Run a task's phases from ``position`` on.
 
+        ``phases`` may be decided as the task goes on. A resumed run goes through the decisions before ``position``
+        again; they have to be the same ones.
+
         Raises:
+            RunError: The method, asked again, decides for other phases than those that are done.
             Interrupted: A stop was asked for; the state has been saved.
             PerdureError: A loss is not finite, or the disk is full.
         """
@@ -62,10 +67,11 @@ class Engine:
         with StopSignal() as stop:
             for number, phase in enumerate(phases):
                 if number < position.phase:
+                    position.refuse_other(number, phase.name)
                     continue
                 method.eval()  # whatever ran before; a training phase wakes what it trains
-                here = position if number == position.phase else Position(number)
-                work = _Work(self, method, task, number, phase, stop)
+                here = position if number == position.phase else Position(number, done=position.done)
+                work = _Work(self, method, task, number, phase, stop, position.done)
                 match phase:
                     case Train():
                         self._train(phase, here, work, validation)
@@ -73,7 +79,8 @@ class Engine:
                         self._collect(phase, here, work)
                     case Generate():
                         self._generate(phase, here, work)
-                self.checkpoint.save(method, task, Position(number + 1))
+                position.done.append(phase.name)
+                self.checkpoint.save(method, task, Position(number + 1, done=position.done))
                 work.leave_if_asked()
 
     def _train(self, phase: Train, here: Position, work: _Work, validation: Validate | None) -> None:
@@ -84,12 +91,7 @@ class Engine:
         total = _length(phase, per_epoch, trainer.accumulate)
         if batches is not None:
             check_shares(batches, self.machine.world)
-        beside = phase.beside() if phase.beside is not None else None
-        span = (here.step * trainer.accumulate, total * trainer.accumulate)
-        reads = self._reads(batches, *span, work.seed)
-        if beside is not None:
-            check_shares(beside, self.machine.world)
-            reads = _side_by_side(reads, self._reads(beside, *span, derive_seed(work.seed, "beside")))
+        reads = self._reads(batches, here.step * trainer.accumulate, total * trainer.accumulate, work.seed)
         before = self._steps_before(work)
         window = Window()
         with self.logger.progress(work.title, total, here.step) as bar:
@@ -115,7 +117,7 @@ class Engine:
         if phase.finish is not None:
             phase.finish()
 
-    def _reads(self, batches: Batches | None, start: int, stop: int, seed: int) -> Iterator[Batch | None]:
+    def _reads(self, batches: Batches | Mix | None, start: int, stop: int, seed: int) -> Iterator[Batch | None]:
         """This process's batches of the steps ``start .. stop - 1``; ``None`` for ever where a phase has no data."""
         if batches is None:
             return repeat(None)
@@ -229,16 +231,17 @@ class _Work:
     """One phase of one task of one method: its seed, its place in the checkpoint, its title."""
 
     def __init__(
-        self, engine: Engine, method: nn.Module, task: int, number: int, phase: Phase, stop: StopSignal
+        self,
+        engine: Engine,
+        method: nn.Module,
+        task: int,
+        number: int,
+        phase: Phase,
+        stop: StopSignal,
+        done: list[str],
     ) -> None:
-        self.engine, self.method, self.task, self.number, self.phase, self.stop = (
-            engine,
-            method,
-            task,
-            number,
-            phase,
-            stop,
-        )
+        self.engine, self.method, self.task = engine, method, task
+        self.number, self.phase, self.stop, self.done = number, phase, stop, done
         self.seed = derive_seed(engine.seed, "task", task, "phase", number, phase.name)
         self.title = f"task {task + 1} · {phase.name}"
         self.tag = f"task{task}/{phase.name}"
@@ -270,7 +273,7 @@ class _Work:
             self._leave()
 
     def _save(self, step: int, inside: Callable[[], dict[str, object]]) -> None:
-        self.engine.checkpoint.save(self.method, self.task, Position(self.number, step, dict(inside())))
+        self.engine.checkpoint.save(self.method, self.task, Position(self.number, step, dict(inside()), self.done))
 
     def refuse_nonfinite(self, step: int, name: str | None) -> None:
         """Raise a plain error if something is NaN or infinite, before anything of it is saved."""
@@ -291,12 +294,6 @@ class _Work:
             f"stopped in task {self.task + 1}, phase '{self.phase.name}'; everything so far is saved",
             "the same command with --resume goes on from here",
         )
-
-
-def _side_by_side(reads: Iterator[Batch | None], beside: Iterator[Batch | None]) -> Iterator[Batch | None]:
-    """Each batch with one of a second data set in it."""
-    for batch, other in zip(reads, beside, strict=True):
-        yield batch if batch is None else batch._replace(beside=other)
 
 
 def _check(window: Window, trainer: Trainer, machine: Machine) -> str | None:

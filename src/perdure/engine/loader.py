@@ -1,88 +1,76 @@
-"""Which samples make up which step: a pure function of the run's seed, not of what happened before."""
+"""Reading the samples of a phase, in this process or in workers."""
 
 from __future__ import annotations
 
 import atexit
 import contextlib
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from perdure.data.dataset import Batch, Draw, Joined, Sample, Samples, collate
-from perdure.engine.phases import Batches
+from perdure.data.case import Batch, Case, collate
+from perdure.data.dataset import Draw, Samples, members
+from perdure.data.sampling import Batches, BatchSampler
 from perdure.errors import DataError, PerdureError, UsageError
-from perdure.seeds import derive_seed
 
-
-class BatchSampler(Sampler[list[Draw]]):
-    """Samples of the steps ``start .. stop - 1`` for one of ``world`` processes.
-
-    Process r gets the r-th share of every global batch, so n processes see together what one process with
-    the same global batch would see, with the same augmentation.
-    """
-
-    def __init__(self, batches: Batches, seed: int, start: int, stop: int, rank: int = 0, world: int = 1) -> None:
-        self.batches, self.seed, self.start, self.stop = batches, seed, start, stop
-        self.rank, self.world = rank, world
-
-    def __len__(self) -> int:
-        return self.stop - self.start
-
-    def __iter__(self) -> Iterator[list[Draw]]:
-        per_epoch, size = self.batches.steps(), self.batches.size
-        share = -(-size // self.world)
-        epoch, order = -1, [0]
-        for step in range(self.start, self.stop):
-            if step // per_epoch != epoch:
-                epoch = step // per_epoch
-                order = self._order(epoch)
-            at = (step % per_epoch) * size
-            mine = range(at + self.rank * share, min(at + size, at + (self.rank + 1) * share, len(order)))
-            yield [Draw(order[i], derive_seed(self.seed, epoch, i)) for i in mine]
-
-    def _order(self, epoch: int) -> list[int]:
-        batches = self.batches
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
-        if batches.weights is not None:
-            count = batches.draws or len(batches.view)
-            return torch.multinomial(batches.weights, count, replacement=True, generator=generator).tolist()
-        if batches.shuffle:
-            return torch.randperm(len(batches.view), generator=generator).tolist()
-        return list(range(len(batches.view)))
+Read = tuple[int, Case | PerdureError]
+"""A sample and the source of a mix that it is from, or what is wrong with it."""
+T = TypeVar("T")
 
 
 def make_loader(draws: BatchSampler, workers: int, pin: bool, context_seed: int = 0) -> Iterator[Batch | None]:
-    """Read the draws; the batches are :class:`Batch`, or ``None`` where this process has no share.
+    """Read the draws as batches of equal size, or ``None`` where this process has no share; see :func:`read_draws`."""
+    return read_draws(draws, workers, _stack, pin, context_seed)
+
+
+def read_cases(samples: Samples, at_once: int, workers: int, rank: int, world: int) -> Iterator[list[Case]]:
+    """All samples in order, some at a time, this process's share of them; images may differ in size."""
+    batches = Batches(samples, at_once * world, shuffle=False, drop_last=False)
+    for cases in read_draws(BatchSampler(batches, 0, 0, batches.steps(), rank, world), workers, _list):
+        yield cases or []
+
+
+def read_draws(
+    draws: BatchSampler,
+    workers: int,
+    gather: Callable[[list[Case], list[int]], T],
+    pin: bool = False,
+    context_seed: int = 0,
+) -> Iterator[T | None]:
+    """Read the draws; each step gives what ``gather`` makes of its cases, ``None`` where there are none.
 
     What a worker process finds wrong with a sample is raised here as it was raised there. Worker processes start
     anew for each phase; an archive that is read when it is first needed is read here before, once for all of them.
 
     Raises:
-        DataError: The view is empty.
+        DataError: A source is empty.
         UsageError: The batch cannot be shared evenly by the processes.
     """
-    batches = draws.batches
-    if not len(batches.view):
+    sources = [batches.samples for batches in draws.parts]
+    if not all(map(len, sources)):
         raise DataError(
             "a training or test set is empty",
             "run `perdure check` on the recipe to see the images of each task",
         )
-    if draws.world > 1 and batches.size % draws.world:
+    uneven = [batches.size for batches in draws.parts if batches.size % draws.world]
+    if uneven:
         raise UsageError(
-            f"a batch of {batches.size} cannot be shared by {draws.world} processes",
+            f"a batch of {uneven[0]} cannot be shared by {draws.world} processes",
             f"choose a batch size that is a multiple of {draws.world}",
         )
     if workers:
-        _read_ahead(batches.view)
+        _read_ahead(sources)
     generator = torch.Generator().manual_seed(context_seed)  # workers' base seeds; samples carry their own
     loader = DataLoader(
-        _Told(batches.view),
+        _Told(sources),
         batch_sampler=draws,
         num_workers=workers,
-        collate_fn=_collate,
+        collate_fn=partial(_collate, gather),
         pin_memory=pin,
         generator=generator,
         worker_init_fn=_start_worker if workers else None,
@@ -91,16 +79,15 @@ def make_loader(draws: BatchSampler, workers: int, pin: bool, context_seed: int 
     return _reads(loader)
 
 
-def _read_ahead(samples: Samples) -> None:
-    """Read a sample of each view, so that what its source loads once is in memory when workers are forked."""
-    views = [view for view in samples.views if len(view)] if isinstance(samples, Joined) else [samples]
-    for view in views:
+def _read_ahead(sources: Sequence[Samples]) -> None:
+    """Read a sample of each data set, so that what it loads once is in memory when workers are forked."""
+    for samples in (dataset for source in sources for dataset in members(source) if len(dataset)):
         # a worker tells what is wrong with a sample, if one reads it
         with contextlib.suppress(PerdureError):
-            view[0]
+            samples[0]
 
 
-def _reads(loader: DataLoader[Sample | PerdureError]) -> Iterator[Batch | None]:
+def _reads(loader: DataLoader[Read]) -> Iterator[Any]:
     reads = iter(loader)
     # Workers do not heed SIGTERM, so Python's own way of ending them at exit would wait for ever.
     stop: Callable[[], None] = reads._shutdown_workers if loader.num_workers else _nothing  # type: ignore[attr-defined]
@@ -119,29 +106,17 @@ def _nothing() -> None:
     pass
 
 
-class _Told(TorchDataset["Sample | PerdureError"]):
-    """A view that hands errors over instead of raising them: torch would put a traceback into their text."""
+class _Told(TorchDataset[Read]):
+    """Samples of several sources that hand errors over instead of raising them: torch would add a traceback."""
 
-    def __init__(self, view: Samples) -> None:
-        self.view = view
+    def __init__(self, sources: Sequence[Samples]) -> None:
+        self.sources = sources
 
-    def __getitem__(self, draw: Draw) -> Sample | PerdureError:
+    def __getitem__(self, draw: Draw) -> Read:
         try:
-            return self.view[draw]
+            return draw.part, self.sources[draw.part][draw]
         except PerdureError as error:
-            return error
-
-
-def check_shares(batches: Batches, world: int) -> None:
-    """Raise UsageError if a process would have to train on an empty share of some batch."""
-    count = batches.draws if batches.weights is not None and batches.draws else len(batches.view)
-    smallest = count % batches.size if count < batches.size or not batches.drop_last else 0
-    share = -(-batches.size // world)
-    if 0 < smallest <= share * (world - 1):
-        raise UsageError(
-            f"a batch of {smallest} samples leaves one of {world} processes without any",
-            "use fewer processes or a smaller training.batch_size",
-        )
+            return draw.part, error
 
 
 def _start_worker(worker: int) -> None:  # noqa: ARG001
@@ -154,8 +129,19 @@ def _start_worker(worker: int) -> None:  # noqa: ARG001
         signal.signal(number, signal.SIG_IGN)
 
 
-def _collate(samples: list[Sample | PerdureError]) -> Batch | PerdureError | None:
-    wrong = next((sample for sample in samples if isinstance(sample, PerdureError)), None)
-    if wrong is not None or not samples:
-        return wrong
-    return collate([sample for sample in samples if not isinstance(sample, PerdureError)])
+def _stack(cases: list[Case], parts: list[int]) -> Batch:
+    return collate(cases, parts)
+
+
+def _list(cases: list[Case], parts: list[int]) -> list[Case]:  # noqa: ARG001
+    return cases
+
+
+def _collate(gather: Callable[[list[Case], list[int]], T], samples: list[Read]) -> T | PerdureError | None:
+    """A step's cases, or the first thing that was wrong; ``None`` where this process has no share of the step."""
+    cases: list[Case] = []
+    for _, sample in samples:
+        if isinstance(sample, PerdureError):
+            return sample
+        cases.append(sample)
+    return gather(cases, [part for part, _ in samples]) if cases else None

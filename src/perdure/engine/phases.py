@@ -15,40 +15,13 @@ from typing import Any, Literal, Protocol
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from perdure.data.dataset import Batch, Samples
+from perdure.data.case import Batch
+from perdure.data.sampling import Batches, Mix
 from perdure.engine.schedules import Schedule, constant
 
 Terms = dict[str, Tensor]
 """Named, already weighted scalar loss terms; the engine minimises their sum and logs each."""
 Precision = Literal["fp32", "bf16", "fp16"]
-
-
-@dataclass(frozen=True)
-class Batches:
-    """How a view is cut into batches.
-
-    Args:
-        view: The data.
-        size: Samples a step over *all* processes together.
-        shuffle: New order every epoch, a function of the run's seed.
-        drop_last: Leave out the last, smaller batch of an epoch.
-        weights: Sampling weights, one a sample: draws with replacement, ``draws`` an epoch.
-        draws: Samples an epoch when ``weights`` is given.
-    """
-
-    view: Samples
-    size: int
-    shuffle: bool = True
-    drop_last: bool = True
-    weights: Tensor | None = None
-    draws: int | None = None
-
-    def steps(self) -> int:
-        """Batches in one epoch: T of the papers. At least 1 unless the view is empty."""
-        count = self.draws if self.weights is not None and self.draws else len(self.view)
-        if self.drop_last and count >= self.size:
-            return count // self.size
-        return -(-count // self.size)
 
 
 @dataclass(frozen=True)
@@ -60,10 +33,8 @@ class Train:
         module: What is trained: its parameters with ``requires_grad`` get gradients, are averaged over
             processes and saved for resume. Train mode is set by the engine; a network that keeps parts of
             itself frozen says so in its own ``train`` method.
-        data: Looks up the batches at the start of the phase; ``None`` for a phase without data, whose loss is
-            called with ``None``.
-        beside: Looks up a second data set, of which a batch comes along with every batch as ``batch.beside``; it
-            has epochs of its own.
+        data: Makes the batches at the start of the phase, of one source or a :class:`Mix` of several; ``None`` for a
+            phase without data, whose loss is called with ``None``.
         loss: ``batch -> named weighted terms``.
         optimizer: Builds the optimiser at the start of the phase.
         schedule: Factor on every group's learning rate by step.
@@ -81,8 +52,7 @@ class Train:
     module: nn.Module
     loss: Callable[[Batch], Terms]
     optimizer: Callable[[], Optimizer]
-    data: Callable[[], Batches] | None = None
-    beside: Callable[[], Batches] | None = None
+    data: Callable[[], Batches | Mix] | None = None
     schedule: Schedule = constant
     epochs: int | None = None
     steps: int | None = None
@@ -104,7 +74,7 @@ class Collect:
 
     name: str
     module: nn.Module
-    data: Callable[[], Batches]
+    data: Callable[[], Batches | Mix]
     measure: Callable[[Batch], Mapping[str, Tensor]]
     finish: Callable[[dict[str, Tensor]], None]
 

@@ -11,13 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from perdure.data.dataset import Batch
+from perdure.data.case import Batch
 from perdure.engine.machine import Machine
 from perdure.engine.options import EngineOptions
 from perdure.engine.phases import Precision, Terms, Train
 from perdure.errors import UsageError
-from perdure.networks.classifier import Classifier
-from perdure.networks.segmenter import Segmenter
+from perdure.networks.network import Network
 
 
 class _Trainee(nn.Module):
@@ -200,14 +199,12 @@ def _sort_axes(tensor: Tensor) -> Tensor:
 
 
 def _channels_last(batch: Batch) -> Batch:
-    """The batch, and the one beside it, with channels innermost."""
-    beside = None if batch.beside is None else _channels_last(batch.beside)
-    return batch._replace(images=batch.images.contiguous(memory_format=torch.channels_last), beside=beside)
+    return batch._replace(images=batch.images.contiguous(memory_format=torch.channels_last))
 
 
 def _compilable(module: nn.Module) -> list[nn.Module]:
-    """Parts of a method that are called as modules: of a network its body, for methods call its halves."""
-    parts = [m.body if isinstance(m, Segmenter | Classifier) else m for m in module.children()]
+    """Parts of a method that are called as modules and have weights; a network says which of its parts are."""
+    parts = [part for m in module.children() for part in (m.compilable() if isinstance(m, Network) else [m])]
     trained = [m for m in parts if any(True for _ in m.parameters())]
     return [m for m in trained if not isinstance(m, nn.ModuleList | nn.ModuleDict)]
 

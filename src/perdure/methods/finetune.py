@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Literal
 
-from pydantic import BaseModel, Field
-from torch import Tensor, nn
+from pydantic import Field
+from torch import Tensor
 
-from perdure.data.dataset import Batch
-from perdure.data.source import Kind
+from perdure.data.case import Batch
 from perdure.engine.phases import Phase, Terms
-from perdure.kept.items import Kept
 from perdure.methods import training
-from perdure.methods.method import Prediction
+from perdure.methods.method import Method
 from perdure.methods.options import Options, Setup
+from perdure.methods.prediction import Prediction
+from perdure.networks.network import GrowingNetwork
 from perdure.streams.task import Task
 
 
@@ -28,20 +28,15 @@ class FinetuneOptions(Options):
     ignore_as_negative: bool = Field(True, description="count ignored pixels as negatives, as STAR does")
 
 
-class Finetune(nn.Module):
+class Finetune(Method[FinetuneOptions]):
     """The plain loss on the current task's images, nothing else."""
 
-    Options: ClassVar[type[BaseModel]] = FinetuneOptions
-    kinds: ClassVar[frozenset[Kind]] = frozenset({"segmentation", "classification"})
-    sees_all_tasks: ClassVar[bool] = False
+    Options = FinetuneOptions
+    kinds = frozenset({"segmentation", "classification"})
 
-    def __init__(self, setup: Setup) -> None:
-        super().__init__()
-        assert isinstance(setup.options, FinetuneOptions)
-        self.options = setup.options
-        self.training_options = setup.training
-        self.network = setup.network()
-        self.class_ids: tuple[int, ...] = ()
+    def __init__(self, setup: Setup[FinetuneOptions]) -> None:
+        super().__init__(setup)
+        self.network = setup.network(GrowingNetwork)
         self.learning: tuple[int, ...] = ()
 
     def begin(self, task: Task) -> None:
@@ -66,7 +61,3 @@ class Finetune(nn.Module):
     def predict(self, images: Tensor) -> Prediction:
         """Scores of all classes seen so far."""
         return training.scores(self.network, images, self.class_ids)
-
-    def kept(self) -> Sequence[Kept]:
-        """Nothing besides the weights."""
-        return []

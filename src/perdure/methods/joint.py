@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
-from pydantic import BaseModel, Field
-from torch import Tensor, nn
+from pydantic import Field
+from torch import Tensor
 
-from perdure.data.dataset import Batch
-from perdure.data.source import Kind
+from perdure.data.case import Batch
 from perdure.engine.phases import Phase, Terms
-from perdure.kept.items import Kept
 from perdure.methods import training
-from perdure.methods.method import Prediction
+from perdure.methods.method import Method
 from perdure.methods.options import Options, Setup
+from perdure.methods.prediction import Prediction
+from perdure.networks.network import GrowingNetwork
 from perdure.streams.task import Task
 
 
@@ -24,20 +23,16 @@ class JointOptions(Options):
     ignore_as_negative: bool = Field(True, description="count ignored pixels as negatives, as STAR does")
 
 
-class Joint(nn.Module):
+class Joint(Method[JointOptions]):
     """The loss and the network of fine-tuning on the merged stream of all tasks."""
 
-    Options: ClassVar[type[BaseModel]] = JointOptions
-    kinds: ClassVar[frozenset[Kind]] = frozenset({"segmentation", "classification"})
-    sees_all_tasks: ClassVar[bool] = True
+    Options = JointOptions
+    kinds = frozenset({"segmentation", "classification"})
+    sees_all_tasks = True
 
-    def __init__(self, setup: Setup) -> None:
-        super().__init__()
-        assert isinstance(setup.options, JointOptions)
-        self.options = setup.options
-        self.training_options = setup.training
-        self.network = setup.network()
-        self.class_ids: tuple[int, ...] = ()
+    def __init__(self, setup: Setup[JointOptions]) -> None:
+        super().__init__(setup)
+        self.network = setup.network(GrowingNetwork)
 
     def begin(self, task: Task) -> None:
         """Append a classifier for the task's classes."""
@@ -56,7 +51,3 @@ class Joint(nn.Module):
     def predict(self, images: Tensor) -> Prediction:
         """Scores of all classes."""
         return training.scores(self.network, images, self.class_ids)
-
-    def kept(self) -> Sequence[Kept]:
-        """Nothing besides the weights."""
-        return []

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from perdure.errors import PerdureError
-from perdure.labels import IGNORE, ChannelMap
+from perdure.labels import BACKGROUND, IGNORE, ChannelMap
 
 PIECE_ON_CPU: Final = 1 << 20
 """Full-size logits that :func:`class_bce` handles at a time (at least one image): what fits a cache."""
@@ -40,6 +40,7 @@ def class_bce(
     class_ids: Sequence[int],
     pos_weight: float = 1.0,
     ignore_as_negative: bool = True,
+    annotated: Tensor | None = None,
 ) -> Tensor:
     """Binary cross-entropy of each class on linearly upsampled logits, mean over pixels (STAR, spec 4.1).
 
@@ -53,9 +54,12 @@ def class_bce(
         pos_weight: Weight w of positive pixels.
         ignore_as_negative: Ignored pixels count as negatives of every class, as published; otherwise they are
             left out of the mean.
+        annotated: ``(N, TABLE_SIZE)`` bool, which classes each image labels, or ``None`` for all. Where an image does
+            not label a class, its background and its ignored pixels may be that class: they are left out of the
+            class's mean. Pixels of another class stay negatives, for they are known not to be it.
 
     Returns:
-        ``(C,)`` float32; sum it for the loss. 0 where every pixel is left out.
+        ``(C,)`` float32; sum it for the loss. 0 for a class of which every pixel is left out.
 
     Raises:
         PerdureError: The shapes do not fit together.
@@ -65,9 +69,19 @@ def class_bce(
             f"logits {tuple(logits.shape)} do not fit labels {tuple(labels.shape)} and {len(class_ids)} classes",
             "logits need one channel a class, and as many images and axes as the labels",
         )
-    valid = None if ignore_as_negative else labels != IGNORE
+    valid = None if ignore_as_negative else (labels != IGNORE).unsqueeze(1)
+    if annotated is not None:
+        unlabelled = ((labels == BACKGROUND) | (labels == IGNORE)).unsqueeze(1)
+        certain = ~unlabelled | annotates(annotated, class_ids, labels.dim() - 1)
+        valid = certain if valid is None else valid & certain
     loss: Tensor = _ClassBce.apply(logits.float(), channels_of(labels, class_ids), valid, pos_weight)
     return loss
+
+
+def annotates(annotated: Tensor, class_ids: Sequence[int], axes: int) -> Tensor:
+    """Whether each image labels each class, ``(N, C, 1, ...)`` bool with ``axes`` spatial axes of length one."""
+    known = annotated[:, list(class_ids)]
+    return known.view(*known.shape, *[1] * axes)
 
 
 def negative_bce(logits: Tensor, where: Tensor | None = None) -> Tensor:
@@ -75,7 +89,8 @@ def negative_bce(logits: Tensor, where: Tensor | None = None) -> Tensor:
 
     Args:
         logits: ``(N, C, *s)``.
-        where: ``(N, *s)`` bool, positions that count; all of them if not given.
+        where: ``(N, *s)`` or, where it differs between classes, ``(N, C, *s)`` bool: positions that count; all of
+            them if not given.
 
     Returns:
         ``(C,)`` float32; zeros if no position counts.
@@ -83,6 +98,9 @@ def negative_bce(logits: Tensor, where: Tensor | None = None) -> Tensor:
     loss = F.softplus(logits.float()).transpose(0, 1).flatten(1)
     if where is None:
         return loss.mean(1)
+    if where.dim() == logits.dim():
+        weights = where.transpose(0, 1).flatten(1).to(loss.dtype)
+        return (loss * weights).sum(1) / weights.sum(1).clamp_min(1.0)
     weight = where.flatten().to(loss.dtype)
     return loss @ weight / weight.sum().clamp_min(1.0)
 
@@ -109,13 +127,17 @@ class _ClassBce(torch.autograd.Function):
                 full = _enlarge(logits[here], resizers)
                 loss, slope = _pixel_bce(full, channels[here], pos_weight, slopes is not None)
                 if valid is not None:
-                    loss = loss * valid[here].unsqueeze(1)
+                    loss = loss * valid[here]
                 total += loss.flatten(2).sum((0, 2))
                 if slopes is not None and slope is not None:
-                    slopes[here] = _shrink(slope if valid is None else slope * valid[here].unsqueeze(1), resizers)
-        count = torch.tensor(float(channels.numel())) if valid is None else valid.sum().clamp_min(1)
+                    slopes[here] = _shrink(slope if valid is None else slope * valid[here], resizers)
+        count = torch.tensor(float(channels.numel()))
+        if valid is not None:  # (N, 1, *S), or (N, C, *S) where each class has pixels of its own
+            count = valid.transpose(0, 1).flatten(1).sum(1).clamp_min(1)
         share = count.to(total).reciprocal()
-        ctx.save_for_backward(slopes if slopes is None else slopes.mul_(share))
+        if slopes is not None:
+            slopes = slopes.mul_(share.view(1, -1, *[1] * len(size)))
+        ctx.save_for_backward(slopes)
         return total.mul_(share)
 
     @staticmethod

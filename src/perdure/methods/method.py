@@ -1,73 +1,78 @@
-"""What a method is. There is no base class: any ``nn.Module`` with these members is a method.
+"""What a method is: a module with a few members, described by :class:`Method`.
 
 Being a module is the whole of its memory: parameters and buffers are saved when a task is sealed and in the
-middle of a phase, and restored from there. Frozen copies of earlier networks are made again in ``begin``.
+middle of a phase, and restored from there; files that it keeps are referenced (:mod:`perdure.kept.items`). Frozen
+copies of earlier networks are made again in ``begin``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from typing import ClassVar, Generic, Self, TypeVar
 
-import torch
-from pydantic import BaseModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from perdure.data.source import Kind
 from perdure.engine.phases import Phase
 from perdure.kept.items import Kept
+from perdure.methods.options import Options, Setup
+from perdure.methods.prediction import Prediction
+from perdure.networks.frozen import Frozen
 from perdure.streams.task import Task
 
-
-@dataclass(frozen=True)
-class Prediction:
-    """Scores a model gives its classes at every position.
-
-    Args:
-        scores: ``(N, K, *S)``, or ``(N, K)`` in classification, comparable over channels; the highest wins.
-            Averaging scores of overlapping tiles or of several models must make sense (probabilities, not logits).
-        class_ids: Global id of each channel; 0 where a channel stands for background.
-    """
-
-    scores: Tensor
-    class_ids: tuple[int, ...]
-
-    def labels(self) -> Tensor:
-        """Global ids ``(N, *S)`` or ``(N,)`` int64 of the winning channel; the first channel wins a tie."""
-        ids = torch.as_tensor(self.class_ids, device=self.scores.device)
-        return ids[self.scores.argmax(1)]
+OptionsT = TypeVar("OptionsT", bound=Options)
 
 
-class Method(Protocol):
+class Method(nn.Module, ABC, Generic[OptionsT]):
     """A way to learn the next task and keep the past.
+
+    A subclass names its ``Options`` and the kinds of data that it can learn, builds its network from
+    ``setup.network(TYPE)`` and registers what it keeps as buffers.
 
     Attributes:
         Options: Typed settings that a recipe may give under ``method``.
-        sees_all_tasks: True for upper bounds that train on all tasks at once; the stream is then merged.
         kinds: What it can learn: segmentation, classification or both.
+        sees_all_tasks: True for upper bounds that train on all tasks at once; the stream is then merged.
+        options: This run's settings.
+        training_options: Settings of optimisation, shared by all methods.
+        class_ids: Classes seen so far in learning order; a method sets them in ``begin``.
     """
 
-    Options: ClassVar[type[BaseModel]]
-    sees_all_tasks: ClassVar[bool]
-    kinds: ClassVar[frozenset[Kind]]
+    Options: ClassVar[type[Options]] = Options
+    kinds: ClassVar[frozenset[Kind]] = frozenset({"segmentation"})
+    sees_all_tasks: ClassVar[bool] = False
 
+    def __init__(self, setup: Setup[OptionsT]) -> None:
+        super().__init__()
+        self.options = setup.options
+        self.training_options = setup.training
+        self.class_ids: tuple[int, ...] = ()
+
+    @abstractmethod
     def begin(self, task: Task) -> None:
-        """Get ready for a task: snapshot the old network, grow the new one. Reads no data."""
-        ...
+        """Get ready for a task: freeze a copy of the old network, grow the new one. Reads no data."""
 
-    def phases(self, task: Task) -> Sequence[Phase]:
-        """The stages of the work on the task, in order."""
-        ...
+    @abstractmethod
+    def phases(self, task: Task) -> Iterable[Phase]:
+        """The stages of the work on the task, in order.
 
+        A generator may decide as it goes: what stands after a ``yield`` runs when that phase is done. Such a decision
+        has to follow from saved state (a buffer that later phases leave alone), because a resumed run takes it again.
+        """
+
+    @abstractmethod
     def predict(self, images: Tensor) -> Prediction:
-        """Scores for images ``(N, C, *S)`` at the input's size, for all classes seen so far."""
-        ...
+        """Scores of images ``(N, C, *S)`` at the input's size, for all classes seen so far."""
 
     def kept(self) -> Sequence[Kept]:
         """What besides the network's weights crosses the task boundary."""
-        ...
+        return ()
 
-    def state_dict(self) -> Mapping[str, Tensor]:
-        """Everything the method remembers (from ``nn.Module``)."""
-        ...
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move frozen copies along: ``to(device)`` and changes of memory layout all pass through here."""
+        for part in vars(self).values():
+            if isinstance(part, Frozen):
+                part.module._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch has no types here
+        return self

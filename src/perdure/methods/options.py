@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from perdure.errors import UsageError
+
 if TYPE_CHECKING:
-    from perdure.networks.build import AnyNetwork
+    from perdure.networks.network import Network  # the command line reads these settings without torch
+
+NetworkT = TypeVar("NetworkT", bound="Network")
 
 
 class Options(BaseModel):
@@ -18,6 +22,7 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+OptionsT = TypeVar("OptionsT", bound="Options")
 Share = Annotated[float, Field(ge=0)]
 Step = Annotated[float, Field(gt=0)]
 
@@ -27,6 +32,10 @@ class TrainingOptions(Options):
 
     epochs: int = Field(60, ge=1, description="epochs of the first task")
     later_epochs: int | None = Field(None, ge=1, description="epochs of later tasks; the same as `epochs` if not given")
+    steps: int | None = Field(None, ge=1, description="optimiser steps of the first task, in the place of epochs")
+    later_steps: int | None = Field(
+        None, ge=1, description="optimiser steps of later tasks; the same as `steps` if not given"
+    )
     batch_size: int = Field(24, ge=1, description="samples a step over all processes together")
     optimizer: Literal["sgd", "adamw"] = Field("sgd", description="which optimiser")
     momentum: float = Field(0.9, ge=0, lt=1, description="of SGD, after Nesterov; 0 for plain SGD")
@@ -54,15 +63,29 @@ class TrainingOptions(Options):
 
 
 @dataclass(frozen=True)
-class Setup:
+class Setup(Generic[OptionsT]):
     """What a method is built from.
 
     Args:
         options: The method's own ``Options``.
         training: Settings shared by all methods.
-        network: Builds the network, without classifiers; ``begin`` grows them.
+        build: Builds the recipe's network, without classifiers; ``begin`` grows them.
     """
 
-    options: BaseModel
+    options: OptionsT
     training: TrainingOptions
-    network: Callable[[], AnyNetwork]
+    build: Callable[[], Network]
+
+    def network(self, wanted: type[NetworkT]) -> NetworkT:
+        """Build the recipe's network for a method that needs one of the type ``wanted``, such as ``Segmenter``.
+
+        Raises:
+            UsageError: The recipe names a network of another type, or one that cannot be built.
+        """
+        network = self.build()
+        if not isinstance(network, wanted):
+            raise UsageError(
+                f"the method needs a network of type {wanted.__name__}, the recipe's is a {type(network).__name__}",
+                "set network.name to one that fits; `perdure list networks` shows them",
+            )
+        return network

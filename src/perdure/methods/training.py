@@ -9,20 +9,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from perdure.data.dataset import Batch
-from perdure.engine.phases import Batches, Terms, Train
+from perdure.data.case import Batch
+from perdure.data.sampling import Batches, Mix
+from perdure.engine.phases import Terms, Train
 from perdure.engine.schedules import by_name
 from perdure.labels import BACKGROUND
 from perdure.methods.losses import channels_of, class_bce
-from perdure.methods.method import Prediction
 from perdure.methods.options import TrainingOptions
-from perdure.networks.build import AnyNetwork
-from perdure.networks.classifier import Classifier
-from perdure.networks.segmenter import Segmenter
+from perdure.methods.prediction import Prediction
+from perdure.networks.network import FeaturesT, GrowingNetwork, Network
 from perdure.streams.task import Task
 
 
-def grow(network: AnyNetwork, task: Task, training: TrainingOptions) -> None:
+def grow(network: GrowingNetwork[FeaturesT], task: Task, training: TrainingOptions) -> None:
     """Append the task's classifier and, after the first task, freeze normalisation if the training says so."""
     network.grow(len(task.new))
     if task.index > 0 and training.freeze_norm:
@@ -41,23 +40,21 @@ def base_lr(training: TrainingOptions, later: bool) -> float:
     return training.lr / 10 if training.later_lr is None else training.later_lr
 
 
-def make_optimizer(network: AnyNetwork, training: TrainingOptions, later: bool) -> Optimizer:
-    """Optimiser with one learning rate a part of the network (STAR, spec 5.1).
+def make_optimizer(network: Network, training: TrainingOptions, later: bool) -> Optimizer:
+    """Optimiser with one learning rate per part of the network (STAR, spec 5.1).
 
     The neck learns ``neck_lr`` times faster than the backbone, classifiers ``classifier_lr`` times, and at later
-    tasks the newest classifier ``new_classifier_lr`` times; the scale of cosine logits as fast as the backbone.
-    Frozen parameters are in no group.
+    tasks the newest classifier ``new_classifier_lr`` times. Other parts, such as the scale of cosine logits, learn as
+    fast as the backbone. Frozen parameters are in no group.
     """
     lr = base_lr(training, later)
     factors = {
-        "backbone": 1.0,
         "neck": training.neck_lr,
         "old_classifiers": training.classifier_lr,
         "new_classifier": training.new_classifier_lr if later else training.classifier_lr,
-        "scale": 1.0,
     }
-    parts = {part: [p for p in params if p.requires_grad] for part, params in network.groups().items()}
-    groups = [{"params": params, "lr": lr * factors[part]} for part, params in parts.items() if params]
+    parts = network.parameter_groups()
+    groups = [{"params": params, "lr": lr * factors.get(part, 1.0)} for part, params in parts.items() if params]
     if training.optimizer == "adamw":
         return AdamW(groups, lr=lr, weight_decay=training.weight_decay)
     momentum = training.momentum
@@ -66,14 +63,16 @@ def make_optimizer(network: AnyNetwork, training: TrainingOptions, later: bool) 
 
 def train_phase(
     module: nn.Module,
-    network: AnyNetwork,
+    network: Network,
     task: Task,
     training: TrainingOptions,
     loss: Callable[[Batch], Terms],
-    data: Callable[[], Batches] | None = None,
+    data: Callable[[], Batches | Mix] | None = None,
 ) -> Train:
     """Phase ``train`` of a task with the recipe's length, schedule, groups and clipping; on ``data`` if given."""
     later = task.index > 0
+    epochs = (training.later_epochs or training.epochs) if later else training.epochs
+    steps = (training.later_steps or training.steps) if later else training.steps
     return Train(
         name="train",
         module=module,
@@ -81,7 +80,8 @@ def train_phase(
         optimizer=lambda: make_optimizer(network, training, later),
         data=data or (lambda: batches(task, training)),
         schedule=by_name(training.schedule, training.warmup, training.stairs),
-        epochs=(training.later_epochs or training.epochs) if later else training.epochs,
+        epochs=None if steps else epochs,
+        steps=steps,
         clip=training.clip,
         ema=training.ema,
         accumulate=training.accumulate,
@@ -89,7 +89,7 @@ def train_phase(
 
 
 def current_loss(
-    network: AnyNetwork,
+    network: GrowingNetwork[FeaturesT],
     batch: Batch,
     class_ids: Sequence[int],
     training: TrainingOptions,
@@ -102,7 +102,7 @@ def current_loss(
     cross-entropy of the softmax over the classes, mean over images.
 
     Args:
-        network: Segmenter or Classifier.
+        network: Network of either kind of label.
         batch: Images and labels.
         class_ids: Ids of the channels of ``classify(first=first)``.
         training: Gives the weight of positive pixels.
@@ -110,31 +110,41 @@ def current_loss(
         first: First classifier that takes part.
     """
     logits = network.classify(network.features(batch.images), first=first)
-    if isinstance(network, Classifier):
+    if network.kind == "classification":  # every image has exactly one class: nothing is ignored or unlabelled
         return F.cross_entropy(logits.float(), channels_of(batch.labels, class_ids))
-    return class_bce(logits, batch.labels, class_ids, training.pos_weight, ignore_as_negative).sum()
+    weight = training.pos_weight
+    return class_bce(logits, batch.labels, class_ids, weight, ignore_as_negative, batch.annotated).sum()
 
 
-def scores(network: AnyNetwork, images: Tensor, class_ids: Sequence[int]) -> Prediction:
-    """Sigmoid scores beside background for a Segmenter, the softmax for a Classifier."""
-    if isinstance(network, Classifier):
-        return softmax_scores(network, images, class_ids)
-    return sigmoid_scores(network, images, class_ids)
+def scores(network: GrowingNetwork[FeaturesT], images: Tensor, class_ids: Sequence[int]) -> Prediction:
+    """Sigmoid scores beside background in segmentation, the softmax in classification."""
+    return {"segmentation": sigmoid_scores, "classification": softmax_scores}[network.kind](network, images, class_ids)
 
 
 @torch.no_grad()
-def softmax_scores(network: Classifier, images: Tensor, class_ids: Sequence[int]) -> Prediction:
+def softmax_scores(network: GrowingNetwork[FeaturesT], images: Tensor, class_ids: Sequence[int]) -> Prediction:
     """Probability ``(N, K)`` of each class for whole images."""
-    logits = network.classify(network.features(images))
-    return Prediction(logits.float().softmax(1), tuple(class_ids))
+    return Prediction.dense(network.full_logits(images).softmax(1), class_ids)
 
 
 @torch.no_grad()
-def sigmoid_scores(network: Segmenter, images: Tensor, class_ids: Sequence[int]) -> Prediction:
+def sigmoid_scores(network: GrowingNetwork[FeaturesT], images: Tensor, class_ids: Sequence[int]) -> Prediction:
     """Probability of each class at the images' size, beside a constant 0.5 for background (STAR, spec 1.7).
 
-    A class wins where it is the likeliest and above 0.5. The mode of the network is the caller's business.
+    A class wins where it is the likeliest and above 0.5. Features are computed now, the scores of a class when they
+    are asked for. The mode of the network is the caller's business.
     """
-    logits = network.full_logits(images)
-    scores = torch.cat([torch.full_like(logits[:, :1], 0.5), logits.sigmoid()], 1)
-    return Prediction(scores, (BACKGROUND, *class_ids))
+    encoded = network.encode(images)
+
+    def score(channels: Sequence[int]) -> Tensor:
+        with torch.no_grad():
+            wanted = [channel - 1 for channel in channels if channel]
+            whole = wanted == list(range(len(class_ids)))
+            probabilities = network.score(encoded, None if whole else wanted).sigmoid()
+            if len(wanted) == len(channels):
+                return probabilities
+            place = list(channels).index(0)
+            background = probabilities.new_full((len(probabilities), 1, *encoded.size), 0.5)
+            return torch.cat([probabilities[:, :place], background, probabilities[:, place:]], 1)
+
+    return Prediction((BACKGROUND, *class_ids), score, held_bytes=encoded.nbytes)

@@ -21,20 +21,25 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Matrix = npt.NDArray[np.int64]
-VERSION: Final = 1
+VERSION: Final = 2
 
 
-def confusion(labels: Tensor, predictions: Tensor, ids: tuple[int, ...]) -> Tensor:
+def confusion(labels: Tensor, predictions: Tensor, ids: tuple[int, ...], annotated: Tensor | None = None) -> Tensor:
     """Count pairs of ground truth and prediction.
+
+    A case that does not label a class says nothing about it: its background may be that class. Where the model
+    predicts such a class on background, the pixel is dropped; where it predicts it on the label of another class,
+    that is an error of the labelled class and goes to the last column, so that it is no error of the other.
 
     Args:
         labels: Ground truth ``(N, *S)`` in global ids, any integer type. Labels that are not in ``ids`` are
             dropped: ignore and classes that are not asked for (STAR, spec 1.7).
         predictions: Global ids, same shape.
         ids: Which label stands in which row and column.
+        annotated: ``(N, TABLE_SIZE)`` bool: labels that each case can tell; ``None`` if all cases tell all.
 
     Returns:
-        Int64 ``(K, K)`` on the device of ``labels``, K = len(ids). Counts of parts of the data add up.
+        Int64 ``(K, K + 1)`` on the device of ``labels``, K = len(ids). Counts of parts of the data add up.
 
     Raises:
         PerdureError: The shapes differ, or a prediction is not in ``ids``.
@@ -44,25 +49,31 @@ def confusion(labels: Tensor, predictions: Tensor, ids: tuple[int, ...]) -> Tens
     if labels.shape != predictions.shape:
         raise PerdureError(f"ground truth is {tuple(labels.shape)} but the prediction is {tuple(predictions.shape)}",
                            "predict at the size of the labels")  # fmt: skip
-    table = torch.full((TABLE_SIZE,), -1, dtype=torch.int64, device=labels.device)
-    table[list(ids)] = torch.arange(len(ids), device=labels.device)
-    truth, guess = _look_up(table, labels.flatten()), _look_up(table, predictions.flatten())
+    count = len(ids)
+    # one entry more than there are labels: numbers that are no label at all are looked up there
+    table = torch.full((TABLE_SIZE + 1,), -1, dtype=torch.int64, device=labels.device)
+    table[list(ids)] = torch.arange(count, device=labels.device)
+    truth, guess = (table[_index(values)] for values in (labels, predictions))
     if bool((guess < 0).any()):
-        stray = int(predictions.flatten()[(guess < 0).nonzero()[0, 0]])
+        stray = int(predictions[guess < 0][0])
         raise PerdureError(
             f"the model predicted label {stray}, which is not among the labels that are measured",
             f"measured labels: {', '.join(map(str, ids))}",
         )
+    if annotated is not None:
+        known = annotated[:, list(ids)]  # (N, K); a truth of -1 looks up the last one, which changes nothing
+        guess = guess.where(known.gather(1, guess.flatten(1)).view_as(guess), count)
+        dropped = (truth == 0) & (guess == count) | ~known.gather(1, truth.clamp_min(0).flatten(1)).view_as(truth)
+        truth = truth.masked_fill(dropped, -1)
     kept = truth >= 0
-    pairs = truth[kept] * len(ids) + guess[kept]
-    return torch.bincount(pairs, minlength=len(ids) ** 2).reshape(len(ids), len(ids))
+    pairs = truth[kept] * (count + 1) + guess[kept]
+    return torch.bincount(pairs, minlength=count * (count + 1)).reshape(count, count + 1)
 
 
-def _look_up(table: Tensor, values: Tensor) -> Tensor:
-    """Index a table of labels; values outside it give -1."""
+def _index(values: Tensor) -> Tensor:
+    """Labels as indices of a table with one entry more than there are labels, for whatever is no label."""
     index = values.long()
-    found = table[index.clamp(0, TABLE_SIZE - 1)]
-    return found.where(index == index.clamp(0, TABLE_SIZE - 1), -1)
+    return index.where((index >= 0) & (index < TABLE_SIZE), TABLE_SIZE)
 
 
 class ConfusionMatrix:
@@ -71,21 +82,33 @@ class ConfusionMatrix:
     Args:
         labels: Global id of each row and column; label 0 comes first, each id once.
         matrix: Int64 ``(K, K)``; zeros if not given.
+        elsewhere: Int64 ``(K,)``: pixels of each class for which a class was predicted that their case does not
+            label; zeros if not given. They count as missed, see :func:`confusion`.
+        cases: Number of cases that were counted.
+        annotated: Classes that the test set labels; ``None`` if all that it shows.
 
     Raises:
         PerdureError: The labels or the shape are not as described.
     """
 
-    def __init__(self, labels: tuple[int, ...], matrix: Matrix | None = None) -> None:
+    def __init__(
+        self,
+        labels: tuple[int, ...],
+        matrix: Matrix | None = None,
+        elsewhere: Matrix | None = None,
+        cases: int = 0,
+        annotated: frozenset[int] | None = None,
+    ) -> None:
         count = len(labels)
         if labels[:1] != (BACKGROUND,) or len(set(labels)) != count or not all(0 <= c < IGNORE for c in labels):
             raise PerdureError(
                 f"labels {labels} cannot be counted", f"start with 0, then each class id once, 1 to {IGNORE - 1}"
             )
-        if matrix is not None and matrix.shape != (count, count):
-            raise PerdureError(f"counts of shape {matrix.shape} do not fit {count} labels")
-        self.labels = labels
+        self.labels, self.cases, self.annotated = labels, cases, annotated
         self.matrix = np.zeros((count, count), np.int64) if matrix is None else matrix.astype(np.int64)
+        self.elsewhere = np.zeros(count, np.int64) if elsewhere is None else elsewhere.astype(np.int64)
+        if self.matrix.shape != (count, count) or self.elsewhere.shape != (count,):
+            raise PerdureError(f"counts of shape {self.matrix.shape} do not fit {count} labels")
 
     @classmethod
     def empty(cls, class_ids: Iterable[int]) -> ConfusionMatrix:
@@ -93,55 +116,62 @@ class ConfusionMatrix:
         return cls((BACKGROUND, *class_ids))
 
     def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, ConfusionMatrix)
-            and self.labels == other.labels
-            and np.array_equal(self.matrix, other.matrix)
-        )
+        return isinstance(other, ConfusionMatrix) and self.to_json() == other.to_json()
 
     __hash__ = None  # type: ignore[assignment]  # counts change while they add up
 
-    def update(self, labels: Tensor, predictions: Tensor) -> None:
+    @property
+    def truth(self) -> Matrix:
+        """Pixels of each class in the ground truth ``(K,)``."""
+        pixels: Matrix = self.matrix.sum(1) + self.elsewhere
+        return pixels
+
+    def update(self, labels: Tensor, predictions: Tensor, annotated: Tensor | None = None) -> None:
         """Add a batch; see :func:`confusion` for what is dropped and what is an error."""
-        self.add(confusion(labels, predictions, self.labels))
+        self.add(confusion(labels, predictions, self.labels, annotated))
 
-    def add(self, matrix: Tensor) -> None:
-        """Add counts of other data over the same labels, e.g. the sum over processes of :func:`confusion`."""
-        if tuple(matrix.shape) != self.matrix.shape:
-            raise PerdureError(f"counts of shape {tuple(matrix.shape)} do not fit {len(self.labels)} labels")
-        self.matrix = self.matrix + matrix.detach().cpu().numpy().astype(np.int64)
-
-    def tensor(self) -> Tensor:
-        """Return the counts as a plain int64 tensor ``(K, K)``, a copy; sums over processes are valid counts."""
-        import torch
-
-        return torch.from_numpy(self.matrix.copy())
+    def add(self, counted: Tensor) -> None:
+        """Add counts ``(K, K + 1)`` of other data, e.g. the sum over processes of :func:`confusion`."""
+        if tuple(counted.shape) != (len(self.labels), len(self.labels) + 1):
+            raise PerdureError(f"counts of shape {tuple(counted.shape)} do not fit {len(self.labels)} labels")
+        added = counted.detach().cpu().numpy().astype(np.int64)
+        self.matrix, self.elsewhere = self.matrix + added[:, :-1], self.elsewhere + added[:, -1]
 
     def __add__(self, other: ConfusionMatrix) -> ConfusionMatrix:
         """Counts of both; labels that only one of them knows are kept."""
         labels = self.labels + tuple(c for c in other.labels if c not in self.labels)
-        matrix = np.zeros((len(labels), len(labels)), np.int64)
+        total = ConfusionMatrix(labels, cases=self.cases + other.cases)
+        if self.annotated is not None and other.annotated is not None:
+            total.annotated = self.annotated | other.annotated
         for part in (self, other):
             at = [labels.index(c) for c in part.labels]
-            matrix[np.ix_(at, at)] += part.matrix
-        return ConfusionMatrix(labels, matrix)
+            total.matrix[np.ix_(at, at)] += part.matrix
+            total.elsewhere[at] += part.elsewhere
+        return total
 
     def to_json(self) -> dict[str, Any]:
-        """Plain lists."""
-        return {"labels": list(self.labels), "matrix": self.matrix.tolist()}
+        """Plain numbers and lists."""
+        return {
+            "labels": list(self.labels),
+            "cases": self.cases,
+            "annotated": None if self.annotated is None else sorted(self.annotated),
+            "elsewhere": self.elsewhere.tolist(),
+            "matrix": self.matrix.tolist(),
+        }
 
     @classmethod
     def from_json(cls, value: Any, where: str = "counts") -> ConfusionMatrix:
         """Inverse of :meth:`to_json`. Raises DataError where the value is not square non-negative counts."""
         try:
             labels = tuple(int(c) for c in value["labels"])
-            matrix = np.array(value["matrix"])
+            annotated = None if value["annotated"] is None else frozenset(int(c) for c in value["annotated"])
+            matrix, elsewhere, cases = np.array(value["matrix"]), np.array(value["elsewhere"]), int(value["cases"])
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{where} holds no counts: {error!r}", "the file was changed or is damaged") from error
-        if matrix.dtype.kind != "i" or (matrix < 0).any():
+        if any(part.dtype.kind != "i" or (part < 0).any() for part in (matrix, elsewhere)) or cases < 0:
             raise DataError(f"{where} holds other things than counts", "the file was changed or is damaged")
         try:
-            return cls(labels, matrix)
+            return cls(labels, matrix, elsewhere, cases, annotated)
         except PerdureError as error:
             raise DataError(f"{where}: {error.what}", "the file was changed or is damaged") from error
 
@@ -161,9 +191,10 @@ def write_counts(path: Path, sets: Mapping[str, ConfusionMatrix]) -> None:
     """Write ``counts.json`` atomically: counts by name of the test set, one matrix row a line."""
     blocks = []
     for name, counts in sets.items():
-        rows = ",\n   ".join(json.dumps(row) for row in counts.matrix.tolist())
-        head = f'  {json.dumps(name, ensure_ascii=False)}: {{"labels": {json.dumps(list(counts.labels))},'
-        blocks.append(f'{head} "matrix": [\n   {rows}]}}')
+        plain = counts.to_json()
+        rows = ",\n   ".join(json.dumps(row) for row in plain.pop("matrix"))
+        head = json.dumps(plain)[:-1]
+        blocks.append(f'  {json.dumps(name, ensure_ascii=False)}: {head},\n   "matrix": [\n   {rows}]}}')
     body = ",\n".join(blocks)
     write_text(
         path, f'{{"version": {VERSION}, "rows": "ground truth", "columns": "prediction", "sets": {{\n{body}\n}}}}\n'

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from perdure.errors import UsageError, nearest
@@ -48,26 +48,29 @@ class Definition:
     Args:
         name: Name without options.
         title: Short words for headings.
-        scope: ``class``: one value a class; ``task``: one value after each task; ``stream``: compares tasks.
+        scope: ``class``: one value per class; ``task``: one value after each task; ``stream``: compares tasks.
         meaning: The definition in one sentence.
-        unit: ``"%"`` or ``"points"`` (differences of percentages).
-        range: Lowest and highest possible value.
-        better: Which direction is good.
         source: Where the definition comes from.
         options: Its variants.
         kinds: What has to be labelled for it to make sense: pixels (segmentation), images (classification) or either.
+        unit: ``"%"``, or ``"points"`` for differences of percentages.
+        better: Which direction is good.
     """
 
     name: str
     title: str
     scope: Scope
     meaning: str
-    unit: str
-    range: tuple[float, float]
-    better: Literal["higher", "lower"]
     source: str
     options: tuple[Option, ...] = ()
     kinds: tuple[Kind, ...] = ("segmentation", "classification")
+    unit: Literal["%", "points"] = "%"
+    better: Literal["higher", "lower"] = "higher"
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """Lowest and highest possible value."""
+        return (0.0, 100.0) if self.unit == "%" else (-100.0, 100.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,29 +78,23 @@ class Figure:
     """A definition with all its options chosen; ``str()`` gives the full name."""
 
     definition: Definition
-    choices: tuple[tuple[str, str], ...]
-
-    def __getitem__(self, key: str) -> str:
-        return dict(self.choices)[key]
+    choices: dict[str, str]
 
     def __str__(self) -> str:
-        chosen = dict(self.choices)
-        shown = [o for o in self.definition.options if not (o.quiet and chosen[o.key] == o.default)]
-        parts = [chosen[o.key] if o.bare else f"{o.key}={chosen[o.key]}" for o in shown]
+        shown = [o for o in self.definition.options if not (o.quiet and self.choices[o.key] == o.default)]
+        parts = [self.choices[o.key] if o.bare else f"{o.key}={self.choices[o.key]}" for o in shown]
         return f"{self.definition.name}[{','.join(parts)}]" if parts else self.definition.name
 
     @property
     def title(self) -> str:
         """Short words for headings; a mean over tasks says of what."""
-        if self.definition.name != "accuracy.average":
-            return self.definition.title
-        return f"{MEASURES[self['of']]}, {self.definition.title}"
+        title = self.definition.title
+        return f"{MEASURES[self.choices['of']]}, {title}" if self.definition.name == "accuracy.average" else title
 
     @property
     def meaning(self) -> str:
         """The definition's sentence followed by what the chosen options mean."""
-        chosen = dict(self.choices)
-        return " ".join([self.definition.meaning, *(f"{o.meaning[chosen[o.key]]}" for o in self.definition.options)])
+        return " ".join([self.definition.meaning, *(o.meaning[self.choices[o.key]] for o in self.definition.options)])
 
 
 # fmt: off
@@ -144,66 +141,52 @@ _STAR: Final = "DKD (NeurIPS 2022), STAR (NeurIPS 2023)"
 _GEM: Final = "GEM, Lopez-Paz and Ranzato (NeurIPS 2017)"
 _CHAUDHRY: Final = "Chaudhry et al. (ECCV 2018)"
 _NO_TRUTH: Final = "of one class; undefined where the ground truth does not hold the class."
-
-
-def _percent(name: str, title: str, scope: Scope, meaning: str, source: str, *options: Option) -> Definition:
-    return Definition(name, title, scope, meaning, "%", (0.0, 100.0), "higher", source, options)
-
-
-def _overlap(name: str, title: str, scope: Scope, meaning: str, source: str, *options: Option) -> Definition:
-    """A figure of how regions overlap, which images with one class do not have."""
-    return replace(_percent(name, title, scope, meaning, source, *options), kinds=("segmentation",))
-
-
-def _points(name: str, better: Literal["higher", "lower"], meaning: str, source: str, *options: Option) -> Definition:
-    title = {"bwt": "backward transfer", "fwt": "forward transfer"}.get(name, name)
-    return Definition(name, title, "stream", meaning, "points", (-100.0, 100.0), better, source, options)
-
-
 _TABLE: Final = (
-    _overlap("miou.all", "mIoU, all classes", "task",
-             "Mean over all classes seen so far of IoU = TP / (TP + FP + FN), counts pooled over the test samples.",
-             _STAR, _BG, _ABSENT),
-    _overlap("miou.old", "mIoU, first task's classes", "task",
-             "Mean IoU of the classes of the first task; exists once a later task was learned.",
-             _STAR, _BG, _ABSENT),
-    _overlap("miou.new", "mIoU, later classes", "task",
-             "Mean IoU of all classes learned after the first task, so far.",
-             _STAR, _ABSENT),
-    _overlap("hiou", "harmonic mIoU", "task",
-             "Harmonic mean of miou.old and miou.new: 2 old new / (old + new).",
-             _STAR, _BG, _ABSENT),
-    _overlap("dice.all", "Dice, all classes", "task",
-             "Mean over all classes seen so far of Dice = 2 TP / (2 TP + FP + FN), counts pooled over the test samples "
-             "(not a mean of one Dice a sample).",
-             "Dice 1945", _BG, _ABSENT),
-    _percent("accuracy.all", "accuracy", "task",
-             "Share of what is labelled (pixels; images in classification), over all classes seen so far, that is "
-             "predicted right.",
-             "FCN (CVPR 2015)", _BG),
-    _percent("accuracy.mean", "balanced accuracy", "task",
-             "Mean over all classes seen so far of recall = TP / (TP + FN): each class counts the same, however often "
-             "it occurs. Also called mean class accuracy.",
-             "FCN (CVPR 2015)", _BG, _ABSENT),
-    _percent("accuracy.average", "average over tasks", "stream",
-             "Mean of one figure over all tasks so far, each taken right after its task.",
-             "iCaRL (CVPR 2017)", _AVERAGE_OF, _BG, _ABSENT),
-    _points("forgetting", "lower", "Mean over earlier tasks j < t of what was lost on task j's classes.",
-            _CHAUDHRY, _FORGETTING, _OF),
-    _points("bwt", "higher", "What later tasks changed on earlier ones; negative means forgetting.",
-            _GEM, _BWT, _OF),
-    _points("fwt", "higher",
-            "How good the model is on a task's classes before it learns them; exists only where that was measured.",
-            _GEM, _FWT, _OF),
-    _points("intransigence", "lower",
-            "Mean over tasks j <= t of a joint run's figure on task j's classes minus R[j][j]: what the run failed to "
-            "learn. The joint run is one model trained on all tasks at once.",
-            _CHAUDHRY, _OF),
-    _overlap("iou", "IoU", "class", f"TP / (TP + FP + FN) {_NO_TRUTH}", "Jaccard 1912"),
-    _overlap("dice", "Dice", "class", f"2 TP / (2 TP + FP + FN) {_NO_TRUTH}", "Dice 1945"),
-    _percent("recall", "recall", "class", f"TP / (TP + FN) {_NO_TRUTH}", "-"),
-    _percent("precision", "precision", "class",
-             "TP / (TP + FP) of one class; undefined where the class is never predicted.", "-"),
+    Definition("miou.all", "mIoU, all classes", "task",
+               "Mean over all classes seen so far of IoU = TP / (TP + FP + FN), counts pooled over the test samples.",
+               _STAR, (_BG, _ABSENT), kinds=("segmentation",)),
+    Definition("miou.old", "mIoU, first task's classes", "task",
+               "Mean IoU of the classes of the first task; exists once a later task was learned.",
+               _STAR, (_BG, _ABSENT), kinds=("segmentation",)),
+    Definition("miou.new", "mIoU, later classes", "task",
+               "Mean IoU of all classes learned after the first task, so far.",
+               _STAR, (_ABSENT,), kinds=("segmentation",)),
+    Definition("hiou", "harmonic mIoU", "task",
+               "Harmonic mean of miou.old and miou.new: 2 old new / (old + new).",
+               _STAR, (_BG, _ABSENT), kinds=("segmentation",)),
+    Definition("dice.all", "Dice, all classes", "task",
+               "Mean over all classes seen so far of Dice = 2 TP / (2 TP + FP + FN), counts pooled over the test "
+               "samples (not a mean of one Dice per sample).",
+               "Dice 1945", (_BG, _ABSENT), kinds=("segmentation",)),
+    Definition("accuracy.all", "accuracy", "task",
+               "Share of what is labelled (pixels; images in classification), over all classes seen so far, that is "
+               "predicted right.",
+               "FCN (CVPR 2015)", (_BG,)),
+    Definition("accuracy.mean", "balanced accuracy", "task",
+               "Mean over all classes seen so far of recall = TP / (TP + FN): each class counts the same, however "
+               "often it occurs. Also called mean class accuracy.",
+               "FCN (CVPR 2015)", (_BG, _ABSENT)),
+    Definition("accuracy.average", "average over tasks", "stream",
+               "Mean of one figure over all tasks so far, each taken right after its task.",
+               "iCaRL (CVPR 2017)", (_AVERAGE_OF, _BG, _ABSENT)),
+    Definition("forgetting", "forgetting", "stream",
+               "Mean over earlier tasks j < t of what was lost on task j's classes.",
+               _CHAUDHRY, (_FORGETTING, _OF), unit="points", better="lower"),
+    Definition("bwt", "backward transfer", "stream",
+               "What later tasks changed on earlier ones; negative means forgetting.",
+               _GEM, (_BWT, _OF), unit="points"),
+    Definition("fwt", "forward transfer", "stream",
+               "How good the model is on a task's classes before it learns them; exists only where that was measured.",
+               _GEM, (_FWT, _OF), unit="points"),
+    Definition("intransigence", "intransigence", "stream",
+               "Mean over tasks j <= t of a joint run's figure on task j's classes minus R[j][j]: what the run failed "
+               "to learn. The joint run is one model trained on all tasks at once.",
+               _CHAUDHRY, (_OF,), unit="points", better="lower"),
+    Definition("iou", "IoU", "class", f"TP / (TP + FP + FN) {_NO_TRUTH}", "Jaccard 1912", kinds=("segmentation",)),
+    Definition("dice", "Dice", "class", f"2 TP / (2 TP + FP + FN) {_NO_TRUTH}", "Dice 1945", kinds=("segmentation",)),
+    Definition("recall", "recall", "class", f"TP / (TP + FN) {_NO_TRUTH}", "-"),
+    Definition("precision", "precision", "class",
+               "TP / (TP + FP) of one class; undefined where the class is never predicted.", "-"),
 )
 # fmt: on
 DEFINITIONS: Final[dict[str, Definition]] = {d.name: d for d in _TABLE}
@@ -225,32 +208,27 @@ def figure(text: str, background: bool = True) -> Figure:
     definition = DEFINITIONS.get(match[1])
     if definition is None:
         raise UsageError(f"unknown figure '{match[1]}'", nearest(match[1], DEFINITIONS))
-    given: dict[str, str] = {}
+    options = {o.key: o for o in definition.options}
+    chosen = {key: option.default for key, option in options.items()}
+    if "bg" in chosen and not background:
+        chosen["bg"] = "out"
+    given: set[str] = set()
     for part in filter(None, (p.strip() for p in (match[2] or "").split(","))):
-        key, value = _choice(definition, part)
+        key, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals:  # the value alone: of the option that may be written so
+            value, key = key, next((o.key for o in definition.options if o.bare and key in o.meaning), "")
+        if not options:
+            raise UsageError(f"figure '{definition.name}' has no options", f"write '{definition.name}' alone")
+        if key not in options:
+            known = [v if o.bare else f"{o.key}={v}" for o in definition.options for v in o.meaning]
+            raise UsageError(f"figure '{definition.name}' has no option '{part}'", nearest(part, known))
+        if value not in options[key].meaning:
+            raise UsageError(f"'{definition.name}' has no {key}={value}", nearest(value, options[key].meaning))
         if key in given:
             raise UsageError(f"option '{key}' is given twice in '{text}'", "give each option once")
-        given[key] = value
-    defaults = {o.key: o.default for o in definition.options}
-    if "bg" in defaults and not background:
-        defaults["bg"] = "out"
-    return Figure(definition, tuple((defaults | given).items()))
-
-
-def _choice(definition: Definition, part: str) -> tuple[str, str]:
-    """Option and value that one part between the brackets stands for."""
-    key, equals, value = (piece.strip() for piece in part.partition("="))
-    for option in definition.options:
-        if equals and option.key == key:
-            if value not in option.meaning:
-                raise UsageError(f"'{definition.name}' has no {key}={value}", nearest(value, option.meaning))
-            return key, value
-        if not equals and option.bare and key in option.meaning:
-            return option.key, key
-    known = [v if o.bare else f"{o.key}={v}" for o in definition.options for v in o.meaning]
-    if not known:
-        raise UsageError(f"figure '{definition.name}' has no options", f"write '{definition.name}' alone")
-    raise UsageError(f"figure '{definition.name}' has no option '{part}'", nearest(part, known))
+        given.add(key)
+        chosen[key] = value
+    return Figure(definition, chosen)
 
 
 def variants(definition: Definition, kind: Kind = "segmentation") -> list[Figure]:
@@ -260,14 +238,14 @@ def variants(definition: Definition, kind: Kind = "segmentation") -> list[Figure
     """
     if kind not in definition.kinds:
         return []
-    combined: list[tuple[tuple[str, str], ...]] = [()]
+    combined: list[dict[str, str]] = [{}]
     for option in definition.options:
         values: Sequence[str] = list(option.meaning)
         if option.key == "of":
             values = _OF_KINDS[kind]
         elif option.key == "bg" and kind == "classification":
             values = ["out"]
-        combined = [(*chosen, (option.key, value)) for chosen in combined for value in values]
+        combined = [chosen | {option.key: value} for chosen in combined for value in values]
     return [Figure(definition, chosen) for chosen in combined]
 
 

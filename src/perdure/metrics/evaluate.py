@@ -2,52 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 
 import torch
-from torch import Tensor
 
+from perdure.data.case import Case, collate
 from perdure.data.dataset import Dataset
-from perdure.engine.loader import BatchSampler, make_loader
+from perdure.engine.loader import read_cases
 from perdure.engine.machine import Machine
-from perdure.engine.phases import Batches
-from perdure.errors import DataError
+from perdure.inference.case import Predict, predict_cases
 from perdure.metrics.confusion import ConfusionMatrix, confusion
-
-Predict = Callable[[Tensor], Tensor]
-"""Images ``(N, C, *S)`` -> labels ``(N, *S)`` in global ids."""
 
 
 def count(
-    predict: Predict, view: Dataset, class_ids: Sequence[int], machine: Machine, batch_size: int, workers: int
+    predict: Predict, dataset: Dataset, class_ids: Sequence[int], machine: Machine, batch_size: int, workers: int
 ) -> ConfusionMatrix:
     """Confusion counts of a model on a test set, over all processes; fp32, no gradients.
 
     Args:
         predict: The model in evaluation mode.
-        view: Test set; the images of a batch must have one size.
+        dataset: Test set. Neighbouring images of one size are predicted together.
         class_ids: Foreground classes that count besides label 0; other ground truth is dropped.
         machine: Where to compute.
-        batch_size: Images a batch and process.
+        batch_size: Most images per forward pass and process.
         workers: Processes that read.
 
     Raises:
-        DataError: The set is empty, or images of one batch differ in size.
+        DataError: The set is empty.
     """
     counts = ConfusionMatrix.empty(class_ids)
-    batches = Batches(view, batch_size * machine.world, shuffle=False, drop_last=False)
-    reads = make_loader(BatchSampler(batches, 0, 0, batches.steps(), machine.rank, machine.world), workers, pin=False)
-    total = counts.tensor().to(machine.device)
-    try:
-        with torch.no_grad(), machine.autocast("fp32"):
-            for batch in reads:
-                if batch is not None:
-                    on_device = batch.to(machine.device)
-                    total += confusion(on_device.labels, predict(on_device.images), counts.labels)
-    except RuntimeError as error:
-        if "equal size" not in str(error):
-            raise
-        hint = "set evaluate.batch_size=1, or evaluate.size=N to crop them"
-        raise DataError("the test images of a batch differ in size", hint) from error
+    total = torch.zeros(len(counts.labels), len(counts.labels) + 1, dtype=torch.int64, device=machine.device)
+    reads = read_cases(dataset, batch_size, workers, machine.rank, machine.world)
+    with torch.no_grad(), machine.autocast("fp32"):
+        for cases in reads:
+            for same in _of_one_size(cases):
+                batch = collate(same).to(machine.device)
+                predicted = predict_cases(predict, batch.images, dataset.preparation, same[0].size).labels
+                total += confusion(batch.labels, predicted, counts.labels, batch.annotated)
     counts.add(machine.total(total))
+    counts.cases, counts.annotated = len(dataset), dataset.annotated
     return counts
+
+
+def _of_one_size(cases: Sequence[Case]) -> Iterator[list[Case]]:
+    """Runs of neighbouring cases that can be stacked."""
+    for _, run in groupby(cases, key=lambda case: (case.image.shape, case.size)):
+        yield list(run)

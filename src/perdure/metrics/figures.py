@@ -5,8 +5,8 @@ Nothing here is ever NaN: a figure that does not exist is ``Value(None, 0)``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -16,7 +16,7 @@ from perdure.errors import DataError, UsageError
 from perdure.labels import BACKGROUND
 from perdure.metrics.confusion import ConfusionMatrix, pooled
 from perdure.metrics.definitions import Figure, figure
-from perdure.metrics.described import DescribedStream
+from perdure.streams.description import DescribedStream
 
 Floats = npt.NDArray[np.float64]
 Row = list[float | None]
@@ -67,16 +67,17 @@ def run_results(
     """Pool the test sets of each task.
 
     Raises:
-        DataError: ConfusionMatrix of a task that the stream does not have, or that lack a class learned by then.
+        DataError: There are counts of a task that the stream does not have, or they lack a class learned by then.
     """
     counts: dict[int, ConfusionMatrix] = {}
     for t in sorted(counts_by_task):
         if not 0 <= t < len(stream.tasks):
-            raise DataError(f"there are counts after task {t}, but the stream has {len(stream.tasks)} tasks")
+            raise DataError(f"there are counts after task {t + 1}, but the stream has {len(stream.tasks)} tasks")
         counts[t] = pooled(counts_by_task[t])
+        # counts over fewer classes would still give figures, and better ones
         lacking = [c for c in stream.tasks[t].seen if c not in counts[t].labels]
         if lacking:
-            raise DataError(f"the counts after task {t} lack class {lacking[0]}, which was learned by then",
+            raise DataError(f"the counts after task {t + 1} lack class {lacking[0]}, which was learned by then",
                             "measure the task again: remove its counts.json and run with --resume")  # fmt: skip
     return RunResults(stream, counts, reference)
 
@@ -91,7 +92,7 @@ def headline(stream: DescribedStream) -> list[str]:
 
 def class_values(name: str, counts: ConfusionMatrix) -> dict[int, Value]:
     """One value for each label, 0 included: ``iou``, ``dice``, ``recall`` or ``precision`` in percent."""
-    values, support = _by_class(name, counts.matrix)
+    values, support = _by_class(name, counts)
     return {
         label: Value(None if np.isnan(v) else float(v), int(n))
         for label, v, n in zip(counts.labels, values, support, strict=True)
@@ -102,16 +103,14 @@ def evaluate(wanted: Figure | str, results: RunResults, after: int) -> Value:
     """Value of a figure after a task.
 
     Raises:
-        UsageError: The figure has one value a class; use :func:`class_values`.
+        UsageError: The figure has one value per class; use :func:`class_values`.
     """
-    fig = wanted if isinstance(wanted, Figure) else figure(wanted, results.stream.background is not None)
+    fig = figure(wanted, results.stream.background is not None) if isinstance(wanted, str) else wanted
     if fig.definition.scope == "class":
         raise UsageError(f"'{fig}' has one value for each class", "ask for miou.all, dice.all or accuracy.mean instead")
     if after not in results.counts:
         return UNDEFINED
-    if fig.definition.scope == "task":
-        return _task_figure(fig, results, after)
-    return _stream_figure(fig, results, after)
+    return (_task_figure if fig.definition.scope == "task" else _stream_figure)(fig, results, after)
 
 
 def group_matrix(results: RunResults, of: str = "miou") -> dict[int, Row]:
@@ -121,7 +120,15 @@ def group_matrix(results: RunResults, of: str = "miou") -> dict[int, Row]:
         results: The run.
         of: ``miou``, ``dice``, ``accuracy`` or ``balanced``, in percent, without label 0; absent classes are left out.
     """
-    return {t: [_group(counts, group, of) for group in results.stream.groups] for t, counts in results.counts.items()}
+    by_class = {"miou": "iou", "dice": "dice", "balanced": "recall", "accuracy": "accuracy"}
+    matrix: dict[int, Row] = {}
+    for t, counts in results.counts.items():
+        row: Row = []
+        for group in results.stream.groups:
+            known = all(c in counts.labels for c in group)
+            row.append(_over_classes(by_class[of], counts, group).value if known else None)
+        matrix[t] = row
+    return matrix
 
 
 def forgetting_by_group(rows: Mapping[int, Row], after: int, rule: str = "max-last") -> list[float | None]:
@@ -140,126 +147,97 @@ def forgetting_by_group(rows: Mapping[int, Row], after: int, rule: str = "max-la
     return lost
 
 
-def _by_class(name: str, matrix: npt.NDArray[np.int64]) -> tuple[Floats, Floats]:
+def _by_class(name: str, counts: ConfusionMatrix) -> tuple[Floats, Floats]:
     """Percentages ``(K,)`` with NaN where undefined, and the number of pixels behind each."""
-    right = np.diagonal(matrix).astype(np.float64)
-    truth, guess = matrix.sum(1).astype(np.float64), matrix.sum(0).astype(np.float64)
+    right = np.diagonal(counts.matrix).astype(np.float64)
+    truth, guess = counts.truth.astype(np.float64), counts.matrix.sum(0).astype(np.float64)
     top, bottom, support = {
         "iou": (right, truth + guess - right, truth),
         "dice": (2 * right, truth + guess, truth),
         "recall": (right, truth, truth),
         "precision": (right, guess, guess),
     }[name]
-    values = np.full(len(right), np.nan)
+    values = np.full(len(right), np.nan)  # undefined without support, even where 0 / n would be a number
     np.divide(100.0 * top, bottom, out=values, where=support > 0)
     return values, support
 
 
-def _class_mean(name: str, counts: ConfusionMatrix, ids: Iterable[int], absent: str) -> Value:
-    """Mean over classes; ``absent`` says what a class without ground truth does."""
+def _over_classes(name: str, counts: ConfusionMatrix, ids: Iterable[int], absent: str = "skip") -> Value:
+    """One figure of several classes: the mean of a figure of each class, or ``accuracy``.
+
+    Args:
+        name: A figure of one class, see :func:`class_values`; or ``accuracy``, the share of what shows these classes
+            that is labelled right, in percent.
+        counts: Counts after the task.
+        ids: The classes.
+        absent: ``zero`` lets a class without ground truth count 0, ``skip`` leaves it out.
+    """
     at = [counts.labels.index(c) for c in ids]
-    values = _by_class(name, counts.matrix)[0][at]
+    if name == "accuracy":
+        total = int(counts.truth[at].sum())
+        return Value(100.0 * int(np.diagonal(counts.matrix)[at].sum()) / total, total) if total else UNDEFINED
+    values = _by_class(name, counts)[0][at]
     values = np.nan_to_num(values, nan=0.0) if absent == "zero" else values[~np.isnan(values)]
     return Value(float(values.mean()), len(values)) if len(values) else UNDEFINED
-
-
-def _share_right(counts: ConfusionMatrix, ids: Iterable[int]) -> Value:
-    """Percentage of what shows some classes that is labelled right."""
-    at = [counts.labels.index(c) for c in ids]
-    total = int(counts.matrix[at].sum())
-    return Value(100.0 * int(np.diagonal(counts.matrix)[at].sum()) / total, total) if total else UNDEFINED
 
 
 def _task_figure(fig: Figure, results: RunResults, after: int) -> Value:
     counts, stream = results.counts[after], results.stream
     name, seen = fig.definition.name, stream.tasks[after].seen
     if name == "hiou":
-        return _harmonic(fig, results, after)
-    absent = dict(fig.choices).get("absent", "skip")
-    label_0 = (BACKGROUND,) if dict(fig.choices).get("bg") == "in" else ()
+        old = evaluate(f"miou.old[bg={fig.choices['bg']},absent={fig.choices['absent']}]", results, after)
+        new = evaluate(f"miou.new[absent={fig.choices['absent']}]", results, after)
+        if old.value is None or new.value is None:
+            return UNDEFINED
+        both = old.value + new.value
+        return Value(2 * old.value * new.value / both if both else 0.0, old.n + new.n)
+    label_0 = (BACKGROUND,) if fig.choices.get("bg") == "in" else ()
     base = tuple(c for c in stream.groups[0] if c in seen)
     later = tuple(c for group in stream.groups[1:] for c in group if c in seen)
-    if name == "accuracy.all":
-        return _share_right(counts, label_0 + seen)
     if name in ("miou.old", "miou.new") and not later:
         return UNDEFINED
-    kind = {"dice.all": "dice", "accuracy.mean": "recall"}.get(name, "iou")
+    kind = {"dice.all": "dice", "accuracy.mean": "recall", "accuracy.all": "accuracy"}.get(name, "iou")
     ids = {"miou.old": label_0 + base, "miou.new": later}.get(name, label_0 + seen)
-    return _class_mean(kind, counts, ids, absent)
-
-
-def _harmonic(fig: Figure, results: RunResults, after: int) -> Value:
-    chosen = f"[bg={fig['bg']},absent={fig['absent']}]"
-    old = evaluate(f"miou.old{chosen}", results, after)
-    new = evaluate(f"miou.new[absent={fig['absent']}]", results, after)
-    if old.value is None or new.value is None:
-        return UNDEFINED
-    both = old.value + new.value
-    return Value(2 * old.value * new.value / both if both else 0.0, old.n + new.n)
-
-
-def _group(counts: ConfusionMatrix, group: Sequence[int], of: str) -> float | None:
-    if any(c not in counts.labels for c in group):
-        return None
-    if of == "accuracy":
-        return _share_right(counts, group).value
-    return _class_mean({"miou": "iou", "dice": "dice", "balanced": "recall"}[of], counts, group, "skip").value
+    return _over_classes(kind, counts, ids, fig.choices.get("absent", "skip"))
 
 
 def _stream_figure(fig: Figure, results: RunResults, after: int) -> Value:
-    name = fig.definition.name
+    """Figures over tasks: means over R[t][j], of which each rule takes its own cells and what is subtracted."""
+    name, of = fig.definition.name, fig.choices["of"]
     if name == "accuracy.average":
-        return _average(fig, results, after)
-    rows = {t: row for t, row in group_matrix(results, fig["of"]).items() if t <= after}
+        absent = "" if of == "accuracy" else f",absent={fig.choices['absent']}"
+        base = f"{_AVERAGED[of]}[bg={fig.choices['bg']}{absent}]"
+        values = [evaluate(base, results, t).value for t in range(after + 1)]
+        return UNDEFINED if None in values else _mean(values)  # a mean over some of the tasks is another figure
+    rows = {t: row for t, row in group_matrix(results, of).items() if t <= after}
     if name == "forgetting":
-        return _mean(forgetting_by_group(rows, after, fig["rule"]))
+        return _mean(forgetting_by_group(rows, after, fig.choices["rule"]))
+
+    def cell(t: int, j: int) -> float | None:
+        row = rows.get(t, [])
+        return row[j] if j < len(row) else None
+
+    later = range(1, after + 1)
+    pairs: list[tuple[float | None, float | None]]
     if name == "bwt":
-        return _backward(rows, after, fig["rule"])
-    if name == "fwt":
-        return _forward(rows, after, fig, results)
-    return _intransigence(rows, after, fig["of"], results)
-
-
-def _average(fig: Figure, results: RunResults, after: int) -> Value:
-    base = _AVERAGED[fig["of"]]
-    absent = "" if fig["of"] == "accuracy" else f",absent={fig['absent']}"
-    values = [evaluate(f"{base}[bg={fig['bg']}{absent}]", results, t).value for t in range(after + 1)]
-    return UNDEFINED if None in values else _mean(values)
-
-
-def _backward(rows: Mapping[int, Row], after: int, rule: str) -> Value:
-    tasks = range(1, after + 1) if rule == "all-pairs" else [after]
-    return _mean(_minus(_cell(rows, i, j), _cell(rows, j, j)) for i in tasks for j in range(i))
-
-
-def _forward(rows: Mapping[int, Row], after: int, fig: Figure, results: RunResults) -> Value:
-    rule, tasks = fig["rule"], range(1, after + 1)
-    if rule == "all-pairs":
-        return _mean(_cell(rows, i, j) for j in tasks for i in range(j))
-    before = [_cell(rows, j - 1, j) for j in tasks]
-    if rule == "before":
-        return _mean(before)
-    if results.untrained is None:
-        return UNDEFINED
-    fresh = [_group(results.untrained, group, fig["of"]) for group in results.stream.groups[1 : after + 1]]
-    return _mean(_minus(b, f) for b, f in zip(before, fresh, strict=True))
-
-
-def _intransigence(rows: Mapping[int, Row], after: int, of: str, results: RunResults) -> Value:
-    joint = results.reference
-    if joint is None or joint.last is None or results.stream.merged:
-        return UNDEFINED
-    best = group_matrix(joint, of)[joint.last]
-    return _mean(_minus(best[j], _cell(rows, j, j)) for j in range(after + 1))
-
-
-def _cell(rows: Mapping[int, Row], t: int, j: int) -> float | None:
-    row = rows.get(t, [])
-    return row[j] if j < len(row) else None
-
-
-def _minus(a: float | None, b: float | None) -> float | None:
-    return None if a is None or b is None else a - b
+        measured = later if fig.choices["rule"] == "all-pairs" else [after]
+        pairs = [(cell(i, j), cell(j, j)) for i in measured for j in range(i)]
+    elif name == "fwt" and fig.choices["rule"] == "all-pairs":
+        pairs = [(cell(i, j), 0.0) for j in later for i in range(j)]
+    elif name == "fwt" and fig.choices["rule"] == "before":
+        pairs = [(cell(j - 1, j), 0.0) for j in later]
+    elif name == "fwt":
+        if results.untrained is None:
+            return UNDEFINED
+        fresh = group_matrix(replace(results, counts={0: results.untrained}), of)[0]
+        pairs = [(cell(j - 1, j), fresh[j]) for j in later]
+    else:
+        joint = results.reference
+        if joint is None or joint.last is None or results.stream.merged:
+            return UNDEFINED
+        best = group_matrix(joint, of)[joint.last]
+        pairs = [(best[j], cell(j, j)) for j in range(after + 1)]
+    return _mean(None if a is None or b is None else a - b for a, b in pairs)
 
 
 def _mean(values: Iterable[float | None]) -> Value:

@@ -7,14 +7,14 @@ import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from perdure.errors import DataError, PerdureError
 from perdure.files import write_json, write_text
 from perdure.metrics.confusion import ConfusionMatrix
 from perdure.metrics.definitions import DEFINITIONS, figure, variants
-from perdure.metrics.described import DescribedStream
-from perdure.metrics.figures import RunResults, class_values, evaluate, group_matrix, headline, run_results
+from perdure.metrics.figures import class_values, evaluate, group_matrix, headline, run_results
+from perdure.streams.description import DescribedStream
 
 COLUMNS: Final = ("after_task", "task", "class_id", "class_name", "figure", "value", "n")
 VERSION: Final = 1
@@ -37,64 +37,50 @@ def results_rows(
 ) -> list[ResultRow]:
     """All figures that exist after each measured task: first those of the model, then those of each class."""
     results = run_results(stream, counts_by_task)
+    of_model = [f for d in DEFINITIONS.values() if d.scope != "class" for f in variants(d, stream.kind)]
+    of_class = [d.name for d in DEFINITIONS.values() if d.scope == "class" and stream.kind in d.kinds]
+    names = stream.names
     rows: list[ResultRow] = []
-    for t in results.counts:
-        rows += _figure_rows(results, t)
-        rows += _class_rows(results, t)
+    for t, counts in results.counts.items():
+        task = stream.tasks[t].name
+        for fig in of_model:
+            value, n = evaluate(fig, results, t)
+            if value is not None:
+                rows.append(ResultRow(t, task, None, "", str(fig), value, n))
+        by_class = {name: class_values(name, counts) for name in of_class}
+        for label in counts.labels:
+            for name, values in by_class.items():
+                value, n = values[label]
+                if value is not None:
+                    rows.append(ResultRow(t, task, label, names.get(label, str(label)), name, value, n))
     return rows
-
-
-def _figure_rows(results: RunResults, t: int) -> list[ResultRow]:
-    name = results.stream.tasks[t].name
-    kind = results.stream.kind
-    figures = [f for d in DEFINITIONS.values() if d.scope != "class" for f in variants(d, kind)]
-    values = [(str(f), evaluate(f, results, t)) for f in figures]
-    return [ResultRow(t, name, None, "", f, v.value, v.n) for f, v in values if v.value is not None]
-
-
-def _class_rows(results: RunResults, t: int) -> list[ResultRow]:
-    counts, names = results.counts[t], results.stream.names
-    kind = results.stream.kind
-    figures = [d.name for d in DEFINITIONS.values() if d.scope == "class" and kind in d.kinds]
-    values = {f: class_values(f, counts) for f in figures}
-    task = results.stream.tasks[t].name
-    return [
-        ResultRow(t, task, label, names.get(label, str(label)), f, value, n)
-        for label in counts.labels
-        for f in figures
-        for value, n in (values[f][label],)
-        if value is not None
-    ]
 
 
 def results_document(
     stream: DescribedStream, counts_by_task: Mapping[int, Mapping[str, ConfusionMatrix]], rows: Sequence[ResultRow]
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Content of ``results.json``: the rows, R[t][j], the headline figures' names and every definition used.
 
     R[t][j] stands under ``group_miou``, in classification under ``group_accuracy``.
     """
     results = run_results(stream, counts_by_task)
-    used = dict.fromkeys(row.figure for row in rows)
     of = "accuracy" if stream.kind == "classification" else "miou"
-    matrix = group_matrix(results, of)
-    return {
+    figures: dict[str, dict[str, str]] = {}
+    for row in rows:
+        fig = figure(row.figure)
+        d = fig.definition
+        figures[row.figure] = {"meaning": fig.meaning, "unit": d.unit, "better": d.better, "source": d.source}
+    return {  # rows last: a reader who opens the file sees the definitions first
         "version": VERSION,
         "dataset": stream.dataset,
         "protocol": stream.protocol,
         "tasks": [t.name for t in stream.tasks],
         "measured": list(results.counts),
         "headline": headline(stream),
-        f"group_{of}": {str(t): matrix[t] for t in matrix},
-        "figures": {name: _definition(name) for name in used},
+        f"group_{of}": {str(t): row for t, row in group_matrix(results, of).items()},
+        "figures": figures,
         "rows": [row._asdict() for row in rows],
     }
-
-
-def _definition(name: str) -> dict[str, str]:
-    fig = figure(name)
-    d = fig.definition
-    return {"meaning": fig.meaning, "unit": d.unit, "better": d.better, "source": d.source}
 
 
 def write_results(
@@ -131,19 +117,21 @@ def read_results(path: Path) -> list[ResultRow]:
         raise DataError(f"could not read {path}: {error}") from error
     if not lines or tuple(lines[0]) != COLUMNS:
         raise DataError(f"{path} is not a table of results", f"the first line must be {','.join(COLUMNS)}")
-    return [_parse(line, f"{path}, line {number}") for number, line in enumerate(lines[1:], start=2)]
-
-
-def _parse(line: list[str], where: str) -> ResultRow:
-    hint = "write the file again: perdure report DIR"
-    if len(line) != len(COLUMNS):
-        raise DataError(f"{where}: {len(line)} columns instead of {len(COLUMNS)}", hint)
-    after, task, class_id, class_name, name, value, n = line
-    try:
-        row = ResultRow(int(after), task, int(class_id) if class_id else None, class_name, name, float(value), int(n))
-        full = str(figure(name))
-    except (ValueError, PerdureError) as error:
-        raise DataError(f"{where}: {str(error).splitlines()[0]}", hint) from error
-    if not math.isfinite(row.value) or row.n < 0 or full != name:
-        raise DataError(f"{where}: '{name}' = {value} over {n} is not a figure with a finite value", hint)
-    return row
+    hint = "write the file again: perdure run … --resume"
+    rows = []
+    for number, line in enumerate(lines[1:], start=2):
+        where = f"{path}, line {number}"
+        if len(line) != len(COLUMNS):
+            raise DataError(f"{where}: {len(line)} columns instead of {len(COLUMNS)}", hint)
+        after, task, class_id, class_name, name, value, n = line
+        try:
+            row = ResultRow(
+                int(after), task, int(class_id) if class_id else None, class_name, name, float(value), int(n)
+            )
+            full = str(figure(name))
+        except (ValueError, PerdureError) as error:
+            raise DataError(f"{where}: {str(error).splitlines()[0]}", hint) from error
+        if not math.isfinite(row.value) or row.n < 0 or full != name:
+            raise DataError(f"{where}: '{name}' = {value} over {n} is not a figure with a finite value", hint)
+        rows.append(row)
+    return rows

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from perdure.errors import UsageError, nearest
 
 if TYPE_CHECKING:
     from perdure.data.source import Kind
-    from perdure.networks.classifier import Classifier
-    from perdure.networks.segmenter import Segmenter
-
-AnyNetwork: TypeAlias = "Segmenter | Classifier"
-"""What a method may be given: a Segmenter where labels are maps, a Classifier where an image has one class."""
+    from perdure.networks.network import Network
 
 
-class Network(NamedTuple):
-    """Where a network's builder lives and what it is.
+class NetworkEntry(NamedTuple):
+    """Where the builder of a network is found, and what the network is for.
 
     Args:
-        target: ``module:function``; keyword arguments are its options.
-        kind: What it is for; it builds a Segmenter or a Classifier accordingly.
+        target: ``module:function`` that returns a :class:`perdure.networks.network.Network`; its keyword arguments are
+            the options of the network.
+        kind: What the labels describe that it is for.
         dims: Spatial dimensions it can be built for.
         summary: One line.
         source: Paper or other origin.
@@ -35,22 +33,22 @@ class Network(NamedTuple):
     source: str
 
 
-NETWORKS: Final[dict[str, Network]] = {
-    "deeplab": Network(
+NETWORKS: Final[dict[str, NetworkEntry]] = {
+    "deeplab": NetworkEntry(
         "perdure.networks.deeplab:deeplab",
         "segmentation",
         (2,),
         "DeepLabV3 on any convolutional timm backbone, or on a tiny one for small images",
         "Chen et al. 2017, as used by STAR",
     ),
-    "residual_unet": Network(
+    "residual_unet": NetworkEntry(
         "perdure.networks.residual_unet:residual_unet",
         "segmentation",
         (2, 3),
         "small residual U-Net for images and volumes, features at full resolution",
         "-",
     ),
-    "cosine_resnet": Network(
+    "cosine_resnet": NetworkEntry(
         "perdure.networks.cosine_resnet:cosine_resnet",
         "classification",
         (2,),
@@ -61,11 +59,11 @@ NETWORKS: Final[dict[str, Network]] = {
 GIVEN = ("dims", "in_channels")  # what the data decides, not the recipe
 
 
-def build_network(name: str, dims: int, in_channels: int, **options: Any) -> AnyNetwork:
+def build_network(name: str, dims: int, in_channels: int, **options: object) -> Network:
     """Build a network without classifiers.
 
     Args:
-        name: A name in ``NETWORKS``.
+        name: A name in ``NETWORKS``, or ``package.module:function`` for a builder of one's own.
         dims: Spatial dimensions of the data: 2 or 3.
         in_channels: Channels of the images.
         **options: Of the network, see :func:`network_options`.
@@ -73,20 +71,21 @@ def build_network(name: str, dims: int, in_channels: int, **options: Any) -> Any
     Raises:
         UsageError: The name, an option or a value is wrong, or the network has no such dimensions.
     """
-    from pydantic import ValidationError, validate_call
+    from pydantic import ValidationError, validate_call  # not for `perdure list`, which only reads the table
 
     entry, builder = _find(name)
-    if dims not in entry.dims:
+    if entry is not None and dims not in entry.dims:
         fitting = ", ".join(n for n, e in NETWORKS.items() if dims in e.dims) or "none"
         raise UsageError(f"network '{name}' does not work in {dims}D", f"networks that do: {fitting}")
     known = network_options(name)
     for option in options:
         if option not in known:
             raise UsageError(f"network '{name}' has no option '{option}'", nearest(option, known))
-    given = {"dims": dims, "in_channels": in_channels}
+    given = {"dims": dims, "in_channels": in_channels}  # a builder takes of these what it needs
     taken = {key: value for key, value in given.items() if key in inspect.signature(builder).parameters}
     try:
-        network: AnyNetwork = validate_call(builder)(**taken, **options)
+        # checks values against the builder's own annotations: there is no second list of types to keep up to date
+        network: Network = validate_call(builder)(**taken, **options)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -97,7 +96,7 @@ def build_network(name: str, dims: int, in_channels: int, **options: Any) -> Any
     return network
 
 
-def network_options(name: str) -> dict[str, Any]:
+def network_options(name: str) -> dict[str, object]:
     """Options of a network and their defaults.
 
     Raises:
@@ -108,9 +107,19 @@ def network_options(name: str) -> dict[str, Any]:
     return {key: value.default for key, value in parameters.items() if key not in GIVEN}
 
 
-def _find(name: str) -> tuple[Network, Any]:
-    if name not in NETWORKS:
-        raise UsageError(f"unknown network '{name}'", nearest(name, NETWORKS))
-    entry = NETWORKS[name]
-    module, _, function = entry.target.partition(":")
-    return entry, getattr(importlib.import_module(module), function)
+def _find(name: str) -> tuple[NetworkEntry | None, Callable[..., Network]]:
+    """Entry and builder of a network; a builder of one's own has no entry."""
+    entry = NETWORKS.get(name)
+    module, colon, function = (entry.target if entry else name).partition(":")
+    if not colon:
+        raise UsageError(f"unknown network '{name}'", f"{nearest(name, NETWORKS)}, or write package.module:function")
+    try:
+        builder: Callable[..., Network] = getattr(importlib.import_module(module), function)
+    except Exception as error:  # whatever a user's own module does when it is imported
+        if entry is not None:
+            raise
+        raise UsageError(
+            f"the network '{name}' cannot be imported: {type(error).__name__}: {error}",
+            "start `python -m perdure` in the folder that holds the module; --debug shows where it fails",
+        ) from error
+    return entry, builder

@@ -1,22 +1,111 @@
-"""A classification network that grows: body -> one feature vector an image -> cosine head."""
+"""A classification network that grows: body -> one feature vector per image -> cosine head (spec CCSI 2)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Self
+from typing import ClassVar
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from perdure.errors import UsageError
-from perdure.networks.cosine_head import CosineHead
-from perdure.networks.layers import freeze_affine, hold_still
+from perdure.data.source import Kind
+from perdure.errors import PerdureError, UsageError
+from perdure.networks.network import GrowingNetwork
 from perdure.networks.weights import Weights
 
+EPS = 1e-12
 
-class Classifier(nn.Module):
-    """A body that makes one feature vector an image, and a cosine head with one matrix a task on top (spec CCSI 2).
 
-    What a Segmenter is to segmentation. Which class a channel stands for is the method's business.
+class CosineHead(nn.Module):
+    """Logits ℓ_k = σ cos(f, w_k), without bias; one matrix of class directions per task, one shared scale.
+
+    With one task this is the published single head, with more the published split head (old and new rows under one
+    scale): both compute the same, for a row does not depend on the others (spec CCSI 2.2, 2.4).
+
+    Args:
+        width: Length d of the features.
+
+    Attributes:
+        rows: Directions of the classes ``(n_t, width)`` of each task t, in task order.
+        scale: σ, one learned number; 1 at first, carried on from task to task and never reset.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.rows = nn.ParameterList()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, features: Tensor, first: int = 0, channels: Sequence[int] | None = None) -> Tensor:
+        """Scaled cosines ``(N, K)``; see :meth:`cosines`."""
+        return self.scale * self.cosines(features, first, channels)
+
+    def cosines(self, features: Tensor, first: int = 0, channels: Sequence[int] | None = None) -> Tensor:
+        """Raw cosines s ``(N, K)`` between features ``(N, width)`` and the rows of ``rows[first:]``.
+
+        In the precision of the rows also under autocast: half precision would blur cosines by up to 0.004.
+
+        Args:
+            features: Of any length, also 0 (all cosines are then 0).
+            first: First task whose classes take part; negative counts from the end, as in a slice.
+            channels: Compute these channels only, in this order; positions among those of ``rows[first:]``.
+        """
+        chosen = list(self.rows)[first:]
+        if not chosen:
+            return features.new_zeros(features.shape[0], 0)
+        with torch.autocast(features.device.type, enabled=False):
+            rows = chosen[0] if len(chosen) == 1 else torch.cat(chosen)
+            if channels is not None:
+                rows = rows[list(channels)]
+            unit = F.normalize(features.to(rows.dtype), dim=1, eps=EPS)
+            return F.linear(unit, F.normalize(rows, dim=1, eps=EPS))
+
+    def grow(self, classes: int) -> None:
+        """Append rows for ``classes`` new classes, uniform in ±1/√width; the earlier ones are not changed.
+
+        They are drawn on the CPU, so that a seed gives the same values on every device.
+        """
+        if classes < 1:
+            raise ValueError(f"a classifier needs at least one class, not {classes}")
+        bound = self.width**-0.5
+        rows = torch.empty(classes, self.width, dtype=torch.float32, device="cpu").uniform_(-bound, bound)
+        self.rows.append(nn.Parameter(rows.to(device=self.scale.device, dtype=self.scale.dtype)))
+
+    @torch.no_grad()
+    def imprint(self, directions: Tensor) -> None:
+        """Set the newest rows to given directions, as long as old rows are on average (spec CCSI 2.4).
+
+        At the first task, where there are no old rows, as long as its own rows were. The length does not change
+        a logit, only how fast a row turns.
+
+        Args:
+            directions: Mean feature direction e_c ``(n_t, width)`` of each class of the newest task, of any length
+                but 0.
+
+        Raises:
+            PerdureError: A direction has length 0 or is not finite: the network gives that class no features.
+        """
+        if not self.rows:
+            raise ValueError("there are no rows yet: grow the head first")
+        rows = list(self.rows)
+        newest = rows[-1]
+        if directions.shape != newest.shape:
+            raise ValueError(f"directions {tuple(directions.shape)} do not fit rows {tuple(newest.shape)}")
+        directions = directions.to(newest)
+        lengths = directions.norm(dim=1)
+        bad = (~lengths.isfinite() | (lengths <= EPS)).nonzero().flatten().tolist()
+        if bad:
+            raise PerdureError(
+                f"the network gives class {bad[0] + 1} of the task's {len(lengths)} no usable features to start from",
+                "its training has failed: start a new run with a lower training.lr",
+            )
+        length = torch.cat([row.norm(dim=1) for row in rows[:-1] or rows]).mean()
+        newest.copy_(F.normalize(directions, dim=1, eps=EPS) * length)
+
+
+class Classifier(GrowingNetwork[Tensor]):
+    """A body that makes one feature vector per image, and a cosine head on top of it.
 
     Args:
         body: Image ``(N, C, H, W)`` -> features ``(N, width)``.
@@ -25,13 +114,13 @@ class Classifier(nn.Module):
         sides: Sides in pixels of the square images that the body turns into features of this width; any image if
             not given.
         least_batch: Fewest images that it can train on at once.
-        weights: What the body was initialised with.
+        weights: What the body was initialised with; random if not given.
 
     Attributes:
-        body: The feature extractor.
         head: Class directions and scale.
-        norm_frozen: True after :meth:`freeze_norm`.
     """
+
+    kind: ClassVar[Kind] = "classification"
 
     def __init__(
         self,
@@ -43,45 +132,13 @@ class Classifier(nn.Module):
         least_batch: int = 1,
         weights: Weights | None = None,
     ) -> None:
-        super().__init__()
-        self.body = body
+        super().__init__(body, width, 2, in_channels=in_channels, least_batch=least_batch, weights=weights)
         self.head = CosineHead(width)
-        self.width = width
-        self.in_channels = in_channels
         self.sides = sides
-        self.least_batch = least_batch
-        self.weights = weights if weights is not None else Weights("random")
-        self.norm_frozen = False
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits ``(N, K)`` of all classes, and the features ``(N, width)`` they were made from."""
-        features = self.features(images)
-        return self.classify(features), features
-
-    def features(self, images: Tensor) -> Tensor:
-        """Features ``(N, width)`` of images ``(N, C, H, W)``.
-
-        Raises:
-            UsageError: The network cannot take images of this shape.
-        """
-        if images.ndim != 4:
-            raise UsageError(
-                f"the network takes batches of 2D images, not a tensor of shape {tuple(images.shape)}",
-                "give (N, C, H, W)",
-            )
-        if self.in_channels is not None and images.shape[1] != self.in_channels:
-            raise UsageError(
-                f"the network takes images with {self.in_channels} channels, not {images.shape[1]}",
-                f"build it with in_channels={images.shape[1]}, or convert the images",
-            )
-        self.check_size(images.shape[2:])
-        features: Tensor = self.body(images)
-        return features
 
     def check_size(self, size: Sequence[int]) -> None:
         """Raise UsageError unless images of ``size`` (height and width in pixels) give features of the width."""
-        if len(size) != 2:
-            raise UsageError(f"a 2D network cannot take a size of {len(size)} axes", "give height and width")
+        super().check_size(size)
         if self.sides is None or (size[0] == size[1] and size[0] in self.sides):
             return
         known = f"the network takes square images of {self.sides[0]} to {self.sides[-1]} pixels a side"
@@ -95,59 +152,23 @@ class Classifier(nn.Module):
         """Raw cosines ``(N, K)`` of features ``(N, width)`` with the classes of the tasks from ``first`` on."""
         return self.head.cosines(features, first)
 
-    def classify(self, features: Tensor, first: int = 0) -> Tensor:
-        """Logits ``(N, K)``: the cosines times the scale.
-
-        Args:
-            features: Of images, or replayed ones ``(N, width)``.
-            first: First task whose classes take part; negative counts from the end, as in a slice.
-        """
-        logits: Tensor = self.head(features, first)
+    def classify(self, features: Tensor, first: int = 0, channels: Sequence[int] | None = None) -> Tensor:
+        """Logits ``(N, K)``, the cosines times the scale; see :meth:`CosineHead.cosines`."""
+        logits: Tensor = self.head(features, first, channels)
         return logits
 
     def grow(self, classes: int) -> None:
-        """Append rows for ``classes`` new classes, uniform in ±1/√width; see :meth:`CosineHead.grow`."""
+        """Append rows for ``classes`` new classes; see :meth:`CosineHead.grow`."""
         self.head.grow(classes)
 
     def imprint(self, directions: Tensor) -> None:
-        """Set the newest rows to directions ``(n_t, width)``, as long as old rows are; see `CosineHead.imprint`."""
+        """Set the newest rows to directions ``(n_t, width)``; see :meth:`CosineHead.imprint`."""
         self.head.imprint(directions)
 
-    def freeze_norm(self) -> None:
-        """Keep normalisation as it is from now on, also in train mode, and switch dropout off.
+    def classifier_parameters(self) -> list[list[nn.Parameter]]:
+        """The rows of each task. The scale belongs to all of them and goes on learning (spec CCSI 4.5)."""
+        return [[rows] for rows in self.head.rows]
 
-        Running and group statistics stay as they are; scale and shift of all normalisation layers lose
-        ``requires_grad``. Convolutions stay trainable.
-        """
-        self.norm_frozen = True
-        freeze_affine(self)
-        hold_still(self)
-
-    def freeze_old_classifiers(self) -> None:
-        """Take the rows of all tasks but the newest out of training (spec CCSI 4.5). The scale goes on learning."""
-        for rows in list(self.head.rows)[:-1]:
-            rows.requires_grad_(False)
-            rows.grad = None
-
-    def groups(self) -> dict[str, list[nn.Parameter]]:
-        """Trainable parameters by part, each once; a part without any has an empty list.
-
-        ``backbone`` (the body), ``neck`` (always empty, as in a Segmenter without one), ``old_classifiers`` (all
-        rows but the newest), ``new_classifier`` and ``scale``.
-        """
-        rows = list(self.head.rows)
-        parts = {
-            "backbone": list(self.body.parameters()),
-            "neck": [],
-            "old_classifiers": rows[:-1],
-            "new_classifier": rows[-1:],
-            "scale": [self.head.scale],
-        }
-        return {name: [p for p in part if p.requires_grad] for name, part in parts.items()}
-
-    def train(self, mode: bool = True) -> Self:
-        """Set train or evaluation mode; frozen normalisation and dropout stay in evaluation mode."""
-        super().train(mode)
-        if self.norm_frozen:
-            hold_still(self)
-        return self
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Trainable parameters by part, as in every growing network, and ``scale``."""
+        return {**super().parameter_groups(), "scale": [p for p in [self.head.scale] if p.requires_grad]}

@@ -6,15 +6,15 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from perdure.errors import UsageError
 from perdure.metrics.definitions import Figure, figure
-from perdure.metrics.figures import RunResults, evaluate, headline
-from perdure.report.comparable import about_protocols, check_same
-from perdure.report.render import NONE, number
+from perdure.metrics.figures import evaluate, headline
+from perdure.report.page import TRANSDUCTIVE
+from perdure.report.render import NONE, WORDS, number
 from perdure.report.run_data import RunData, load_run
-from perdure.report.words import words
+from perdure.streams.description import DescribedStream
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -80,7 +80,7 @@ class Comparison:
     best: dict[str, str]
     notes: tuple[str, ...]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Plain values."""
         return asdict(self)
 
@@ -92,6 +92,31 @@ class Group:
     label: str
     runs: tuple[RunData, ...]
     after: int | None
+
+    @property
+    def stream(self) -> DescribedStream:
+        """Classes and tasks of the first run; those of the others are the same."""
+        return self.runs[0].stream
+
+    def score(self, figure: Figure, after: int | None) -> Score:
+        """A figure over the runs after a task; figures over tasks mean nothing for a joint run."""
+        if after is None or (self.stream.merged and figure.definition.scope == "stream"):
+            return Score(None, None, (None,) * len(self.runs))
+        values = [evaluate(figure, run.results, after).value for run in self.runs]
+        known = [v for v in values if v is not None]
+        if not known or len(known) < len(values):  # a mean over some of the seeds would not be comparable
+            return Score(None, None, tuple(values))
+        return Score(statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None, tuple(values))
+
+    def kept_bytes(self, weights: bool) -> int | None:
+        """Mean bytes in the ledger after the compared task: weights, or what is kept besides weights and previews."""
+        totals = []
+        for run in self.runs:
+            if self.after is not None and self.after in run.ledgers:
+                kinds = [(item.kind, item.bytes) for item in run.ledgers[self.after]]
+                chosen = [size for kind, size in kinds if (kind == "weights") == weights and kind != "preview"]
+                totals.append(sum(chosen))
+        return round(statistics.fmean(totals)) if totals else None
 
 
 def compare(runs: Sequence[Path], figures: Sequence[str] | None = None) -> Comparison:
@@ -111,7 +136,11 @@ def compare(runs: Sequence[Path], figures: Sequence[str] | None = None) -> Compa
 
 
 def group_runs(runs: Sequence[RunData]) -> tuple[list[Group], list[str]]:
-    """Check that runs can be compared; put those alike that differ by seed only; give joint runs as reference."""
+    """Check that runs can be compared; put those alike that differ by seed only; give joint runs as reference.
+
+    Returns:
+        The entries, and notes that a reader has to know of.
+    """
     if not runs:
         raise UsageError("there is nothing to compare", "give two or more run folders")
     for run in runs[1:]:
@@ -121,17 +150,23 @@ def group_runs(runs: Sequence[RunData]) -> tuple[list[Group], list[str]]:
             raise UsageError(f"run '{run.name}' has no finished task yet", "leave it out, or go on with it: --resume")
     tasks = max(len(r.stream.tasks) for r in runs)
     stepwise = [r for r in runs if len(r.stream.tasks) == tasks]
-    after = min(r.results.last or 0 for r in stepwise)
+    after = min(r.results.last or 0 for r in stepwise)  # a task that one of them lacks says nothing of the others
     joint = next((r.results for r in runs if r.stream.merged), None)
     alike: dict[tuple[str, str, bool], list[RunData]] = {}
-    for run in runs:
+    for run in runs:  # the joint run is what intransigence is measured against
         known = replace(run, results=replace(run.results, reference=joint))
         alike.setdefault((run.method, run.settings, run.stream.merged), []).append(known)
     whole = after == tasks - 1
-    groups = [
-        Group(label, tuple(members), after if len(members[0].stream.tasks) == tasks else (0 if whole else None))
-        for label, members in zip(_labels(list(alike.values())), alike.values(), strict=True)
-    ]
+    methods = [members[0].method for members in alike.values()]
+    groups: list[Group] = []
+    for members in alike.values():
+        label = members[0].method + (f" ({len(members)} runs)" if len(members) > 1 else "")
+        if methods.count(members[0].method) > 1:  # the method does not tell the entries apart: name the folders
+            label = ", ".join(r.name for r in members)
+        while any(label == group.label for group in groups):
+            label += "'"
+        fits = after if len(members[0].stream.tasks) == tasks else 0 if whole else None
+        groups.append(Group(label, tuple(members), fits))
     notes = []
     if not whole:
         notes.append(f"compared after task {after + 1} of {tasks}, the last one that all runs have done")
@@ -139,37 +174,81 @@ def group_runs(runs: Sequence[RunData]) -> tuple[list[Group], list[str]]:
             notes.append("joint runs know all classes at once and cannot be compared before the last task")
     if len(stepwise) < len(runs):
         notes.append("joint runs train on all data at once: they are a reference and do not compete")
-    return groups, [*notes, *about_protocols(runs)]
+    protocols = list(dict.fromkeys(r.stream.protocol.removesuffix(", merged") for r in runs))
+    if len(protocols) > 1:
+        notes.append(f"the protocols of joint and other runs differ: {'; '.join(protocols)}")
+    warned = [r.name for r in runs if "transductive" in r.stream.protocol]
+    if warned:
+        notes.append(TRANSDUCTIVE if len(warned) == len(runs) else f"{TRANSDUCTIVE} (runs {', '.join(warned)})")
+    return groups, notes
+
+
+def check_same(a: RunData, b: RunData) -> None:
+    """Raise UsageError unless two runs have the same data, classes and groups."""
+    one, other = a.stream, b.stream
+    same = {
+        "data set": one.dataset == other.dataset,
+        "classes": [(c.id, c.name) for c in one.classes] == [(c.id, c.name) for c in other.classes],
+        "kind of labels": one.kind == other.kind,
+        "background": one.background == other.background,
+        "split of the classes into tasks": one.groups == other.groups,
+        "protocol": one.merged or other.merged or one.protocol == other.protocol,
+    }
+    differs = next((what for what, equal in same.items() if not equal), None)
+    if differs:
+        said = f" ('{one.protocol}' and '{other.protocol}')" if differs == "protocol" else ""
+        raise UsageError(
+            f"runs '{a.name}' and '{b.name}' cannot be compared: their {differs} is not the same{said}",
+            "compare runs of one stream (joint runs of the same classes may join)",
+        )
 
 
 def compare_groups(groups: Sequence[Group], notes: Sequence[str], figures: Sequence[str] | None) -> Comparison:
     """Compute the figures of gathered runs."""
-    first = max((g for g in groups), key=lambda g: len(g.runs[0].stream.tasks))
-    stream, after = first.runs[0].stream, first.after or 0
+    first = max(groups, key=lambda g: len(g.stream.tasks))
+    stream, after = first.stream, first.after or 0
     wanted = [figure(name, stream.background is not None) for name in figures or headline(stream)]
-    if figures is None and any(g.runs[0].stream.merged for g in groups):
-        wanted.append(figure(words(stream).intransigence))
+    if figures is None and any(g.stream.merged for g in groups):
+        wanted.append(figure(WORDS[stream.kind].intransigence))
     for fig in wanted:
         if fig.definition.scope == "class":
             raise UsageError(f"'{fig}' has one value for each class", "compare miou.all, dice.all or accuracy.mean")
-    entries = tuple(_entry(group, wanted) for group in groups)
-    best = {str(f): label for f in wanted if (label := _best(f, entries)) is not None}
+    entries = tuple(
+        Entry(
+            label=group.label,
+            method=group.runs[0].method,
+            runs=tuple(r.name for r in group.runs),
+            seeds=tuple(r.seed for r in group.runs),
+            reference=group.stream.merged,
+            kept_bytes=group.kept_bytes(weights=False),
+            weight_bytes=group.kept_bytes(weights=True),
+            scores={str(f): group.score(f, group.after) for f in wanted},
+        )
+        for group in groups
+    )
+    best: dict[str, str] = {}
+    for fig in wanted:
+        means = [(m, e.label) for e in entries if not e.reference and (m := e.scores[str(fig)].mean) is not None]
+        if len(means) > 1:  # a single entry is no winner
+            pick = max if fig.definition.better == "higher" else min
+            best[str(fig)] = pick(means, key=lambda pair: pair[0])[1]
     return Comparison(
-        stream.dataset,
-        stream.protocol,
-        after,
-        stream.tasks[after].name,
-        len(stream.tasks),
-        tuple(map(str, wanted)),
-        entries,
-        best,
-        tuple(notes),
+        dataset=stream.dataset,
+        protocol=stream.protocol,
+        after=after,
+        task=stream.tasks[after].name,
+        tasks=len(stream.tasks),
+        figures=tuple(map(str, wanted)),
+        entries=entries,
+        best=best,
+        notes=tuple(notes),
     )
 
 
 def comparison_table(comparison: Comparison) -> Table:
-    """Table for a terminal: one line a figure, one column an entry, the best value in bold green."""
+    """Table for a terminal: one line per figure, one column per entry, the best value in bold green."""
     from rich.box import SIMPLE_HEAD
+    from rich.markup import escape
     from rich.table import Table
 
     where = f"after task {comparison.task}, {comparison.after + 1} of {comparison.tasks}"
@@ -178,94 +257,16 @@ def comparison_table(comparison: Comparison) -> Table:
     table = Table(title=title, caption=caption or None, box=SIMPLE_HEAD)
     table.add_column("figure", no_wrap=True)
     for entry in comparison.entries:
-        label = _plain(entry.label)
+        label = escape(entry.label)
         table.add_column(f"[italic]{label}[/]" if entry.reference else label, justify="right", overflow="fold")
     for name in comparison.figures:
         better = "↓" if figure(name).definition.better == "lower" else "↑"
-        cells = [_rich(e.scores[name], comparison.best.get(name) == e.label) for e in comparison.entries]
-        table.add_row(f"{_plain(name)} {better}", *cells)
+        cells = []
+        for entry in comparison.entries:
+            score = entry.scores[name]
+            text = number(score.mean) + ("" if score.sd is None else f" ± {score.sd:.1f}")
+            cells.append(f"[bold green]{text}[/]" if comparison.best.get(name) == entry.label else text)
+        table.add_row(f"{escape(name)} {better}", *cells)
     kept = (NONE if e.kept_bytes is None else f"{e.kept_bytes:,}" for e in comparison.entries)
     table.add_row("bytes kept besides weights", *kept)
     return table
-
-
-def _plain(text: str) -> str:
-    """Text in which rich finds no markup."""
-    return text.replace("[", "\\[")
-
-
-def score_text(score: Score) -> str:
-    """``72.1`` or ``72.1 ± 0.4``."""
-    return number(score.mean) + ("" if score.sd is None else f" ± {score.sd:.1f}")
-
-
-def _rich(score: Score, best: bool) -> str:
-    text = score_text(score)
-    return f"[bold green]{text}[/]" if best else text
-
-
-def _labels(groups: Sequence[Sequence[RunData]]) -> list[str]:
-    """Method names where they tell the groups apart, else names of run folders; never twice the same."""
-    methods = [g[0].method for g in groups]
-    labels: list[str] = []
-    for group in groups:
-        seeds = f" ({len(group)} runs)" if len(group) > 1 else ""
-        alone = methods.count(group[0].method) == 1
-        label = group[0].method + seeds if alone else ", ".join(r.name for r in group)
-        while label in labels:
-            label += "'"
-        labels.append(label)
-    return labels
-
-
-def _entry(group: Group, figures: Sequence[Figure]) -> Entry:
-    first = group.runs[0]
-    values = {str(f): [_value(f, r.results, group.after) for r in group.runs] for f in figures}
-    return Entry(
-        group.label,
-        first.method,
-        tuple(r.name for r in group.runs),
-        tuple(r.seed for r in group.runs),
-        first.stream.merged,
-        _mean_bytes(group, kept=True),
-        _mean_bytes(group, kept=False),
-        {name: _score(v) for name, v in values.items()},
-    )
-
-
-def _value(fig: Figure, results: RunResults, after: int | None) -> float | None:
-    """Value to compare; figures over tasks mean nothing for a joint run."""
-    if after is None or (results.stream.merged and fig.definition.scope == "stream"):
-        return None
-    return evaluate(fig, results, after).value
-
-
-def _score(values: Sequence[float | None]) -> Score:
-    known = [v for v in values if v is not None]
-    if not known or len(known) < len(values):
-        return Score(None, None, tuple(values))
-    return Score(statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None, tuple(values))
-
-
-def _mean_bytes(group: Group, kept: bool) -> int | None:
-    """Mean bytes in the ledger after the compared task: weights, or what is kept besides them."""
-    if group.after is None:
-        return None
-    totals = [
-        sum(int(i["bytes"]) for i in r.ledgers[group.after]["items"] if _counts(str(i["kind"]), kept))
-        for r in group.runs
-        if group.after in r.ledgers
-    ]
-    return round(statistics.fmean(totals)) if totals else None
-
-
-def _counts(kind: str, kept: bool) -> bool:
-    return kind not in ("weights", "preview") if kept else kind == "weights"
-
-
-def _best(fig: Figure, entries: Sequence[Entry]) -> str | None:
-    scores = [(e.label, m) for e in entries if not e.reference and (m := e.scores[str(fig)].mean) is not None]
-    if len(scores) < 2:
-        return None
-    pick = max if fig.definition.better == "higher" else min
-    return pick(scores, key=lambda pair: pair[1])[0]

@@ -1,22 +1,27 @@
-"""``report.html``: one file, no network, everything about a run that a reader asks first."""
+"""``report.html`` and ``MODEL_CARD.md``: all that a reader asks first about a run, in files that need no network."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import yaml
 
-from perdure.files import write_text
-from perdure.report import kept_items, sections
-from perdure.report.confusion_tables import confusion_tables
-from perdure.report.memorisation import TERMS, memorisation
-from perdure.report.render import definitions, environment
-from perdure.report.run_data import RunData, load_run
-from perdure.report.sample_rows import sample_table
-from perdure.report.words import explained, warning, words
+from perdure.metrics.definitions import figure
+from perdure.metrics.figures import RunResults, evaluate, forgetting_by_group, group_matrix, headline
+from perdure.report import kept_items
+from perdure.report.plots import Line, curves
+from perdure.report.render import WORDS, definitions, render
+from perdure.report.run_data import RunData, load_run, section
+from perdure.report.samples import MOST_SAMPLES, SampleTable, sample_table
+from perdure.report.tables import confusion_tables, heat_rows, ledger_table
 
 REPORT: Final = "report.html"
+CARD: Final = "MODEL_CARD.md"
+TRANSDUCTIVE: Final = (
+    "the protocol is transductive: test images, without their labels, take part in training, so figures may be better "
+    "than on images that the model never met"
+)
 
 
 def write_report(run: Path) -> Path:
@@ -27,38 +32,98 @@ def write_report(run: Path) -> Path:
         DataError: A file of the run is damaged.
     """
     data = load_run(run)
-    page = environment().get_template("report.html.j2").render(report_values(data))
-    write_text(run / REPORT, page)
-    return run / REPORT
-
-
-def report_values(data: RunData) -> dict[str, Any]:
-    """All that the template lays out."""
-    last = data.results.last
-    shown = data.shown.get(max(data.ledgers, default=-1), ())
-    columns, pictures = kept_items.picture_rows(data.stream, shown)
-    distances = memorisation(data.stream, shown)
-    return {
-        "run": data,
-        "stream": data.stream,
-        "last": last,
-        "last_name": None if last is None else data.stream.tasks[last].name,
-        "cards": [] if last is None else sections.cards(data, last),
-        "curves": sections.run_curves(data),
-        "measured": [data.stream.tasks[t] for t in data.results.counts],
-        "figures": sections.figure_table(data),
-        "heat": [] if last is None else sections.heat_rows(data),
-        "words": words(data.stream),
-        "warning": warning(data.stream),
-        "confusion": confusion_tables(data),
-        "samples": sample_table(data),
+    results, stream, last = data.results, data.stream, data.results.last
+    shown = data.shown.get(max(data.ledgers, default=-1), ())  # what is kept now; earlier items are superseded
+    columns, pictures = kept_items.picture_rows(stream, shown)
+    distances = kept_items.memorisation(stream, shown)
+    tasks = [t for t in data.samples if data.samples[t]]
+    names = list(data.samples[tasks[-1]])[:MOST_SAMPLES] if tasks else []
+    values = _common(data) | {
+        "last_name": None if last is None else stream.tasks[last].name,
+        "cards": [] if last is None else [(figure(n), evaluate(n, results, last)) for n in headline(stream)],
+        "curves": run_curves(results),
+        "confusion": confusion_tables(results),
+        "sample_tasks": [stream.tasks[t] for t in tasks],
+        "samples": sample_table(names, [(stream, t, data.samples[t]) for t in tasks]) if tasks else SampleTable([], []),
         "columns": columns,
         "pictures": pictures,
-        "what_they_are": kept_items.what_they_are(data.stream, shown),
+        "what_they_are": kept_items.what_they_are(stream, shown),
         "distances": distances,
-        "ledger": sections.ledger_table(data),
-        "names": data.stream.names,
         "recipe": yaml.safe_dump(dict(data.recipe), sort_keys=False, allow_unicode=True),
-        "definitions": definitions(explained(data.stream)),
-        "terms": TERMS if distances else (),
+        "terms": kept_items.TERMS if distances else (),
     }
+    return render("report.html.j2", values, run / REPORT)
+
+
+def write_model_card(run: Path) -> Path:
+    """Write ``MODEL_CARD.md`` into a run folder, complete or only partly done.
+
+    It says what the model is, which tasks made it, how good it is, what it keeps and what it is not for.
+
+    Raises:
+        RunError: The folder is not a run.
+        DataError: A file of the run is damaged.
+    """
+    data = load_run(run)
+    about = section(data.recipe, "data")
+    values = _common(data) | {
+        "licence": about.get("licence") or about.get("license"),
+        "notes": about.get("notes"),
+        "about": data.recipe.get("about") or "",
+        "version": data.environment.get("perdure"),
+    }
+    return render("model_card.md.j2", values, run / CARD)
+
+
+def _common(data: RunData) -> dict[str, object]:
+    """What both templates lay out."""
+    results, stream = data.results, data.stream
+    words, shown = WORDS[stream.kind], headline(stream)
+    return {
+        "run": data,
+        "stream": stream,
+        "names": stream.names,
+        "last": results.last,
+        "measured": [stream.tasks[t] for t in results.counts],
+        "figures": [(name, [evaluate(name, results, t) for t in results.counts]) for name in shown],
+        "heat": [] if results.last is None else heat_rows(results),
+        "words": words,
+        "warning": TRANSDUCTIVE if "transductive" in stream.protocol else None,
+        "ledger": ledger_table(data.ledgers),
+        "definitions": definitions([*shown, words.by_class]),
+    }
+
+
+def run_curves(results: RunResults) -> list[tuple[str, str]]:
+    """Title and SVG of curves: how good the model is, and forgetting by task; streams of one task have none."""
+    stream = results.stream
+    tasks, words = stream.tasks, WORDS[stream.kind]
+    if len(tasks) == 1:
+        return []
+
+    def over_tasks(name: str) -> list[float | None]:
+        return [evaluate(name, results, t).value for t in range(len(tasks))]
+
+    def of_group(j: int, rows: dict[int, list[float | None]]) -> list[float | None]:
+        return [rows[t.index][j] if j < len(rows.get(t.index, [])) else None for t in tasks]
+
+    rows, shown = group_matrix(results, words.of), headline(stream)
+    if stream.kind == "classification":
+        quality = [Line("all images", over_tasks(shown[0]), 0), Line("balanced", over_tasks(shown[1]), 0, dashed=True)]
+        quality += [Line(tasks[j].name, of_group(j, rows), j + 1) for j in range(len(stream.groups))]
+    else:
+        titles = ("all", "first task's classes", "later classes")
+        named = enumerate(zip(titles, shown[:3], strict=True))
+        quality = [Line(title, over_tasks(name), k, dashed=k == 0) for k, (title, name) in named]
+    lost = {t: forgetting_by_group(rows, t) for t in rows}
+    losses = [Line("mean", over_tasks(words.forgetting), 0, dashed=True)]
+    losses += [Line(tasks[j].name, of_group(j, lost), j + 1) for j in range(len(stream.groups) - 1)]
+    names = [t.name for t in tasks]
+    drawn = [
+        ("How good the model is after each task", curves("quality", quality, names, f"{words.quality} in %")),
+        (
+            "What it forgot of each task's classes",
+            curves("forgetting", losses, names, f"points of {words.quality} lost"),
+        ),
+    ]
+    return [(title, svg) for title, svg in drawn if svg]

@@ -6,25 +6,21 @@ import io
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 SERIES: Final = 8
+MOST_DOTS: Final = 40
 _MARKERS: Final = "os^DvPX*"
+# colours that a plot has nowhere else; the page's CSS variables take their place, so plots follow light and dark mode
 _INK, _GRID = "#010203", "#040506"
 
 
 def _sentinel(k: int) -> str:
     """Colour that stands for series ``k`` until the page's own colour replaces it; 0 is the ink, 1.. repeat."""
     return f"#0a0b{1 + (k - 1) % (SERIES - 1) if k else 0:02x}"
-
-
-_BAR: Final[dict[str, Any]] = {"color": _INK, "alpha": 0.3, "linewidth": 10, "solid_capstyle": "butt"}
-_DOT: Final[dict[str, Any]] = {"color": _sentinel(1), "marker": "o", "markersize": 4, "linestyle": "", "alpha": 0.8,
-                               "zorder": 3, "clip_on": False}  # fmt: skip
-_MARK: Final[dict[str, Any]] = _DOT | {"color": _sentinel(2), "marker": "^", "markersize": 7, "alpha": 1.0}
 
 
 @dataclass(frozen=True)
@@ -51,15 +47,14 @@ class Strip:
     reference: Sequence[float]
 
 
-def curves(name: str, lines: Sequence[Line], ticks: Sequence[str], y_label: str, low: float | None = 0.0) -> str:
-    """Draw curves over tasks.
+def curves(name: str, lines: Sequence[Line], ticks: Sequence[str], y_label: str) -> str:
+    """Draw curves over tasks; the vertical axis holds 0.
 
     Args:
         name: Unique name on the page: keeps ids apart and the bytes the same each time.
         lines: What to draw.
         ticks: Names of the tasks.
         y_label: Words and unit of the vertical axis.
-        low: Lowest value of the axis at most, or ``None`` to fit the data.
 
     Returns:
         An ``<svg>`` element without fixed size, or ``""`` if there is no point to draw.
@@ -69,8 +64,29 @@ def curves(name: str, lines: Sequence[Line], ticks: Sequence[str], y_label: str,
 
     def fill(axes: Axes) -> None:
         for line in lines:
-            _draw(axes, line)
-        _dress(axes, ticks, y_label, low)
+            points = [(x, v) for x, v in enumerate(line.values) if v is not None]
+            if not points:
+                continue
+            xs, ys = zip(*points, strict=True)
+            axes.plot(
+                xs,
+                ys,
+                label=line.label,
+                color=_sentinel(line.color),
+                marker=_MARKERS[line.color % len(_MARKERS)],
+                markersize=5,
+                linewidth=1.6 if line.dashed else 2.2,
+                linestyle="--" if line.dashed else "-",
+                clip_on=False,
+            )
+        crowded = sum(len(t) + 2 for t in ticks) > 60
+        axes.set_xticks(range(len(ticks)), ticks, rotation=35 if crowded else 0, ha="right" if crowded else "center")
+        axes.set_xlim(-0.3, max(len(ticks) - 0.7, 0.3))
+        axes.set_xlabel("after task", color=_INK)
+        axes.set_ylabel(y_label, color=_INK)
+        bottom, top = axes.get_ylim()
+        axes.set_ylim(min(0.0, bottom), max(top, 10.0))  # flat curves near 0 would fill the height with noise
+        axes.grid(axis="y", color=_GRID, linewidth=0.8)
 
     return _drawing(name, fill, 3.3, f"{y_label}: {', '.join(line.label for line in lines)}", min(4, len(lines)))
 
@@ -92,97 +108,77 @@ def strips(name: str, rows: Sequence[Strip], x_label: str) -> str:
     def fill(axes: Axes) -> None:
         for y, row in enumerate(rows):
             _strip(axes, y, row)
-        axes.plot([], [], **_BAR, label="training images: range, middle half")
-        axes.plot([], [], **_DOT, label="synthetic image")
+        _bar(axes, [], [], label="training images: range, middle half")
+        _dots(axes, [], [], marked=False, label="synthetic image")
         if any(any(row.marked) for row in rows):
-            axes.plot([], [], **_MARK, label="possible copy")
+            _dots(axes, [], [], marked=True, label="possible copy")
         axes.set_yticks(range(len(rows)), [r.label if len(r.label) < 25 else f"{r.label[:23]}…" for r in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlim(left=0.0)
         axes.set_xlabel(x_label, color=_INK)
-        _plain(axes, "x")
+        axes.grid(axis="x", color=_GRID, linewidth=0.8)
 
     return _drawing(name, fill, 1.1 + 0.3 * len(rows), f"{x_label}: {', '.join(r.label for r in rows)}", 3)
 
 
 def _drawing(name: str, fill: Callable[[Axes], None], height: float, description: str, columns: int) -> str:
-    """One set of axes with a legend above, as an inline element."""
+    """One set of axes with a legend above and no frame or ticks, as an inline element."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
+    # text stays text: selectable and small; the salt makes ids the same each time and apart within a page
     settings = {"svg.fonttype": "none", "svg.hashsalt": f"perdure-{name}", "font.size": 9.5, "axes.unicode_minus": True}
     with rc_context(settings):
         drawing = Figure(figsize=(6.0, height), layout="constrained")
-        FigureCanvasSVG(drawing)
-        fill(drawing.add_subplot())
+        FigureCanvasSVG(drawing)  # instead of pyplot, whose open figures and back end are global
+        axes = drawing.add_subplot()
+        fill(axes)
+        axes.tick_params(colors=_INK, length=0)
+        axes.set_axisbelow(True)
+        for side in axes.spines.values():
+            side.set_visible(False)
         drawing.legend(loc="outside upper left", ncols=columns, frameon=False, labelcolor=_INK, fontsize=9)
         data = io.StringIO()
-        no_metadata: dict[str, Any] = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        # without a date equal runs give equal bytes
+        no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         drawing.savefig(data, format="svg", transparent=True, metadata=no_metadata)
     return _inline(data.getvalue(), description)
 
 
 def _strip(axes: Axes, y: int, row: Strip) -> None:
     """The reference's range, middle half and two marks as a bar; the dots, and other marks for those that stand out."""
+    import numpy as np
+
     if row.reference:
-        import numpy as np
-
         low, first, middle, third, high = np.quantile(row.reference, (0.0, 0.25, 0.5, 0.75, 1.0))
-        axes.plot([low, high], [y, y], **_BAR | {"linewidth": 3})
-        axes.plot([first, third], [y, y], **_BAR)
+        _bar(axes, [low, high], [y, y], width=3)
+        _bar(axes, [first, third], [y, y])
         axes.plot([low, middle], [y, y], color=_INK, marker="|", markersize=11, linestyle="")
-    for mark, look in ((False, _DOT), (True, _MARK)):
-        shown = _spread([d for d, m in zip(row.dots, row.marked, strict=True) if m == mark])
-        axes.plot(shown, [y] * len(shown), **look)
+    for marked in (False, True):
+        shown = sorted(d for d, m in zip(row.dots, row.marked, strict=True) if m == marked)
+        if len(shown) > MOST_DOTS:  # evenly many of them from the least to the greatest
+            shown = [shown[round(k * (len(shown) - 1) / (MOST_DOTS - 1))] for k in range(MOST_DOTS)]
+        _dots(axes, shown, [y] * len(shown), marked)
 
 
-def _spread(values: Sequence[float], most: int = 40) -> list[float]:
-    """Values in order, or evenly many of them from the least to the greatest."""
-    ordered = sorted(values)
-    if len(ordered) <= most:
-        return ordered
-    return [ordered[round(k * (len(ordered) - 1) / (most - 1))] for k in range(most)]
+def _bar(axes: Axes, x: Sequence[float], y: Sequence[float], width: float = 10, label: str | None = None) -> None:
+    axes.plot(x, y, color=_INK, alpha=0.3, linewidth=width, solid_capstyle="butt", label=label)
 
 
-def _draw(axes: Axes, line: Line) -> None:
-    points = [(x, v) for x, v in enumerate(line.values) if v is not None]
-    if not points:
-        return
-    xs, ys = zip(*points, strict=True)
+def _dots(axes: Axes, x: Sequence[float], y: Sequence[float], marked: bool, label: str | None = None) -> None:
     axes.plot(
-        xs,
-        ys,
-        label=line.label,
-        color=_sentinel(line.color),
-        marker=_MARKERS[line.color % len(_MARKERS)],
-        markersize=5,
-        linewidth=1.6 if line.dashed else 2.2,
-        linestyle="--" if line.dashed else "-",
+        x,
+        y,
+        color=_sentinel(2 if marked else 1),
+        marker="^" if marked else "o",
+        markersize=7 if marked else 4,
+        linestyle="",
+        alpha=1.0 if marked else 0.8,
+        zorder=3,
         clip_on=False,
+        label=label,
     )
-
-
-def _dress(axes: Axes, ticks: Sequence[str], y_label: str, low: float | None) -> None:
-    """Axes with few marks: horizontal grid, no frame, tasks below."""
-    crowded = sum(len(t) + 2 for t in ticks) > 60
-    axes.set_xticks(range(len(ticks)), ticks, rotation=35 if crowded else 0, ha="right" if crowded else "center")
-    axes.set_xlim(-0.3, max(len(ticks) - 0.7, 0.3))
-    axes.set_xlabel("after task", color=_INK)
-    axes.set_ylabel(y_label, color=_INK)
-    bottom, top = axes.get_ylim()
-    if low is not None:
-        axes.set_ylim(min(low, bottom) if bottom < low else low, max(top, low + 10.0))
-    _plain(axes, "y")
-
-
-def _plain(axes: Axes, grid: Literal["x", "y"]) -> None:
-    """No frame, no ticks, a grid in one direction."""
-    axes.tick_params(colors=_INK, length=0)
-    axes.grid(axis=grid, color=_GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    for side in axes.spines.values():
-        side.set_visible(False)
 
 
 def _inline(svg: str, description: str) -> str:

@@ -1,24 +1,79 @@
-"""Templates and the few ways in which pages write numbers."""
+"""What all pages share: templates, numbers in words, pictures, definitions, and words for each kind of labels."""
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from perdure.metrics.definitions import figure
+from perdure.files import write_text
+from perdure.metrics.definitions import Definition, figure
 
 if TYPE_CHECKING:
-    from jinja2 import Environment
     from markupsafe import Markup
     from PIL.Image import Image as Picture
 
+    from perdure.data.source import Kind
+    from perdure.labels import Color
+
 NONE: Final = "–"
-PICTURE: Final = 176
-_TINY, _LARGE = 64, 96
+_TINY, _LARGE = 64, 96  # pixels: smaller pictures are enlarged to about the first, larger ones shrunk to the second
+
+
+@dataclass(frozen=True)
+class Words:
+    """Figures and words of pages for one kind of labels.
+
+    Args:
+        by_class: The figure of one class in heat maps.
+        title: Its short name.
+        of: What R[t][j] measures: option ``of`` of figures over tasks.
+        quality: Short name of that figure.
+        forgetting: Full name of the headline's forgetting.
+        intransigence: Full name of the figure that is added beside a joint run.
+        one: What is labelled.
+        many: Several of them.
+        curves: Figures of the comparison's plots.
+    """
+
+    by_class: str
+    title: str
+    of: str
+    quality: str
+    forgetting: str
+    intransigence: str
+    one: str
+    many: str
+    curves: tuple[str, ...]
+
+
+WORDS: Final[dict[Kind, Words]] = {
+    "segmentation": Words(
+        by_class="iou",
+        title="IoU",
+        of="miou",
+        quality="mIoU",
+        forgetting="forgetting[max-last]",
+        intransigence="intransigence",
+        one="pixel",
+        many="pixels",
+        curves=("miou.all", "miou.old", "miou.new", "forgetting[max-last]"),
+    ),
+    "classification": Words(
+        by_class="recall",
+        title="recall",
+        of="accuracy",
+        quality="accuracy",
+        forgetting="forgetting[max-last,of=accuracy]",
+        intransigence="intransigence[of=accuracy]",
+        one="image",
+        many="images",
+        curves=("accuracy.all", "accuracy.mean", "forgetting[max-last,of=accuracy]"),
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,66 +85,62 @@ class Thumb:
     height: int
 
 
-def environment() -> Environment:
-    """Templates of this package; HTML ones escape whatever they show."""
+@dataclass(frozen=True)
+class Explanation:
+    """What a page says of a definition, and of each variant that it shows: full name, meaning of its options."""
+
+    definition: Definition
+    variants: list[tuple[str, str]] = field(default_factory=list)
+
+
+def render(template: str, values: Mapping[str, object], path: Path) -> Path:
+    """Fill a template of this package and write the page; HTML templates escape whatever they show."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
-    loader = FileSystemLoader(Path(__file__).parent / "templates")
-
-    made = Environment(
-        loader=loader,
+    templates = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=select_autoescape(enabled_extensions=("html.j2",), default=False),
-        undefined=StrictUndefined,
+        undefined=StrictUndefined,  # a misspelt name in a template is an error and not an empty cell
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters.update(number=number, signed=signed, size=size, anchor=anchor, cell=cell, breaks=breaks, after=after)
-    return made
+    templates.filters.update(number=number, size=size, anchor=anchor, cell=cell, breaks=breaks)
+    write_text(path, templates.get_template(template).render(values))
+    return path
 
 
 def number(value: float | None, digits: int = 1) -> str:
     """``12.3``, or a dash where there is no value."""
+    # what rounds to zero has no sign: "-0.0" points would read as a loss
     return NONE if value is None else f"{value:.{digits}f}".replace("-0.0", "0.0" if value > -0.05 else "-0.0")
-
-
-def signed(value: float | None, digits: int = 1) -> str:
-    """``+1.2``, ``−3.4`` or a dash."""
-    if value is None:
-        return NONE
-    text = f"{value:+.{digits}f}"
-    return "0.0" if float(text) == 0 else text.replace("-", "−")
 
 
 def size(count: int | None) -> str:
     """Bytes in words: ``2,060 B``, ``41.2 kB``, ``97.3 MB``."""
     if count is None:
         return NONE
+    # to the byte below 10 kB: what a method keeps per class is of that size, and methods differ by single bytes
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e4)):
         if count >= scale:
             return f"{count / (1e3 if unit == 'kB' else scale):.1f} {unit}"
     return f"{count:,} B"
 
 
-def short(name: str) -> str:
-    """A figure's name without its options."""
-    return name.partition("[")[0]
+def hex_color(color: Color) -> str:
+    """``#rrggbb``."""
+    return "#{:02x}{:02x}{:02x}".format(*color)
 
 
 def anchor(name: str) -> str:
-    """Where a page explains a figure."""
-    return "def-" + short(name).replace(".", "-")
+    """Where a page explains a figure: one place for all variants, so the options are cut off."""
+    return "def-" + name.partition("[")[0].replace(".", "-")
 
 
 def breaks(name: str) -> Markup:
     """A figure's full name that may be broken before and inside its brackets."""
     from markupsafe import Markup, escape
 
-    return Markup(str(escape(name)).replace("[", "<wbr>[").replace(",", ",<wbr>"))  # noqa: S704
-
-
-def after(task: str) -> str:
-    """``after task NAME``."""
-    return f"after task {task}"
+    return Markup(str(escape(name)).replace("[", "<wbr>[").replace(",", ",<wbr>"))  # noqa: S704  # escaped before
 
 
 def cell(text: object) -> str:
@@ -97,7 +148,7 @@ def cell(text: object) -> str:
     return " ".join(str(text).replace("|", "\\|").split())
 
 
-def picture(path: Path, sharp: bool, side: int = PICTURE) -> str:
+def picture(path: Path, sharp: bool, side: int = 176) -> str:
     """PNG as a ``data:`` address, made smaller so that its longer side is at most ``side`` pixels.
 
     Args:
@@ -135,19 +186,17 @@ def thumbnail(image: Picture) -> Thumb:
 
 
 def _address(image: Picture) -> str:
-    """PNG as a ``data:`` address."""
+    """PNG as a ``data:`` address: a page needs no file beside it."""
     data = io.BytesIO()
     image.save(data, format="PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode("ascii")
 
 
-def definitions(names: Iterable[str]) -> list[dict[str, Any]]:
+def definitions(names: Iterable[str]) -> list[Explanation]:
     """What a page says about each figure it shows, once for each definition, in order."""
-    shown: dict[str, dict[str, Any]] = {}
+    shown: dict[str, Explanation] = {}
     for name in names:
         fig = figure(name)
-        d = fig.definition
-        entry = shown.setdefault(d.name, {"name": d.name, "definition": d, "meaning": d.meaning, "variants": []})
-        options = " ".join(o.meaning[fig[o.key]] for o in d.options)
-        entry["variants"].append({"name": str(fig), "meaning": options})
+        entry = shown.setdefault(fig.definition.name, Explanation(fig.definition))
+        entry.variants.append((str(fig), " ".join(o.meaning[fig.choices[o.key]] for o in fig.definition.options)))
     return list(shown.values())

@@ -7,20 +7,22 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import yaml
+from pydantic import JsonValue, TypeAdapter, ValidationError
 
 from perdure.errors import DataError, RunError
 from perdure.files import read_json
 from perdure.metrics.confusion import read_counts
-from perdure.metrics.described import DescribedStream, DescribedTask, read_stream
 from perdure.metrics.figures import RunResults, run_results
-from perdure.report.kept_items import ShownItem, shown_items
+from perdure.report.kept_items import KeptItem, read_items
 from perdure.report.samples import Sample, read_samples
+from perdure.streams.description import DescribedStream, read_stream
 
 _ABSOLUTE: Final = re.compile(r"(?<![\w:./~])(?:~|[A-Za-z]:)?[/\\](?:[^\s/\\'\",;:]+[/\\])*([^\s/\\'\",;:]*)")
 _PRIVATE: Final = frozenset({"host", "hostname", "user", "username", "cwd", "home"})
+_MAPPING: Final = TypeAdapter(dict[str, JsonValue])
 
 
 @dataclass(frozen=True)
@@ -29,10 +31,9 @@ class RunData:
 
     Args:
         name: Name of the folder.
-        stream: Its classes and tasks.
-        results: Counts after each measured task.
+        results: Its classes and tasks, and counts after each measured task.
         sealed: Number of tasks that are done.
-        ledgers: Content of ``ledger.json`` by task.
+        ledgers: Kept items by task.
         samples: Test samples by task and name; empty where none may be shown.
         shown: Kept items that the report shows, by task; without raw images of patients, unless they may be shown.
         recipe: The resolved recipe.
@@ -40,20 +41,23 @@ class RunData:
     """
 
     name: str
-    stream: DescribedStream
     results: RunResults
     sealed: int
-    ledgers: Mapping[int, dict[str, Any]]
+    ledgers: Mapping[int, tuple[KeptItem, ...]]
     samples: Mapping[int, dict[str, Sample]]
-    shown: Mapping[int, tuple[ShownItem, ...]]
-    recipe: Mapping[str, Any]
-    environment: Mapping[str, Any]
+    shown: Mapping[int, tuple[KeptItem, ...]]
+    recipe: Mapping[str, JsonValue]
+    environment: Mapping[str, JsonValue]
+
+    @property
+    def stream(self) -> DescribedStream:
+        """Classes and tasks."""
+        return self.results.stream
 
     @property
     def method(self) -> str:
         """Name of the method."""
-        section = self.recipe.get("method", "unknown")
-        return str(section.get("name", "unknown") if isinstance(section, dict) else section)
+        return str(section(self.recipe, "method").get("name", "unknown"))
 
     @property
     def seed(self) -> int | None:
@@ -69,8 +73,17 @@ class RunData:
     @property
     def settings(self) -> str:
         """The recipe without name and seed as text: equal for runs that differ by seed only."""
+        # name and report change nothing that is measured
         kept = {k: v for k, v in self.recipe.items() if k not in ("seed", "name", "about", "report")}
         return json.dumps(kept, sort_keys=True, default=str)
+
+
+def section(recipe: Mapping[str, JsonValue], key: str) -> Mapping[str, JsonValue]:
+    """A section of a recipe; the short form ``key: NAME`` means a section that has only a name."""
+    value = recipe.get(key)
+    if isinstance(value, dict):
+        return value
+    return {} if value is None else {"name": value}
 
 
 def load_run(path: Path) -> RunData:
@@ -83,65 +96,40 @@ def load_run(path: Path) -> RunData:
     if not (path / "stream.json").is_file() or not (path / "recipe.yaml").is_file():
         raise RunError(f"{path} is not a run folder", "give a folder that `perdure run` made (it holds recipe.yaml)")
     stream = read_stream(path / "stream.json")
-    folders = _sealed(path, stream)
-    recipe = _read_recipe(path / "recipe.yaml")
-    counts = {t: read_counts(f / "counts.json") for t, f in folders.items() if (f / "counts.json").is_file()}
+    try:
+        loaded = yaml.safe_load((path / "recipe.yaml").read_text(encoding="utf-8"))
+        recipe = _MAPPING.validate_python(json.loads(json.dumps(loaded, default=str)))  # keys as text, dates as text
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise DataError(f"could not read {path / 'recipe.yaml'}: {' '.join(str(error).split())}") from error
+    except ValidationError as error:
+        raise DataError(f"{path / 'recipe.yaml'} is not a recipe: it must be a mapping of keys") from error
     environment = read_json(path / "environment.json") if (path / "environment.json").is_file() else {}
-    shown = not stream.patients or bool((recipe.get("report") or {}).get("patient_samples"))
-    ledgers = {t: _read_ledger(f / "ledger.json") for t, f in folders.items() if (f / "ledger.json").is_file()}
+    folders: dict[int, Path] = {}
+    for task in stream.tasks:
+        folder = next(iter(sorted((path / "tasks").glob(f"{task.index:02d}-*"))), None)
+        if folder is None or not (folder / "done").is_file():
+            break  # a sealed task behind one that is not comes from an earlier attempt
+        folders[task.index] = folder
+    counts = {t: read_counts(f / "counts.json") for t, f in folders.items() if (f / "counts.json").is_file()}
+    ledgers = {t: read_items(f) for t, f in folders.items() if (f / "ledger.json").is_file()}
+    # pictures of patients leave the run folder with the page: only where the recipe says so
+    open_to_all = not stream.patients or bool(section(recipe, "report").get("patient_samples"))
     return RunData(
         name=path.resolve().name,
-        stream=stream,
         results=run_results(stream, counts),
         sealed=len(folders),
         ledgers=ledgers,
-        samples={t: read_samples(f / "samples") for t, f in folders.items()} if shown else {},
-        shown={
-            t: tuple(i for i in shown_items(folders[t], ledger) if shown or not i.raw) for t, ledger in ledgers.items()
-        },
-        recipe=without_places(recipe),
-        environment=without_places(environment),
+        samples={t: read_samples(f / "samples") for t, f in folders.items()} if open_to_all else {},
+        shown={t: tuple(i for i in items if i.shows and (open_to_all or not i.raw)) for t, items in ledgers.items()},
+        recipe=_MAPPING.validate_python(without_places(recipe)),
+        environment=_MAPPING.validate_python(without_places(environment)),
     )
 
 
-def without_places(value: Any) -> Any:
+def without_places(value: JsonValue) -> JsonValue:
     """Copy of plain values in which absolute paths keep their last part only and names of hosts and users are gone."""
     if isinstance(value, dict):
         return {k: without_places(v) for k, v in value.items() if str(k).lower() not in _PRIVATE}
     if isinstance(value, list):
         return [without_places(v) for v in value]
     return _ABSOLUTE.sub(lambda m: f"…/{m[1]}", value) if isinstance(value, str) else value
-
-
-def _sealed(path: Path, stream: DescribedStream) -> dict[int, Path]:
-    """Folders of sealed tasks in order, up to the first that is not sealed."""
-    folders: dict[int, Path] = {}
-    for task in stream.tasks:
-        folder = _folder(path, task)
-        if folder is None or not (folder / "done").is_file():
-            break
-        folders[task.index] = folder
-    return folders
-
-
-def _folder(path: Path, task: DescribedTask) -> Path | None:
-    return next(iter(sorted((path / "tasks").glob(f"{task.index:02d}-*"))), None)
-
-
-def _read_recipe(path: Path) -> dict[str, Any]:
-    try:
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise DataError(f"could not read {path}: {' '.join(str(error).split())}") from error
-    if not isinstance(recipe, dict):
-        raise DataError(f"{path} is not a recipe: it must be a mapping of keys")
-    return recipe
-
-
-def _read_ledger(path: Path) -> dict[str, Any]:
-    ledger = read_json(path)
-    wanted = {"name", "kind", "bytes", "made_from"}
-    items = ledger.get("items") if isinstance(ledger, dict) else None
-    if not isinstance(items, list) or not all(isinstance(i, dict) and wanted <= i.keys() for i in items):
-        raise DataError(f"{path} is not a ledger", "the file was changed or is damaged")
-    return dict(ledger)

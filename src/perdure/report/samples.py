@@ -1,74 +1,109 @@
-"""A few test samples after each task: pictures of image, ground truth and prediction, or an image and two classes."""
+"""A few test samples after each task: pictures of image, ground truth and prediction, or an image and two classes.
+
+Written when a task is sealed; read back as rows of a page, one sample in each, one column per task or per run.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from perdure.errors import DataError
-from perdure.files import read_json, write_atomic, write_json
-from perdure.labels import TABLE_SIZE, Palette
+from perdure.files import read_json, write_json
+from perdure.labels import BACKGROUND, TABLE_SIZE, Color, Palette
+from perdure.outputs.images import write_png
+from perdure.report.render import Thumb, hex_color, picture, thumbnail
+from perdure.streams.description import DescribedStream
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-PARTS: Final = ("image", "truth", "pred")
+MOST_SAMPLES: Final = 6
+"""Rows of a page."""
 Pixels = npt.NDArray[np.uint8]
+Numbers = npt.NDArray[np.number]
+Labels = npt.NDArray[np.integer]
 
 
-@dataclass(frozen=True, slots=True)
-class SampleFiles:
-    """The three pictures of one sample."""
+class Maps(NamedTuple):
+    """Pictures of the label maps of one sample."""
 
-    name: str
-    image: Path
     truth: Path
-    pred: Path
+    prediction: Path
 
 
-@dataclass(frozen=True, slots=True)
-class ClassSample:
-    """One sample whose image has one class: the picture, the id of its class and the id that was predicted."""
+class Classes(BaseModel):
+    """Class ids of one sample whose image has one class; the content of ``NAME.class.json``."""
 
-    name: str
-    image: Path
+    model_config = ConfigDict(frozen=True, strict=True)
+
     truth: int
     predicted: int
 
 
-Sample = SampleFiles | ClassSample
+@dataclass(frozen=True)
+class Sample:
+    """The picture of one sample, with either its label maps or its classes."""
+
+    name: str
+    image: Path
+    maps: Maps | None = None
+    classes: Classes | None = None
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a model called an image: the class's name, and ``right``, ``wrong`` or ``before`` (not taught yet)."""
+
+    name: str
+    state: str
+
+
+@dataclass(frozen=True)
+class SampleRow:
+    """A sample on a page: ``data:`` addresses of label maps, or names of classes; ``None`` where a model has none."""
+
+    name: str
+    maps: bool
+    image: Thumb | str
+    truth: str
+    predictions: list[str | Said | None]
+
+
+@dataclass(frozen=True)
+class SampleTable:
+    """Rows of samples, and names and colours of the classes in their label maps."""
+
+    rows: list[SampleRow]
+    legend: list[tuple[str, str]]
 
 
 def write_samples(
     folder: Path,
     name: str,
     image: Tensor,
-    truth: npt.NDArray[Any],
-    prediction: npt.NDArray[Any],
+    truth: Labels,
+    prediction: Labels,
     palette: Palette,
-    mean: Sequence[float],
-    std: Sequence[float],
 ) -> list[Path]:
     """Write ``NAME.image.png``, ``NAME.truth.png`` and ``NAME.pred.png``; of a volume, its middle slice.
 
     Args:
         folder: Where to write.
         name: The sample's name; characters that do not belong in a file name are replaced.
-        image: Normalised image ``(C, *S)`` float.
+        image: Raw image ``(C, *S)``: uint8, or float whose range becomes black to white.
         truth: Labels ``(*S)`` in global ids, ``IGNORE`` included.
         prediction: Labels ``(*S)`` in global ids.
         palette: RGB of each label, ``(TABLE_SIZE, 3)`` uint8.
-        mean: Subtracted mean, one a channel (or one for all).
-        std: Divisor, one a channel (or one for all).
 
     Raises:
         DataError: The shapes of image, truth and prediction do not fit each other.
@@ -79,40 +114,36 @@ def write_samples(
             f"sample '{name}': image {tuple(image.shape)}, ground truth {truth.shape} and "
             f"prediction {prediction.shape} do not fit each other"
         )
-    pixels = image.detach().cpu().numpy().astype(np.float64)
+    pixels = image.numpy()
     if len(shape) == 3:
-        middle = shape[0] // 2
+        middle = shape[0] // 2  # a page shows the same slice of image, ground truth and prediction
         pixels, truth, prediction = pixels[:, middle], truth[middle], prediction[middle]
-    pictures = (to_rgb(pixels, mean, std), paint(truth, palette), paint(prediction, palette))
-    paths = [folder / f"{file_name(name)}.{part}.png" for part in PARTS]
-    for path, picture in zip(paths, pictures, strict=True):
-        _write_png(path, picture)
+    pictures = (to_rgb(pixels), paint(truth, palette), paint(prediction, palette))
+    paths = [folder / f"{file_name(name)}.{part}.png" for part in ("image", "truth", "pred")]
+    for path, pixels in zip(paths, pictures, strict=True):
+        write_png(path, Image.fromarray(pixels), optimize=True)
     return paths
 
 
-def write_class_samples(
-    folder: Path, name: str, image: Tensor, truth: int, prediction: int, mean: Sequence[float], std: Sequence[float]
-) -> list[Path]:
+def write_class_samples(folder: Path, name: str, image: Tensor, truth: int, prediction: int) -> list[Path]:
     """Write ``NAME.image.png`` and ``NAME.class.json`` (``{"truth": id, "predicted": id}``).
 
     Args:
         folder: Where to write.
         name: The sample's name; characters that do not belong in a file name are replaced.
-        image: Normalised image ``(C, H, W)`` float.
+        image: Raw image ``(C, H, W)``: uint8, or float whose range becomes black to white.
         truth: Global id of the image's class.
         prediction: Global id that was predicted.
-        mean: Subtracted mean, one a channel (or one for all).
-        std: Divisor, one a channel (or one for all).
 
     Raises:
         DataError: The image is not ``(C, H, W)``.
     """
     if image.ndim != 3:
         raise DataError(f"sample '{name}': an image {tuple(image.shape)} is not (channels, height, width)")
-    picture, said = (folder / f"{file_name(name)}.{end}" for end in ("image.png", "class.json"))
-    _write_png(picture, to_rgb(image.detach().cpu().numpy().astype(np.float64), mean, std))
-    write_json(said, {"truth": int(truth), "predicted": int(prediction)})
-    return [picture, said]
+    shown, classes = (folder / f"{file_name(name)}.{end}" for end in ("image.png", "class.json"))
+    write_png(shown, Image.fromarray(to_rgb(image.numpy())), optimize=True)
+    write_json(classes, Classes(truth=truth, predicted=prediction).model_dump())
+    return [shown, classes]
 
 
 def read_samples(folder: Path) -> dict[str, Sample]:
@@ -124,26 +155,20 @@ def read_samples(folder: Path) -> dict[str, Sample]:
     found: dict[str, Sample] = {}
     for path in sorted(folder.glob("*.image.png")):
         name = path.name.removesuffix(".image.png")
-        files = [folder / f"{name}.{part}.png" for part in PARTS]
-        said = folder / f"{name}.class.json"
-        if said.is_file():
-            found[name] = ClassSample(name, path, *_read_classes(said))
-        elif all(f.is_file() for f in files):
-            found[name] = SampleFiles(name, *files)
+        maps = Maps(folder / f"{name}.truth.png", folder / f"{name}.pred.png")
+        classes = folder / f"{name}.class.json"
+        if classes.is_file():
+            try:
+                found[name] = Sample(name, path, classes=Classes.model_validate(read_json(classes)))
+            except ValidationError as error:
+                what = f"{classes} does not say the true and the predicted class"
+                raise DataError(what, "the file was changed or is damaged") from error
+        elif maps.truth.is_file() and maps.prediction.is_file():  # a run may be stopped between the three files
+            found[name] = Sample(name, path, maps)
     return found
 
 
-def _read_classes(path: Path) -> tuple[int, int]:
-    """Ids of the true and of the predicted class."""
-    value = read_json(path)
-    ids = [value.get(key) for key in ("truth", "predicted")] if isinstance(value, dict) else []
-    truth, predicted = ids or (None, None)
-    if type(truth) is not int or type(predicted) is not int:
-        raise DataError(f"{path} does not say the true and the predicted class", "the file was changed or is damaged")
-    return truth, predicted
-
-
-def paint(labels: npt.NDArray[Any], palette: Palette) -> Pixels:
+def paint(labels: Labels, palette: Palette) -> Pixels:
     """Colour a label map: ``(H, W)`` -> ``(H, W, 3)`` uint8. A label outside the table is a DataError."""
     if labels.size and (labels.min() < 0 or labels.max() >= len(palette)):
         raise DataError(f"a label map holds {labels.min()} to {labels.max()}; labels run from 0 to {TABLE_SIZE - 1}")
@@ -151,34 +176,76 @@ def paint(labels: npt.NDArray[Any], palette: Palette) -> Pixels:
     return painted
 
 
-def to_rgb(pixels: npt.NDArray[np.float64], mean: Sequence[float], std: Sequence[float]) -> Pixels:
-    """Undo the normalisation: ``(C, H, W)`` float -> ``(H, W, 3)`` uint8.
+def to_rgb(pixels: Numbers) -> Pixels:
+    """An image ``(C, H, W)`` as a picture ``(H, W, 3)`` uint8.
 
-    Values that are not in 0..1 afterwards (Hounsfield units, MR) are stretched between their percentiles 0.5 and
+    Floating-point values that are not in 0..1 (Hounsfield units, MR) are stretched between their percentiles 0.5 and
     99.5. One channel becomes grey; of other counts than three, the first channel is shown.
     """
-    scale, shift = np.reshape(np.asarray(std, float), (-1, 1, 1)), np.reshape(np.asarray(mean, float), (-1, 1, 1))
-    plain = pixels * scale + shift
-    if plain.min() < -0.02 or plain.max() > 1.02:
-        low, high = np.percentile(plain, (0.5, 99.5))
-        plain = (plain - low) / max(high - low, 1e-12)
-    if len(plain) != 3:
-        plain = np.repeat(plain[:1], 3, axis=0)
-    rgb: Pixels = np.round(plain.clip(0, 1) * 255).astype(np.uint8).transpose(1, 2, 0)
+    if len(pixels) != 3:
+        pixels = np.repeat(pixels[:1], 3, axis=0)
+    if pixels.dtype != np.uint8:
+        if pixels.min() < 0 or pixels.max() > 1:
+            low, high = np.percentile(pixels, (0.5, 99.5))  # a little metal or noise must not take the whole range
+            pixels = (pixels - low) / max(high - low, 1e-12)
+        pixels = np.round(pixels.clip(0, 1) * 255).astype(np.uint8)
+    rgb: Pixels = np.ascontiguousarray(pixels.transpose(1, 2, 0))
     return rgb
 
 
 def file_name(name: str) -> str:
     """Name without characters that trouble file systems; changed names get a short hash so that they stay apart."""
+    # two names that differ only in replaced characters need files of their own
     plain = re.sub(r"[^A-Za-z0-9._-]", "_", name)
     return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
 
 
-def _write_png(path: Path, pixels: Pixels) -> None:
-    data = io.BytesIO()
-    Image.fromarray(pixels).save(data, format="PNG", optimize=True)
+def sample_table(
+    names: Sequence[str], columns: Sequence[tuple[DescribedStream, int, Mapping[str, Sample]]]
+) -> SampleTable:
+    """Lay samples out: one row per name, one column per model.
 
-    def fill(part: Path) -> None:
-        part.write_bytes(data.getvalue())
+    Args:
+        names: Which samples; the first few are shown.
+        columns: Of each model its stream, after which task it was asked, and its samples by name. The last column
+            has every name.
+    """
+    rows: list[SampleRow] = []
+    maps: set[Path] = set()
+    for name in names[:MOST_SAMPLES]:
+        sample = columns[-1][2][name]
+        found = [(stream, after, samples.get(name)) for stream, after, samples in columns]
+        said: list[str | Said | None]
+        if sample.maps is not None:
+            known = [s.maps if s is not None else None for _, _, s in found]
+            maps |= {path for pair in known if pair for path in pair}  # the legend names what any of them shows
+            said = [picture(pair.prediction, sharp=True) if pair else None for pair in known]
+            image, truth = picture(sample.image, sharp=False), picture(sample.maps.truth, sharp=True)
+            rows.append(SampleRow(name, True, image, truth, said))
+        elif sample.classes is not None:
+            said = [_said(stream, after, s.classes) if s and s.classes else None for stream, after, s in found]
+            with Image.open(sample.image) as opened:
+                thumb = thumbnail(opened)
+            wanted = sample.classes.truth
+            rows.append(SampleRow(name, False, thumb, columns[-1][0].names.get(wanted, str(wanted)), said))
+    return SampleTable(rows, _legend(columns[-1][0], maps) if rows else [])
 
-    write_atomic(path, fill)
+
+def _said(stream: DescribedStream, after: int, classes: Classes) -> Said:
+    name = stream.names.get(classes.predicted, str(classes.predicted))
+    if classes.truth == classes.predicted:
+        return Said(name, "right")
+    return Said(name, "wrong" if classes.truth in stream.tasks[after].seen else "before")
+
+
+def _legend(stream: DescribedStream, maps: set[Path]) -> list[tuple[str, str]]:
+    """Name and colour of the classes that are seen in some pictures of label maps."""
+    seen: set[Color] = set()
+    for path in maps:
+        with Image.open(path) as image:
+            pixels = np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0)
+        seen |= {(int(r), int(g), int(b)) for r, g, b in pixels}
+    entries = [(c.name, hex_color(c.color)) for c in stream.classes if c.color in seen]
+    start = [(stream.space.name(BACKGROUND), "#000000")] if (0, 0, 0) in seen else []
+    end = [("not labelled", "#e0e0e0")] if (224, 224, 224) in seen else []  # the colour of ignore in palettes
+    return start + entries + end

@@ -1,7 +1,7 @@
-"""Streams of data sets: every task is a data set of its own that labels only some of the classes.
+"""Streams of several data sets: every task is a data set that annotates only some of the classes (partial labels).
 
-The same builder makes task-incremental streams (each data set brings new classes) and domain-incremental ones
-(the same classes again, seen by another device; such a task teaches no new class but annotates old ones).
+The same builder makes task-incremental streams (each data set adds classes) and domain-incremental streams (the same
+classes from another device; such a task teaches no new class and annotates old ones).
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import Literal
 
 import numpy as np
 
-from perdure.data.dataset import Dataset, Transform
+from perdure.data.dataset import Dataset
+from perdure.data.preparation import Preparation
 from perdure.data.source import Source, Split
 from perdure.errors import DataError, UsageError, nearest
 from perdure.labels import BACKGROUND, IGNORE, TABLE_SIZE, ClassInfo, Color, LabelSpace, Table, spread_colors
@@ -30,19 +31,21 @@ class DataSet:
     """A data set as a task.
 
     Args:
-        source: Where its samples come from.
+        source: Source of its samples.
         name: Name of the task; by default the source's name.
         classes: Names of the source's classes that it annotates, in learning order; by default all.
-        rename: Names of classes in the stream where they differ from the source's.
+        rename: Source class name -> class name in the stream, for names that differ.
+        preparation: How its cases are shown, where this is not as in the rest of the stream.
     """
 
     source: Source
     name: str = ""
     classes: Sequence[str] | None = None
     rename: Mapping[str, str] = field(default_factory=dict)
+    preparation: Preparation | None = None
 
     def pairs(self) -> list[tuple[int, str]]:
-        """Local id and name in the stream of each annotated class. Unknown names are a UsageError."""
+        """Local id and stream name of each annotated class. Raises UsageError for unknown or repeated names."""
         space = self.source.space
         chosen = space.ids if self.classes is None else tuple(space.id_of(name) for name in self.classes)
         known = [space.name(i) for i in chosen]
@@ -56,7 +59,7 @@ class DataSet:
         twice = [name for name, count in Counter(name for _, name in pairs).items() if count > 1]
         if not pairs or twice:
             what = f"class '{twice[0]}' occurs twice" if twice else "no class is annotated"
-            raise UsageError(f"{self.label}: {what}", "check classes and rename")
+            raise UsageError(f"{self.label}: {what}", "correct classes or rename")
         return pairs
 
     @property
@@ -68,56 +71,54 @@ class DataSet:
 def partial_labels(
     sets: Sequence[DataSet],
     *,
-    train_transform: Transform,
-    eval_transform: Transform,
+    preparation: Preparation,
     union: Union = "names",
     elsewhere: Elsewhere = "unlabelled",
 ) -> Stream:
-    """Stream with one task a data set; ``tests()`` of a task holds one test set a data set seen so far, by name.
+    """Stream with one task per data set. ``tests()`` of a task has one test set per data set seen so far, by name.
 
     Args:
         sets: The data sets in learning order.
-        train_transform: Augmentation and normalisation of training images.
-        eval_transform: Geometry and normalisation of validation and test images.
-        union: ``names``: classes of the same name (after ``rename``) are one class. ``offset``: every data set
-            has classes of its own; its ids follow those of the sets before it.
+        preparation: Preparation of cases for training, validation and testing.
+        union: ``names``: classes with the same name (after ``rename``) are one class. ``offset``: every data set
+            has its own classes; their ids follow those of the data sets before it.
         elsewhere: Whether images of one data set may show classes of the others (``unlabelled``) or cannot
-            (``absent``). Only streams of the second kind can be merged for joint training. In classification an
-            image shows nothing but its class: it makes no difference there.
+            (``absent``). If ``unlabelled``, losses and figures leave out the pixels that might show such a class, see
+            :class:`~perdure.data.case.Case`. In classification it has no effect: an image shows only its class.
 
     Raises:
-        UsageError: Two tasks of one name, an unknown class, no data set at all, or data sets of two kinds.
+        UsageError: Two tasks have one name, a class is unknown, there is no data set, or their kinds differ.
         DataError: A data set has no training or no test sample.
     """
     if not sets:
-        raise UsageError("the stream has no data set", "name at least one")
+        raise UsageError("the stream has no data set", "give at least one")
     if union not in ("names", "offset"):
         raise UsageError(f"unknown union '{union}'", nearest(union, ("names", "offset")))
     if elsewhere not in ("absent", "unlabelled"):
         raise UsageError(f"unknown value of elsewhere: '{elsewhere}'", nearest(elsewhere, ("absent", "unlabelled")))
     twice = [name for name, count in Counter(s.label for s in sets).items() if count > 1]
     if twice:
-        raise UsageError(f"two data sets are named '{twice[0]}'", "give each a name of its own: name=…")
+        raise UsageError(f"two data sets are named '{twice[0]}'", "give each its own name: name=…")
     kinds = {part.source.kind for part in sets}
     if len(kinds) > 1:
         raise UsageError("some data sets label pixels and others whole images", "use data sets of one kind")
     space, maps = global_space(sets, union)
     owners = Counter(id(s.source) for s in sets)
-    complete = all(set(m.values()) == set(space.ids) for m in maps)
-    mergeable = elsewhere == "absent" or complete or kinds == {"classification"}
+    unlabelled = elsewhere == "unlabelled" and kinds == {"segmentation"}
     specs: list[TaskSpec] = []
     taught: set[int] = set()
     for index, part in enumerate(sets):
         labelled = tuple(maps[index].values())
         new = tuple(c for c in labelled if c not in taught)
         taught.update(new)
-        data = _opener(sets, maps, index, (train_transform, eval_transform), mergeable)
-        specs.append(TaskSpec(part.label, new, frozenset(labelled), owners[id(part.source)] > 1, data))
+        data = _opener(sets, maps, index, preparation, unlabelled)
+        shown = part.preparation or preparation
+        specs.append(TaskSpec(part.label, new, frozenset(labelled), owners[id(part.source)] > 1, shown, data))
     return make_stream(space, specs, f"partial labels of {len(sets)} data sets, union by {union}")
 
 
 def global_space(sets: Sequence[DataSet], union: Union = "names") -> tuple[LabelSpace, list[dict[int, int]]]:
-    """Label space of the stream, and for each data set the map local id -> global id, in learning order."""
+    """Label space of the stream, and per data set the map local id -> global id, in learning order."""
     pairs = [part.pairs() for part in sets]
     shared = {name for name, count in Counter(n for p in pairs for _, n in p).items() if count > 1}
     classes: list[ClassInfo] = []
@@ -143,7 +144,7 @@ def global_space(sets: Sequence[DataSet], union: Union = "names") -> tuple[Label
 
 
 def label_table(local: Mapping[int, int], other: int) -> Table:
-    """Table: local id -> global id; background and ignore stay; every other label becomes ``other``."""
+    """Table: local id -> global id. Background and IGNORE remain, all other labels become ``other``."""
     table = np.full(TABLE_SIZE, other, np.int16)
     table[[BACKGROUND, IGNORE]] = BACKGROUND, IGNORE
     table[list(local)] = list(local.values())
@@ -151,7 +152,7 @@ def label_table(local: Mapping[int, int], other: int) -> Table:
 
 
 def _free_color(wanted: Color, used: set[Color]) -> Color:
-    """The wanted colour, or the next generated one if another class has it already."""
+    """The wanted colour, or the next generated one if another class already has it."""
     if wanted not in used:
         return wanted
     return next(c for c in spread_colors(len(used) + 2) if c not in used)
@@ -161,27 +162,25 @@ def _opener(
     sets: Sequence[DataSet],
     maps: Sequence[Mapping[int, int]],
     index: int,
-    transforms: tuple[Transform, Transform],
-    mergeable: bool,
+    preparation: Preparation,
+    unlabelled: bool,
 ) -> Callable[[Callable[[], None]], TaskData]:
-    train_transform, eval_transform = transforms
-
     def view(task: int, split: Split, guard: Callable[[], None] | None) -> Dataset:
         source = sets[task].source
         names = tuple(source.names(split))
         if source.kind == "classification" and len(maps[task]) < len(source.space):
-            shown = cached_presence(source, split)[:, list(maps[task])]  # other images have no label at all here
-            names = tuple(names[row] for row in np.flatnonzero(shown.any(1)))
+            present = cached_presence(source, split)[:, list(maps[task])]  # the other images have no label in this task
+            names = tuple(names[row] for row in np.flatnonzero(present.any(1)))
         if split != "val" and not names:
             raise DataError(f"{sets[task].label}: the {split} split is empty", "a task needs at least one sample")
         other = BACKGROUND if split == "train" else source.other_label
-        transform = train_transform if split == "train" else eval_transform
-        return Dataset(source, split, names, label_table(maps[task], other), transform, guard)
+        shown, annotated = sets[task].preparation or preparation, frozenset(maps[task].values()) if unlabelled else None
+        return Dataset(source, split, names, label_table(maps[task], other), shown, split == "train", guard, annotated)
 
     def tests() -> dict[str, Dataset]:
         return {sets[task].label: view(task, "test", None) for task in range(index + 1)}
 
-    view(index, "train", None)  # a missing split is found before any work starts
+    view(index, "train", None)  # raises for a missing split before any work starts
     view(index, "test", None)
 
     def data(check: Callable[[], None]) -> TaskData:
@@ -189,7 +188,7 @@ def _opener(
             train=lambda: view(index, "train", check),
             validation=lambda: view(index, "val", check),
             tests=tests,
-            joint=(lambda split: view(index, split, check)) if mergeable else None,
+            joint=lambda split: view(index, split, check),
         )
 
     return data

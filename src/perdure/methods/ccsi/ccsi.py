@@ -11,22 +11,21 @@ centroids of unlabelled images drawn to those of labelled ones.
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar, Final, Self
+from typing import Final
 
 import torch
-from pydantic import BaseModel
-from torch import Tensor, nn
+from torch import Tensor
 
-from perdure.data.dataset import Batch, Dataset, Joined
-from perdure.data.source import Kind
+from perdure.data.case import Batch
+from perdure.data.dataset import Joined, members
+from perdure.data.sampling import Batches, Mix
 from perdure.data.tensors import tensor_view
-from perdure.engine.phases import Batches, Collect, Generate, Phase, Progress, Terms, Train
+from perdure.engine.phases import Collect, Generate, Phase, Progress, Terms, Train
 from perdure.errors import UsageError
 from perdure.files import read_tensors
 from perdure.kept.items import Kept
@@ -44,10 +43,12 @@ from perdure.methods.ccsi.memory import (
 )
 from perdure.methods.ccsi.options import CcsiOptions
 from perdure.methods.losses import channels_of
-from perdure.methods.method import Prediction
+from perdure.methods.method import Method
 from perdure.methods.options import Setup
+from perdure.methods.prediction import Prediction
 from perdure.networks.classifier import Classifier
 from perdure.networks.continual_norm import GROUP_BUFFERS, continual_norms
+from perdure.networks.frozen import Frozen
 from perdure.networks.layers import without_updates
 from perdure.seeds import derive_seed
 from perdure.streams.task import Task
@@ -61,7 +62,7 @@ SINGLE: Final = (
 _log = logging.getLogger(__name__)
 
 
-class Ccsi(nn.Module):
+class Ccsi(Method[CcsiOptions]):
     """Class impressions for classification.
 
     ``memory`` holds what crosses the boundary of a task. The buffers of :data:`WORKING` exist only within one: the
@@ -70,9 +71,8 @@ class Ccsi(nn.Module):
     images.
     """
 
-    Options: ClassVar[type[BaseModel]] = CcsiOptions
-    kinds: ClassVar[frozenset[Kind]] = frozenset({"classification"})
-    sees_all_tasks: ClassVar[bool] = False
+    Options = CcsiOptions
+    kinds = frozenset({"classification"})
     counts: Tensor | None
     replay_images: Tensor | None
     replay_labels: Tensor | None
@@ -80,40 +80,25 @@ class Ccsi(nn.Module):
     checked_labels: Tensor | None
     centroids: Tensor | None
 
-    def __init__(self, setup: Setup) -> None:
-        super().__init__()
-        assert isinstance(setup.options, CcsiOptions)
-        network, synthesis = setup.network(), setup.options.synthesis
-        if not isinstance(network, Classifier):
-            raise UsageError("ccsi needs a network with a cosine head", "set network.name=cosine_resnet")
-        if setup.options.replay == "impressions" and synthesis.statistics != "none" and not continual_norms(network):
+    def __init__(self, setup: Setup[CcsiOptions]) -> None:
+        super().__init__(setup)
+        self.network, statistics = setup.network(Classifier), self.options.synthesis.statistics
+        if self.options.replay == "impressions" and statistics != "none" and not continual_norms(self.network):
             raise UsageError(
-                f"method.synthesis.statistics is {synthesis.statistics}, but the network has no "
-                "Continual Normalization",
+                f"method.synthesis.statistics is {statistics}, but the network has no Continual Normalization",
                 "set network.norm=continual, or method.synthesis.statistics=none",
             )
-        self.all_options = self.options = setup.options
-        self.training_options = setup.training
-        self.network = network
+        self.all_options = self.options
         self.memory = Memory()
         self.seed = int(torch.randint(2**31, ()))  # of the impressions; drawn from the run's seed
-        self.class_ids: tuple[int, ...] = ()
         self.old: tuple[int, ...] = ()
         self.new: tuple[int, ...] = ()
         self.task, self.step = 0, 1
-        # In a tuple, so that the frozen copy is no submodule: it is neither trained nor saved.
-        self._old_network: tuple[Classifier, ...] = ()
+        self.old_network: Frozen[Classifier] | None = None
         # Impressions made before their task, by task and item. After a resume they are made again, the same ones.
         self._early: dict[tuple[int, int], Mapping[str, Tensor]] = {}
         for name in WORKING:
             self.register_buffer(name, None)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move the frozen copy along with the module."""
-        for network in self._old_network:
-            network._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        return self
 
     def begin(self, task: Task) -> None:
         """Freeze a copy of the network, append the new classifier, freeze the old ones."""
@@ -121,7 +106,7 @@ class Ccsi(nn.Module):
         self.class_ids, self.old, self.new = task.seen, task.old, task.new
         if task.index == 1:
             self.step = len(task.new)  # the regular size of a step, which the last task may fall short of
-        self._old_network = (_frozen(self.network),) if task.index > 0 else ()
+        self.old_network = Frozen(self.network) if task.index > 0 else None
         for name in WORKING:
             setattr(self, name, None)
         training.grow(self.network, task, self.training_options)
@@ -141,15 +126,12 @@ class Ccsi(nn.Module):
 
         phases: list[Phase] = [Collect("classes", self, in_order, self._class_sums, self._keep_class_sums)]
         if impressions and self.old:
-            phases.append(self._generate("impressions", task.index, lambda: self._old_network[0], self._set_replay))
+            phases.append(self._generate("impressions", task.index, self._teacher, self._set_replay))
         phases.append(self._train(task))
         if impressions and self.all_options.at(task.index + 1).synthesis.statistics == "class":
             phases.append(Collect("moments", self, in_order, self._moment_sums, self._keep_moment_sums))
         if impressions and self.options.checked != "none":
-            following = task.index + 1
-            phases.append(
-                self._generate("next impressions", following, lambda: _frozen(self.network), self._set_checked)
-            )
+            phases.append(self._generate("next impressions", task.index + 1, lambda: self.network, self._set_checked))
             phases.append(self._compare(task))
         return phases
 
@@ -238,6 +220,10 @@ class Ccsi(nn.Module):
 
         return Generate(name, self, count, make, finish)
 
+    def _teacher(self) -> Classifier:
+        assert self.old_network is not None
+        return self.old_network.module
+
     def _set_replay(self, images: Tensor, labels: Tensor) -> None:
         device = self.network.head.scale.device
         self.replay_images, self.replay_labels = images.to(device), labels.to(device)
@@ -274,16 +260,10 @@ class Ccsi(nn.Module):
         """Phase ``train``: new images, and those replayed for old classes."""
         steps = [1]
 
-        def data() -> Batches:
-            batches = self._replay_batches(task.train())
+        def data() -> Batches | Mix:
+            batches = self._replay_batches(task)
             steps[0] = batches.steps()
             return batches
-
-        def unlabelled() -> Batches:
-            """4.6: images of the contrastive loss; their labels are not read."""
-            images = task.pool() if self.options.idc_source == "pool" else task.train()
-            assert images is not None
-            return Batches(images, self.training_options.batch_size)
 
         def after_step(step: int) -> None:
             if (step + 1) % steps[0] == 0:
@@ -293,44 +273,62 @@ class Ccsi(nn.Module):
             self.counts = self.replay_images = self.replay_labels = self.centroids = None
 
         phase = training.train_phase(self, self.network, task, self.training_options, self.loss, data)
-        beside = unlabelled if self.old and self.options.lambda_idc > 0 else None
-        return replace(phase, beside=beside, after_step=after_step, finish=finish)
+        return replace(phase, after_step=after_step, finish=finish)
 
-    def _replay_batches(self, new: Dataset) -> Batches:
-        """4.1: batches of new and replayed images; with the sampler in ``balance``, replayed ones have ``share``."""
-        options, size = self.options, self.training_options.batch_size
-        if self.replay_images is None or self.replay_labels is None:
-            # Published: with replacement, so that some come twice an epoch and some never.
-            return Batches(new, size, drop_last=False, weights=torch.ones(len(new)) if options.replacement else None)
-        ids = torch.as_tensor(self.class_ids, dtype=torch.int16)[self.replay_labels.cpu()]
-        replayed = tensor_view(self.replay_images, ids, new.source.space)
-        both = Joined((new, replayed))
-        if "sampler" not in options.balance:
-            return Batches(both, size, drop_last=False)
-        weight = len(new) * options.share / (len(replayed) * (1 - options.share))
-        weights = torch.cat([torch.ones(len(new)), torch.full((len(replayed),), weight)])
-        return Batches(both, size, drop_last=False, weights=weights, draws=int(len(new) / (1 - options.share)))
+    @property
+    def _contrasts(self) -> bool:
+        return bool(self.old) and self.options.lambda_idc > 0
+
+    def _replay_batches(self, task: Task) -> Batches | Mix:
+        """4.1: new images, unlabelled ones where :attr:`_contrasts` (4.6), and replayed ones, each with its own size.
+
+        With the sampler in ``balance`` replayed images have ``share`` of the labelled ones: exactly, or with
+        ``replacement`` on average, as published. Without it every image comes once per epoch.
+        """
+        options, size, new = self.options, self.training_options.batch_size, task.train()
+        labelled = Batches(new, size, drop_last=False, weights=torch.ones(len(new)) if options.replacement else None)
+        parts: list[Batches] = []
+        if self.replay_images is not None and self.replay_labels is not None:
+            ids = torch.as_tensor(self.class_ids, dtype=torch.int16)[self.replay_labels.cpu()]
+            replayed = tensor_view(self.replay_images, ids, task.space)
+            both = Joined((*members(new), replayed))
+            if "sampler" not in options.balance:
+                labelled = Batches(both, size, drop_last=False)
+            elif options.replacement:
+                weight = len(new) * options.share / (len(replayed) * (1 - options.share))
+                weights = torch.cat([torch.ones(len(new)), torch.full((len(replayed),), weight)])
+                draws = int(len(new) / (1 - options.share))
+                labelled = Batches(both, size, drop_last=False, weights=weights, draws=draws)
+            else:
+                old = max(1, min(round(size * options.share), size - 1))
+                labelled, parts = Batches(new, max(1, size - old), drop_last=False), [Batches(replayed, old)]
+        if self._contrasts:
+            unlabelled = task.pool() if options.idc_source == "pool" else new
+            assert unlabelled is not None
+            parts.insert(0, Batches(unlabelled, size))
+        return Mix((labelled, *parts)) if parts else labelled
 
     def loss(self, batch: Batch) -> Terms:
         """4.7: cross-entropy, less-forget distillation, margin and contrastive loss, each with its weight."""
         options, old, found = self.options, len(self.old), dict[str, Tensor]()
-        targets = channels_of(batch.labels, self.class_ids)
-        features = self.network.features(batch.images)
+        unlabelled = batch.parts == (1 if self._contrasts else -1)
+        images, targets = batch.images[~unlabelled], channels_of(batch.labels[~unlabelled], self.class_ids)
+        features = self.network.features(images)
         cosines = self.network.cosines(features).float()
         weights = self._class_weights() if "weights" in options.balance else None
         found["ce"] = terms.weighted_ce(cosines * self.network.head.scale, targets, weights)
         if old and options.lambda_lf > 0:
             with torch.no_grad():
-                before = self._old_network[0].features(batch.images)
+                before = self._teacher().features(images)
             weight = terms.less_forget_weight(options.lambda_lf, old, self.step)
             found["lf"] = weight * terms.less_forget(features, before)
         if old and options.lambda_margin > 0 and options.replay != "none":
             ranked = terms.margin_ranking(cosines, targets, old, options.margin, options.margin_top)
             found["margin"] = options.lambda_margin * ranked
-        if batch.beside is not None:
+        if self._contrasts:
             # The unlabelled pass leaves the running statistics alone unless asked to (J4).
             with nullcontext() if options.idc_moves_statistics else without_updates(self.network):
-                others = self.network.cosines(self.network.features(batch.beside.images)).float()
+                others = self.network.cosines(self.network.features(batch.images[unlabelled])).float()
             now = torch.stack([terms.centroids(cosines, targets), terms.centroids(others, others.argmax(1))])
             earlier = torch.zeros_like(now) if self.centroids is None else self.centroids
             source, target = moved = terms.moving(earlier, now, options.idc_momentum)
@@ -361,7 +359,3 @@ class Ccsi(nn.Module):
         single = tuple(name for name, _ in self.named_buffers() if name.endswith(GROUP_BUFFERS))
         extra = [Kept("group-statistics", "statistics", single, SINGLE)] if single else []
         return [*self.memory.kept(), *extra]
-
-
-def _frozen(network: Classifier) -> Classifier:
-    return copy.deepcopy(network).eval().requires_grad_(False)

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from perdure.data.dataset import Batch, Dataset, collate
+from perdure.data.case import Batch, collate
+from perdure.data.dataset import Samples
 from perdure.methods.losses import channels_of
 
 BINS: Final = 1025
@@ -32,7 +33,7 @@ class Neighbours:
         class_ids: Ids of the task's classes.
     """
 
-    def __init__(self, images: Tensor, codes: Tensor, train: Dataset, class_ids: Sequence[int]) -> None:
+    def __init__(self, images: Tensor, codes: Tensor, train: Samples, class_ids: Sequence[int]) -> None:
         self.images, self.codes, self.class_ids = images, codes, tuple(class_ids)
         positions = np.unique(np.linspace(0, len(train) - 1, REFERENCES).round().astype(int)).tolist()
         own = collate([train[position] for position in positions])

@@ -9,18 +9,18 @@ together with the new images, on which confident predictions of the old network 
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal
 
 import torch
-from pydantic import BaseModel, Field
-from torch import Tensor, nn
+from pydantic import Field
+from torch import Tensor
 
-from perdure.data.dataset import Batch
-from perdure.data.source import Kind
-from perdure.engine.phases import Batches, Collect, Generate, Phase, Progress, Terms
+from perdure.data.case import Batch
+from perdure.data.sampling import Batches, Mix
+from perdure.data.tensors import tensor_view
+from perdure.engine.phases import Collect, Generate, Phase, Progress, Terms
 from perdure.errors import PerdureError, UsageError
 from perdure.files import read_tensors
 from perdure.kept.items import Kept
@@ -38,8 +38,10 @@ from perdure.methods.ccsi_seg.measurements import (
 from perdure.methods.ccsi_seg.statistics import BUFFERS, SHOWN, Statistics, decode, encode
 from perdure.methods.ccsi_seg.terms import agreement, edge_band, pixel_margin, pseudo_labels
 from perdure.methods.losses import channels_of, class_bce
-from perdure.methods.method import Prediction
+from perdure.methods.method import Method
 from perdure.methods.options import Options, Setup
+from perdure.methods.prediction import Prediction
+from perdure.networks.frozen import Frozen
 from perdure.networks.segmenter import Segmenter, upsample
 from perdure.streams.task import Task
 
@@ -69,7 +71,7 @@ class CcsiSegOptions(Options):
     previews: int = Field(4, ge=0, description="impressions a class that are kept to be shown in the report")
 
 
-class CcsiSeg(nn.Module):
+class CcsiSeg(Method[CcsiSegOptions]):
     """Replay of synthesised images under drawn layouts, pseudo-labels and distillation of features.
 
     ``statistics`` crosses task boundaries; ``previews (K_old, n, C, H, W)`` uint8 are shown in the report; ``yields
@@ -77,75 +79,69 @@ class CcsiSeg(nn.Module):
     ``images (M, C, H, W)`` uint8 and ``labels (M, H, W)`` int16 exist only while a later task is under way.
     """
 
-    Options: ClassVar[type[BaseModel]] = CcsiSegOptions
-    kinds: ClassVar[frozenset[Kind]] = frozenset({"segmentation"})
+    Options = CcsiSegOptions
     dims: ClassVar[tuple[int, ...]] = (2,)
-    sees_all_tasks: ClassVar[bool] = False
     previews: Tensor | None
     yields: Tensor
     images: Tensor | None
     labels: Tensor | None
 
-    def __init__(self, setup: Setup) -> None:
-        super().__init__()
-        assert isinstance(setup.options, CcsiSegOptions)
-        self.options = setup.options
-        self.training_options = setup.training
-        network = setup.network()
-        assert isinstance(network, Segmenter)
-        if network.dims not in self.dims:
+    def __init__(self, setup: Setup[CcsiSegOptions]) -> None:
+        super().__init__(setup)
+        self.network = setup.network(Segmenter)
+        if self.network.dims not in self.dims:
             raise UsageError(
-                f"class impressions for segmentation work on images, not in {network.dims}D",
+                f"class impressions for segmentation work on images, not in {self.network.dims}D",
                 "use 2D data, or another method: finetune, star",
             )
-        self.network = network
         self.statistics = Statistics()
-        self.class_ids: tuple[int, ...] = ()
         self.old: tuple[int, ...] = ()
         self.new: tuple[int, ...] = ()
-        # In a tuple, so that the frozen copy is no submodule: it is neither trained nor saved.
-        self._old_network: tuple[Segmenter, ...] = ()
+        self.old_network: Frozen[Segmenter] | None = None
         self.register_buffer("yields", torch.zeros(2, dtype=torch.int64))
         for name in ("previews", "images", "labels"):
             self.register_buffer(name, None)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move the frozen copy along with the module."""
-        for network in self._old_network:
-            network._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        return self
 
     def begin(self, task: Task) -> None:
         """Freeze a copy of the network and append the new classifier."""
         self.class_ids, self.old, self.new = task.seen, task.old, task.new
         self.images = self.labels = None
-        self._old_network = ()
-        if task.index > 0:
-            self._old_network = (copy.deepcopy(self.network).eval().requires_grad_(False),)
+        self.old_network = Frozen(self.network) if task.index > 0 else None
         training.grow(self.network, task, self.training_options)
 
     def phases(self, task: Task) -> Sequence[Phase]:
         """Synthesise (later tasks), train, measure."""
         phases: list[Phase] = []
         later, options = task.index > 0, self.options.synthesis
-        if later and self.options.replay != "none":
-            count = -(-options.per_class * len(self.old) // options.batch)
-            phases.append(Generate("impressions", self, count, self.make, self.finish))
-        loss = self.later_loss if later else self.first_loss
-        phases.append(training.train_phase(self, self.network, task, self.training_options, loss))
 
         def data() -> Batches:
             return training.batches(task, self.training_options)
 
+        def mixed() -> Batches | Mix:
+            if self.images is None or self.labels is None:
+                return data()
+            made = tensor_view(self.images, self.labels, task.space)  # stays coded in bytes; the loss decodes
+            size = max(1, round(self.options.share * self.training_options.batch_size))
+            return Mix((data(), Batches(made, size)))
+
+        if later and self.options.replay != "none":
+            count = -(-options.per_class * len(self.old) // options.batch)
+            phases.append(Generate("impressions", self, count, self.make, self.finish))
+        loss = self.later_loss if later else self.first_loss
+        phases.append(training.train_phase(self, self.network, task, self.training_options, loss, mixed))
         phases.append(Collect("statistics", self, data, self.measure, self.finish_measuring))
         return phases
+
+    @property
+    def _teacher(self) -> Segmenter:
+        assert self.old_network is not None
+        return self.old_network.module
 
     # Impressions ----------------------------------------------------------------------------------------------
 
     def make(self, index: int, progress: Progress | None = None) -> Mapping[str, Tensor]:
         """Item ``index``: images and labels that passed, coded, and how many were tried."""
-        options, (teacher,), ends = self.options.synthesis, self._old_network, self.statistics.ends
+        options, teacher, ends = self.options.synthesis, self._teacher, self.statistics.ends
         if progress is not None and progress.saved is not None:
             request = Request(*(progress.saved["request"][name].to(self._device) for name in Request._fields))
         else:
@@ -203,28 +199,29 @@ class CcsiSeg(nn.Module):
     def later_loss(self, batch: Batch) -> Terms:
         """8.5: labels, pseudo-labels and distillation on new images; labels and distillation on synthetic ones."""
         options, weight = self.options, self.training_options.pos_weight
-        real = len(batch.images)
-        made, made_labels = self._draw(max(1, round(options.share * real)))
-        images = batch.images if made is None else torch.cat([batch.images, made.to(batch.images)])
-        (teacher,) = self._old_network
+        new_part, made = batch.of(0), batch.of(1)
+        images, labels, real = new_part.images, new_part.labels, len(new_part.images)
+        if len(made.images):
+            images = torch.cat([images, decode(made.images, self.statistics.ends).to(images)])
         with torch.no_grad():
-            before = teacher.features(images)
-            old_logits = upsample(teacher.classify(before[:real]).float(), images.shape[2:])
+            before = self._teacher.features(images)
+            old_logits = upsample(self._teacher.classify(before[:real]).float(), images.shape[2:])
         features = self.network.features(images)
         logits = self.network.classify(features)
         old, new = logits[:, : len(self.old)], logits[:, len(self.old) :]
 
         # new images: what is labelled as new is no old class; elsewhere confident predictions of the old network count
         pseudo = pseudo_labels(old_logits, self._ids(self.old), options.confidence)
-        pseudo = torch.where(batch.labels == BACKGROUND, pseudo, batch.labels)
+        pseudo = torch.where(labels == BACKGROUND, pseudo, labels)
+        current = class_bce(new[:real], labels, self.new, weight, options.ignore_as_negative, new_part.annotated)
         away = (len(self.old) / len(self.new)) ** 0.5 * options.lambda_lf
         terms = {
-            "current": class_bce(new[:real], batch.labels, self.new, weight, options.ignore_as_negative).sum(),
+            "current": current.sum(),
             "pseudo": options.lambda_pseudo * class_bce(old[:real], pseudo, self.old, weight, False).sum(),
             "lf": away * less_forget(features, before),
         }
-        if made_labels is not None:
-            terms |= self._replay_terms(old[real:], new[real:], made_labels)
+        if len(made.images):
+            terms |= self._replay_terms(old[real:], new[real:], made.labels)
         return terms
 
     def _replay_terms(self, old: Tensor, new: Tensor, labels: Tensor) -> Terms:
@@ -239,13 +236,6 @@ class CcsiSeg(nn.Module):
             logits = upsample(torch.cat([old, new], 1).float(), labels.shape[1:])
             terms["margin"] = options.lambda_margin * pixel_margin(logits, labels, self._ids(self.old), options.margin)
         return terms
-
-    def _draw(self, count: int) -> tuple[Tensor | None, Tensor | None]:
-        """A random batch of synthetic images and labels; uses torch's generator."""
-        if self.images is None or self.labels is None:
-            return None, None
-        picked = torch.randint(len(self.images), (count,)).to(self._device)
-        return decode(self.images[picked], self.statistics.ends), self.labels[picked].long()
 
     # What is stored -------------------------------------------------------------------------------------------
 

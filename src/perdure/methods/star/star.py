@@ -10,26 +10,27 @@ prototypes (SAD, 4.4). Old classifiers get no loss at all.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Sequence
-from typing import ClassVar, Literal, Self
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
-from pydantic import BaseModel, Field
-from torch import Tensor, nn
+from pydantic import Field
+from torch import Tensor
 
-from perdure.data.dataset import Batch
-from perdure.data.source import Kind
-from perdure.engine.phases import Batches, Collect, Phase, Terms
+from perdure.data.case import Batch
+from perdure.data.sampling import Batches
+from perdure.engine.phases import Collect, Phase, Terms
 from perdure.kept.items import Kept
 from perdure.labels import BACKGROUND
 from perdure.methods import training
-from perdure.methods.losses import channels_of, class_bce, negative_bce
-from perdure.methods.method import Prediction
+from perdure.methods.losses import annotates, channels_of, class_bce, negative_bce
+from perdure.methods.method import Method
 from perdure.methods.options import Options, Setup
+from perdure.methods.prediction import Prediction
 from perdure.methods.star import bookkeeping, replay, statistics
 from perdure.methods.star.grid import core_logits, core_pixels, grid_pixels
 from perdure.methods.star.terms import balance, ocfm, replay_bce, sad
+from perdure.networks.frozen import Frozen
 from perdure.networks.segmenter import Segmenter
 from perdure.streams.task import Task
 
@@ -58,7 +59,7 @@ class StarOptions(Options):
     )
 
 
-class Star(nn.Module):
+class Star(Method[StarOptions]):
     """Prototype replay.
 
     The statistics are buffers in learning order: ``prototypes (C, D)``, ``spreads (C, D)``, ``norms (C, 2)``,
@@ -67,9 +68,7 @@ class Star(nn.Module):
     and ``repeat_factor ()`` exist only while a later task is under way.
     """
 
-    Options: ClassVar[type[BaseModel]] = StarOptions
-    kinds: ClassVar[frozenset[Kind]] = frozenset({"segmentation"})
-    sees_all_tasks: ClassVar[bool] = False
+    Options = StarOptions
     prototypes: Tensor
     spreads: Tensor
     norms: Tensor
@@ -78,39 +77,23 @@ class Star(nn.Module):
     replay_amounts: Tensor | None
     repeat_factor: Tensor | None
 
-    def __init__(self, setup: Setup) -> None:
-        super().__init__()
-        assert isinstance(setup.options, StarOptions)
-        self.options = setup.options
-        self.training_options = setup.training
-        network = setup.network()
-        assert isinstance(network, Segmenter)
-        self.network = network
-        self.class_ids: tuple[int, ...] = ()
+    def __init__(self, setup: Setup[StarOptions]) -> None:
+        super().__init__(setup)
+        self.network = setup.network(Segmenter)
         self.old: tuple[int, ...] = ()
         self.new: tuple[int, ...] = ()
-        # In a tuple, so that the frozen copy is no submodule: it is neither trained nor saved.
-        self._old_network: tuple[Segmenter, ...] = ()
+        self.old_network: Frozen[Segmenter] | None = None
         width = self.network.width
         for name, shape in zip(KEPT_BUFFERS, [(0, width), (0, width), (0, 2), (0,), ()], strict=True):
             self.register_buffer(name, torch.zeros(shape))
         self.register_buffer("replay_amounts", None)
         self.register_buffer("repeat_factor", None)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move the frozen copy along with the module."""
-        for network in self._old_network:
-            network._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        return self
-
     def begin(self, task: Task) -> None:
         """Freeze a copy of the network, append the new classifier, freeze normalisation and old classifiers."""
         self.class_ids, self.old, self.new = task.seen, task.old, task.new
         self.replay_amounts = self.repeat_factor = None
-        self._old_network = ()
-        if task.index > 0:
-            self._old_network = (copy.deepcopy(self.network).eval().requires_grad_(False),)
+        self.old_network = Frozen(self.network) if task.index > 0 else None
         training.grow(self.network, task, self.training_options)
         if "old_classifier_decay" not in self.options.compat:
             self.network.freeze_old_classifiers()
@@ -157,7 +140,7 @@ class Star(nn.Module):
         mbce = balance(
             self._current(logits, batch),
             replayed,
-            negative_bce(logits, true_background),
+            negative_bce(logits, self._certain(true_background, batch)),
             number / cells,
             self.repeat_factor * true_background.sum() / cells,
         )
@@ -177,7 +160,13 @@ class Star(nn.Module):
     def _current(self, logits: Tensor, batch: Batch) -> Tensor:
         """L_cur ``(C_new,)`` at full resolution."""
         weight, keep = self.training_options.pos_weight, self.options.ignore_as_negative
-        return class_bce(logits, batch.labels, self.new, weight, keep)
+        return class_bce(logits, batch.labels, self.new, weight, keep, batch.annotated)
+
+    def _certain(self, background: Tensor, batch: Batch) -> Tensor:
+        """Background cells ``(N, *s)``; by class where images do not label all new classes, see :func:`class_bce`."""
+        if batch.annotated is None:
+            return background
+        return background.unsqueeze(1) & annotates(batch.annotated, self.new, background.dim() - 1)
 
     def _replay(self) -> tuple[Tensor, Tensor]:
         """L_rep ``(C_new,)`` on freshly drawn features, and how many they are."""
@@ -194,7 +183,8 @@ class Star(nn.Module):
     @torch.no_grad()
     def _ask_old_network(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The old network's features ``(N, D, *s)`` and pseudo-labels q at the core pixels ``(P, N, *s)``."""
-        (old,) = self._old_network
+        assert self.old_network is not None
+        old = self.old_network.module
         features = old.features(batch.images)
         logits = core_logits(old.classify(features), self.network.stride)
         return features, statistics.pseudo_labels(logits, self.options.threshold)

@@ -1,0 +1,162 @@
+"""How a raw case becomes what a network sees, and how its scores come back to the raw grid.
+
+A preparation is plain data: it is written beside the weights of the task that learned with it, so that a case is
+shown to the model in the same way in training, in evaluation and in prediction. It also says what the rest of the
+program asks of the data: dimensions, channels, the size of training samples, and the window for prediction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Annotated, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from torch import Tensor
+
+from perdure.data.case import Case
+from perdure.data.transforms import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    centre,
+    fit_square,
+    normalise,
+    random_resized_crop,
+    resize,
+    resize_label,
+    scale_scores,
+    shorter_to,
+)
+from perdure.errors import DataError
+
+
+class Preparation(BaseModel):
+    """What all preparations have; the default leaves images as they are (made by a method, or already prepared).
+
+    Attributes:
+        dims: Spatial dimensions.
+        channels: Channels of the prepared image.
+        patch: Spatial size of training samples; ``()`` where it is that of the images.
+        window: Side of the windows in which larger images are predicted; ``None`` for whole images.
+        overlap: Share of a window that its neighbour covers again.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    kind: Literal["as_is"] = "as_is"
+    dims: int = 2
+    channels: int = 3
+    patch: tuple[int, ...] = ()
+    window: int | None = None
+    overlap: float = 1 / 3
+
+    def train(self, case: Case) -> Case:
+        """A training sample: augmented, float32 image ``(C, *patch)``; draws from torch's generator only."""
+        return self.test(case)
+
+    def test(self, case: Case) -> Case:
+        """The whole case for evaluation: the prepared image, and the label on the raw grid, int64."""
+        return replace(case, image=self.show(case.image), label=case.label.long())
+
+    def show(self, image: Tensor) -> Tensor:
+        """A whole raw image ``(C, *S)`` as the network sees it in prediction, float32 ``(C, *s)``."""
+        return image.float()
+
+    def restore(self, scores: Tensor, size: Sequence[int]) -> Tensor:
+        """Scores ``(N, k, *s)`` of a prepared image on the raw grid, ``(N, k, *size)``; ``(N, k)`` stay as they are."""
+        return scale_scores(scores, size)
+
+
+class _Pictures(Preparation):
+    """Images with a mean and a standard deviation per channel."""
+
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    flip: float = 0.5
+
+    @model_validator(mode="after")
+    def _one_number_per_channel(self) -> _Pictures:
+        if not len(self.mean) == len(self.std) == self.channels:
+            raise ValueError(f"{self.channels} channels need as many means and standard deviations")
+        return self
+
+    def normalise(self, image: Tensor) -> Tensor:
+        """Float32 ``(x - mean) / std``; one more error line than the function: which settings do not fit."""
+        return normalise(image, self.mean, self.std)
+
+    def flipped(self) -> bool:
+        """Draw whether a training sample is mirrored; draws nothing where it never is."""
+        return self.flip > 0 and torch.rand(()).item() < self.flip
+
+
+class Photo2D(_Pictures):
+    """Photographs with masks (STAR, spec 1.5).
+
+    Training samples are random resized crops. For evaluation and prediction an image keeps its size, or its shorter
+    side is scaled to ``size``; scores are scaled back and the label map has the size of the raw image. With
+    ``protocol: centre_crop`` evaluation is the published one: only the centre ``size`` × ``size`` of the scaled image
+    and of its mask is measured.
+    """
+
+    kind: Literal["photo2d"] = "photo2d"  # type: ignore[assignment]  # pydantic narrows the tag of a union
+    area: tuple[float, float] = (0.5, 2.0)
+    size: int | None = None
+    protocol: Literal["whole", "centre_crop"] = "whole"
+    window: int | None = 1024
+
+    def train(self, case: Case) -> Case:
+        """Random resized crop, flip, normalisation."""
+        image, label = random_resized_crop(case.image, case.label, self.patch, self.area)
+        if self.flipped():
+            image, label = image.flip(-1), label.flip(-1)
+        return replace(case, image=self.normalise(image), label=label.long())
+
+    def test(self, case: Case) -> Case:
+        """The whole image and its mask, or the centre of both."""
+        if self.protocol == "whole" or self.size is None:
+            return super().test(case)
+        height, width = shorter_to(self.size, *case.label.shape)
+        image = centre(resize(case.image, height, width), self.size)
+        label = centre(resize_label(case.label, height, width), self.size)
+        return replace(case, image=self.normalise(image), label=label.long())
+
+    def show(self, image: Tensor) -> Tensor:
+        """Shorter side scaled to ``size`` where there is one, then normalised."""
+        if self.size is not None:
+            image = resize(image, *shorter_to(self.size, *image.shape[1:]))
+        return self.normalise(image)
+
+
+class ClassImage(_Pictures):
+    """Images with one class each (CCSI, spec 1.2): padded or scaled to a square of ``patch``.
+
+    With mean 0 and standard deviation 1 values are in [0, 1] and the padded border is 0.
+    """
+
+    kind: Literal["class_image"] = "class_image"  # type: ignore[assignment]
+
+    def train(self, case: Case) -> Case:
+        """Square, flip, normalisation."""
+        image = fit_square(case.image, self.patch[0])
+        if self.flipped():
+            image = image.flip(-1)
+        return replace(case, image=self.normalise(image), label=case.label.long())
+
+    def show(self, image: Tensor) -> Tensor:
+        """Square and normalised, without a flip."""
+        return self.normalise(fit_square(image, self.patch[0]))
+
+
+AnyPreparation = Annotated[Preparation | Photo2D | ClassImage, Field(discriminator="kind")]
+_ADAPTER: TypeAdapter[Preparation] = TypeAdapter(AnyPreparation)
+
+
+def read_preparation(content: object, where: str) -> Preparation:
+    """The preparation that was written as plain data. Raises DataError where it is damaged."""
+    try:
+        return _ADAPTER.validate_python(content)
+    except ValidationError as error:
+        raise DataError(
+            f"{where}: the preparation of a task is damaged: {error.errors()[0]['msg']}", "restore the file"
+        ) from error

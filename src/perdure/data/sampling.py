@@ -1,0 +1,121 @@
+"""Which samples make up which step: pure functions of the run's seed, the step and the sample's place in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from perdure.data.dataset import Draw, Samples
+from perdure.errors import UsageError
+from perdure.seeds import derive_seed
+
+
+@dataclass(frozen=True)
+class Batches:
+    """How samples are cut into batches.
+
+    Args:
+        samples: The data.
+        size: Samples per step over *all* processes together.
+        shuffle: New order every epoch, a function of the run's seed.
+        drop_last: Leave out the last, smaller batch of an epoch.
+        weights: Sampling weights, one per sample: draws with replacement, ``draws`` per epoch.
+        draws: Samples per epoch when ``weights`` is given.
+    """
+
+    samples: Samples
+    size: int
+    shuffle: bool = True
+    drop_last: bool = True
+    weights: Tensor | None = None
+    draws: int | None = None
+
+    @property
+    def per_epoch(self) -> int:
+        """Samples of an epoch, before a last smaller batch is left out."""
+        return self.draws if self.weights is not None and self.draws else len(self.samples)
+
+    def steps(self) -> int:
+        """Batches in one epoch: T of the papers. At least 1 unless there are no samples."""
+        if self.drop_last and self.per_epoch >= self.size:
+            return self.per_epoch // self.size
+        return -(-self.per_epoch // self.size)
+
+    def order(self, seed: int, epoch: int) -> list[int]:
+        """Positions of an epoch in the order in which they are drawn."""
+        generator = torch.Generator().manual_seed(derive_seed(seed, "order", epoch))
+        if self.weights is not None:
+            return torch.multinomial(self.weights, self.per_epoch, replacement=True, generator=generator).tolist()
+        if self.shuffle:
+            return torch.randperm(len(self.samples), generator=generator).tolist()
+        return list(range(len(self.samples)))
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Several sources with exact shares: every step has one batch of each, in this order, of its own size.
+
+    Each source has epochs of its own and starts again when it is through, so that a small replay memory lasts as long
+    as new data. A step's samples carry the number of their source in ``batch.parts``.
+
+    Args:
+        parts: The sources; the first one decides how long an epoch is.
+    """
+
+    parts: tuple[Batches, ...]
+
+    def steps(self) -> int:
+        """Steps of an epoch: those of the first source."""
+        return self.parts[0].steps()
+
+
+class BatchSampler(Sampler[list[Draw]]):
+    """Samples of the steps ``start .. stop - 1`` for one of ``world`` processes.
+
+    Process r gets the r-th share of every source's part of a global batch, so n processes see together what one
+    process with the same global batch would see, with the same augmentation.
+    """
+
+    def __init__(self, data: Batches | Mix, seed: int, start: int, stop: int, rank: int = 0, world: int = 1) -> None:
+        self.parts = data.parts if isinstance(data, Mix) else (data,)
+        # the seed of the first source is the phase's own: one source draws the same alone and in a mix
+        self.seeds = [seed if part == 0 else derive_seed(seed, "part", part) for part in range(len(self.parts))]
+        self.start, self.stop, self.rank, self.world = start, stop, rank, world
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        streams = [self._draws(part) for part in range(len(self.parts))]
+        for drawn in zip(*streams, strict=True):
+            yield [draw for part in drawn for draw in part]
+
+    def _draws(self, part: int) -> Iterator[list[Draw]]:
+        batches, seed = self.parts[part], self.seeds[part]
+        per_epoch, size = batches.steps(), batches.size
+        share = -(-size // self.world)
+        epoch, order = -1, [0]
+        for step in range(self.start, self.stop):
+            if step // per_epoch != epoch:
+                epoch = step // per_epoch
+                order = batches.order(seed, epoch)
+            at = (step % per_epoch) * size
+            mine = range(at + self.rank * share, min(at + size, at + (self.rank + 1) * share, len(order)))
+            yield [Draw(order[i], derive_seed(seed, epoch, i), part) for i in mine]
+
+
+def check_shares(data: Batches | Mix, world: int) -> None:
+    """Raise UsageError if a process would have to train on an empty share of some batch."""
+    for batches in data.parts if isinstance(data, Mix) else (data,):
+        size, count = batches.size, batches.per_epoch
+        smallest = count % size if count < size or not batches.drop_last else 0
+        share = -(-size // world)
+        if 0 < smallest <= share * (world - 1):
+            raise UsageError(
+                f"a batch of {smallest} samples leaves one of {world} processes without any",
+                "use fewer processes or a smaller training.batch_size",
+            )

@@ -1,0 +1,1 @@
+"""Writers of what a trained model answers: masks and tables."""
