@@ -32,7 +32,7 @@ def network_after(folder: Path, task: int) -> Classifier:
     run = RunFolder.existing(folder)
     recipe = run.recipe()
     method = build_method(recipe, pretrained=False)
-    restore_sealed(method, restore(run.stream()).tasks, run.sealed()[: task + 1], recipe.seed)
+    restore_sealed(method, restore(run.stream()).tasks, run, run.sealed()[: task + 1], recipe.seed)
     network = as_module(method).eval().network
     assert isinstance(network, Classifier)
     return network

@@ -15,6 +15,8 @@ from perdure.config.load import dump_recipe, parse_recipe, read_raw, same_experi
 from perdure.config.recipe import Recipe
 from perdure.errors import RunError, UsageError
 from perdure.files import TEMPORARY, read_json, write_json
+from perdure.kept.ledger import sealed_folders, task_folder
+from perdure.kept.store import STORE, FileStore
 
 STARTED: Final = frozenset({".lock", "stream.json", "environment.json"})
 """Files that may be there before the recipe is."""
@@ -36,6 +38,11 @@ class RunFolder:
         """State of the task under way."""
         return self.path / "resume"
 
+    @property
+    def store(self) -> FileStore:
+        """Files that methods keep; need not exist."""
+        return FileStore(self.path / STORE)
+
     def recipe(self) -> Recipe:
         """Read the recipe back. Raises RunError where it is damaged."""
         try:
@@ -50,17 +57,11 @@ class RunFolder:
 
     def task_folder(self, index: int, name: str) -> Path:
         """Folder of a task, ``tasks/00-NAME``."""
-        return self.path / "tasks" / f"{index:02d}-{name.replace('/', '-').replace(' ', '-')}"
+        return task_folder(self.path, index, name)
 
     def sealed(self) -> list[Path]:
         """Folders of sealed tasks, in order, up to the first one that is not sealed."""
-        folders: list[Path] = []
-        for index, task in enumerate(self.stream()["tasks"]):
-            folder = self.task_folder(index, task["name"])
-            if not (folder / "done").is_file():
-                break
-            folders.append(folder)
-        return folders
+        return sealed_folders(self.path, [task["name"] for task in self.stream()["tasks"]])
 
     @classmethod
     def existing(cls, path: Path) -> RunFolder:
@@ -136,7 +137,7 @@ class RunFolder:
 
     def withdraw(self) -> None:
         """Remove a run of which nothing has been saved yet: its recipe or its data turned out to be wrong."""
-        if not self.resume.exists() and not (self.path / "tasks").exists():
+        if not any((self.path / name).exists() for name in ("resume", "tasks", STORE)):
             shutil.rmtree(self.path, ignore_errors=True)
 
     def _sweep(self) -> None:

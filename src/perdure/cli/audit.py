@@ -27,7 +27,7 @@ def audit_run(run: Path, as_json: bool) -> None:
 
 def _show(found: Audit, console: Console) -> None:
     table = Table("after task", "kept", "kind", "bytes", "bytes a class", title="Everything kept")
-    pictures = [item for item in found.items if item["kind"] == "preview" and not item["file"].startswith("kept/")]
+    pictures = [item for item in found.items if item["kind"] == "preview" and not (item["tensors"] or item["stored"])]
     for item in found.items:
         if item not in pictures:
             each = item["per_class_bytes"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
@@ -13,6 +13,7 @@ import numpy.typing as npt
 from perdure.errors import DataError
 from perdure.files import read_tensors
 from perdure.kept.audit import is_raw
+from perdure.kept.ledger import Ledger, run_of
 from perdure.metrics.described import DescribedStream
 from perdure.report.colors import hex_color
 from perdure.report.render import Thumb, thumbnail
@@ -53,18 +54,18 @@ class PictureRow:
     cells: tuple[tuple[tuple[Thumb, ...], int], ...]
 
 
-def shown_items(folder: Path, ledger: Mapping[str, Any]) -> tuple[ShownItem, ...]:
+def shown_items(folder: Path, ledger: Ledger) -> tuple[ShownItem, ...]:
     """Items of a task's ledger that say how they are shown, in its order. Raises DataError for a strange place."""
     found = []
     for entry in ledger["items"]:
-        if not entry.get("shows"):
+        if entry["shows"] is None:
             continue
-        place = PurePosixPath(str(entry.get("file", "")))
-        if place.parts[:-1] != ("kept",) or place.suffix != ".safetensors":
+        places = {t["file"] for t in entry["tensors"]}
+        if len(places) != 1 or PurePosixPath(next(iter(places))).parts[2:-1] != ("kept",):
             raise DataError(f"{folder / 'ledger.json'}: item '{entry['name']}' is not in kept/", _DAMAGED)
-        raw = bool(entry.get("patient_data")) or is_raw(entry)
-        about = (str(entry["name"]), str(entry["kind"]), str(entry["shows"]), int(entry["bytes"]))
-        found.append(ShownItem(*about, str(entry["made_from"]), raw, folder / place))
+        about = (entry["name"], entry["kind"], entry["shows"], entry["bytes"], entry["made_from"])
+        raw = entry["patient_data"] or is_raw(entry)
+        found.append(ShownItem(*about, raw, run_of(folder) / places.pop()))
     return tuple(found)
 
 

@@ -13,8 +13,9 @@ import yaml
 
 from perdure.errors import DataError, RunError
 from perdure.files import read_json
+from perdure.kept.ledger import LEDGER, Ledger, read_ledger, sealed_folders
 from perdure.metrics.confusion import read_counts
-from perdure.metrics.described import DescribedStream, DescribedTask, read_stream
+from perdure.metrics.described import DescribedStream, read_stream
 from perdure.metrics.figures import RunResults, run_results
 from perdure.report.kept_items import ShownItem, shown_items
 from perdure.report.samples import Sample, read_samples
@@ -43,7 +44,7 @@ class RunData:
     stream: DescribedStream
     results: RunResults
     sealed: int
-    ledgers: Mapping[int, dict[str, Any]]
+    ledgers: Mapping[int, Ledger]
     samples: Mapping[int, dict[str, Sample]]
     shown: Mapping[int, tuple[ShownItem, ...]]
     recipe: Mapping[str, Any]
@@ -83,12 +84,12 @@ def load_run(path: Path) -> RunData:
     if not (path / "stream.json").is_file() or not (path / "recipe.yaml").is_file():
         raise RunError(f"{path} is not a run folder", "give a folder that `perdure run` made (it holds recipe.yaml)")
     stream = read_stream(path / "stream.json")
-    folders = _sealed(path, stream)
+    folders = dict(enumerate(sealed_folders(path, [task.name for task in stream.tasks])))
     recipe = _read_recipe(path / "recipe.yaml")
     counts = {t: read_counts(f / "counts.json") for t, f in folders.items() if (f / "counts.json").is_file()}
     environment = read_json(path / "environment.json") if (path / "environment.json").is_file() else {}
     shown = not stream.patients or bool((recipe.get("report") or {}).get("patient_samples"))
-    ledgers = {t: _read_ledger(f / "ledger.json") for t, f in folders.items() if (f / "ledger.json").is_file()}
+    ledgers = {t: read_ledger(f) for t, f in folders.items() if (f / LEDGER).is_file()}
     return RunData(
         name=path.resolve().name,
         stream=stream,
@@ -113,21 +114,6 @@ def without_places(value: Any) -> Any:
     return _ABSOLUTE.sub(lambda m: f"…/{m[1]}", value) if isinstance(value, str) else value
 
 
-def _sealed(path: Path, stream: DescribedStream) -> dict[int, Path]:
-    """Folders of sealed tasks in order, up to the first that is not sealed."""
-    folders: dict[int, Path] = {}
-    for task in stream.tasks:
-        folder = _folder(path, task)
-        if folder is None or not (folder / "done").is_file():
-            break
-        folders[task.index] = folder
-    return folders
-
-
-def _folder(path: Path, task: DescribedTask) -> Path | None:
-    return next(iter(sorted((path / "tasks").glob(f"{task.index:02d}-*"))), None)
-
-
 def _read_recipe(path: Path) -> dict[str, Any]:
     try:
         recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -136,12 +122,3 @@ def _read_recipe(path: Path) -> dict[str, Any]:
     if not isinstance(recipe, dict):
         raise DataError(f"{path} is not a recipe: it must be a mapping of keys")
     return recipe
-
-
-def _read_ledger(path: Path) -> dict[str, Any]:
-    ledger = read_json(path)
-    wanted = {"name", "kind", "bytes", "made_from"}
-    items = ledger.get("items") if isinstance(ledger, dict) else None
-    if not isinstance(items, list) or not all(isinstance(i, dict) and wanted <= i.keys() for i in items):
-        raise DataError(f"{path} is not a ledger", "the file was changed or is damaged")
-    return dict(ledger)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from perdure.kept.ledger import Entry
 from perdure.labels import BACKGROUND
 from perdure.metrics.definitions import figure
 from perdure.metrics.figures import Value, class_values, evaluate, forgetting_by_group, group_matrix, headline
@@ -129,27 +130,22 @@ def _losses(run: RunData) -> list[Line]:
 
 def ledger_table(run: RunData) -> dict[str, Any]:
     """Bytes by task and kind, and the items kept after the last sealed task (previews counted together)."""
-    totals: dict[int, dict[str, int]] = {}
-    for t, ledger in run.ledgers.items():
-        totals[t] = {}
-        for item in ledger["items"]:
-            totals[t][item["kind"]] = totals[t].get(item["kind"], 0) + int(item["bytes"])
+    totals = {t: ledger["total_bytes"] for t, ledger in run.ledgers.items()}
     found = {k for kinds in totals.values() for k in kinds}
     kinds = [k for k in KINDS if k in found] + sorted(found - set(KINDS))
     last = run.ledgers[max(run.ledgers)]["items"] if run.ledgers else []
     return {"kinds": kinds, "totals": totals, "items": _gathered(last)}
 
 
-def _gathered(items: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Items with previews of one origin put together."""
+def _gathered(items: Sequence[Entry]) -> list[dict[str, Any]]:
+    """Items with previews of one origin put together; the hash of those that lie in one file."""
     shown: list[dict[str, Any]] = []
     for item in items:
         same = [s for s in shown if s["kind"] == item["kind"] == "preview" and s["made_from"] == item["made_from"]]
         if same:
             same[0]["count"] += 1
             same[0]["bytes"] += item["bytes"]
-            same[0]["patient_data"] |= bool(item.get("patient_data"))
+            same[0]["patient_data"] |= item["patient_data"]
         else:
-            extra = {"count": 1, "patient_data": bool(item.get("patient_data")), "sha256": item.get("sha256", "")}
-            shown.append({"per_class_bytes": None, **item, **extra})
+            shown.append({**item, "count": 1, "sha256": item["files"][0]["sha256"] if len(item["files"]) == 1 else ""})
     return shown
