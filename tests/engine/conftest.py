@@ -24,6 +24,7 @@ from perdure.engine.options import EngineOptions
 from perdure.data.sampling import Batches
 from perdure.engine.phases import Phase, Train
 from perdure.engine.run_logger import RunLogger
+from perdure.engine.state import Stateful
 from perdure.labels import TABLE_SIZE, label_space
 
 
@@ -64,7 +65,7 @@ def view() -> Callable[[int], Dataset]:
     return make
 
 
-class Toy(nn.Module):
+class Toy(Stateful):
     """Two convolutions and a loss of one term."""
 
     def __init__(self) -> None:
