@@ -24,7 +24,7 @@ from perdure.data.transforms import class_transform
 from perdure.networks.classifier import Classifier
 from perdure.run_folder import RunFolder
 from perdure.sealing import restore_sealed
-from perdure.streams.summary import restore
+from perdure.streams.description import restore
 
 
 def network_after(folder: Path, task: int) -> Classifier:

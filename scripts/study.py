@@ -40,9 +40,8 @@ def commands(study: Mapping[str, Any], root: list[str], out: Path) -> dict[tuple
 def run(words: Sequence[str]) -> None:
     """Run one command unless its run is finished; stop the study where it fails."""
     folder = Path(words[-1])
-    if (folder / "stream.json").exists() and len(RunFolder(folder).sealed()) == len(
-        RunFolder(folder).stream()["tasks"]
-    ):
+    there = RunFolder(folder)
+    if (folder / "stream.json").exists() and len(there.sealed()) == len(there.stream().tasks):
         return
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     line = [sys.executable, "-m", "perdure", *words, "--quiet", "--resume"]

@@ -1,7 +1,7 @@
-"""Failures a user can act on: what went wrong, where, and what to try.
+"""Errors that a user can act on: what is wrong, where, and what to try.
 
-The command line prints these as one or two plain lines and exits with ``exit_code``; anything else that
-escapes is a bug and is reported as one.
+The command line prints them as one or two lines and exits with ``exit_code``. Any other exception that reaches it is a
+bug.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from collections.abc import Iterable
 
 
 class PerdureError(Exception):
-    """A failure with a plain explanation.
+    """An error with an explanation for the user.
 
     Args:
-        what: One line: what is wrong and where.
+        what: One line: what is wrong and where (file, key, line).
         hint: One line: what to try. May be empty.
     """
 
@@ -26,26 +26,26 @@ class PerdureError(Exception):
         self.hint = hint
 
     def __reduce__(self) -> tuple[type[PerdureError], tuple[str, str]]:
-        """Travel between processes with both lines."""
+        """Pickle both lines: exceptions of worker processes reach the main process this way."""
         return type(self), (self.what, self.hint)
 
 
 class UsageError(PerdureError):
-    """The command or the recipe is wrong: nothing was started."""
+    """The command or the recipe is wrong. Nothing was started."""
 
     exit_code = 2
 
 
 class DataError(PerdureError):
-    """A file or a data set cannot be used as it is."""
+    """A file or a data set cannot be used."""
 
 
 class SealedDataError(PerdureError):
-    """Data of a task was opened while the task was not the current one."""
+    """Training data of a task was opened while the task was not the current one."""
 
 
 class RunError(PerdureError):
-    """A run folder is missing, busy, damaged, or made by another recipe."""
+    """A run folder is missing, locked, damaged, or made by another recipe."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

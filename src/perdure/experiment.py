@@ -1,4 +1,4 @@
-"""The story of a run: stream -> tasks -> phases -> kept -> results -> report."""
+"""The sequence of a run: stream -> tasks -> phases -> kept -> results -> report."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.markup import escape
 
 from perdure.config.build import Experiment, build_experiment
+from perdure.config.load import data_of_task
 from perdure.config.recipe import Recipe
 from perdure.engine.checkpoint import Checkpoint
 from perdure.engine.engine import Engine
@@ -15,40 +16,46 @@ from perdure.engine.machine import Machine
 from perdure.engine.run_logger import RunLogger
 from perdure.errors import DataError, UsageError
 from perdure.networks.layers import sync_batch_norm
-from perdure.networks.weights import Weights
+from perdure.networks.network import Network
 from perdure.report.model_card import write_model_card
 from perdure.report.page import write_report
 from perdure.run_folder import RunFolder
 from perdure.sealing import begin, measure_validation, record, restore_sealed, seal
-from perdure.streams.summary import describe
+from perdure.streams.description import describe
 
 SPARE_BYTES = 50_000_000
 
 
 def run_experiment(recipe: Recipe, out: Path, resume: bool = False, quiet: bool = False) -> RunFolder:
-    """Run a recipe into the folder ``out``, or go on with the run that is there.
+    """Run a recipe into the folder ``out``, or continue the run in it.
+
+    Args:
+        recipe: What to run.
+        out: The run folder.
+        resume: Whether a run in ``out`` is continued; without it, one is an error.
+        quiet: Print no progress.
 
     Raises:
-        PerdureError: Whatever keeps the run from starting or going on, in plain words; the folder stays resumable.
+        PerdureError: The run cannot start or continue. The folder stays resumable.
     """
     machine = Machine(recipe.engine, trackers_at=out / "tracking")
     experiment = build_experiment(recipe)
     source = experiment.source
-    described = describe(experiment.stream, recipe.data.name, source.patients, source.kind)
+    described = describe(experiment.stream, recipe.data.name, source.patients, source.kind, data_of_task(recipe))
     run = RunFolder(out)
     with ExitStack() as held:
         failed = True
         try:
             if machine.main:
-                run.check(recipe, described, resume)  # nothing has been written up to here
+                run.check(recipe, described, resume)  # nothing has been written before this line
                 run.space_for(_bytes_needed(experiment, run))
                 held.enter_context(run.locked())
                 run.start(recipe, described, resume, _first_weights(experiment))
             failed = False
         finally:
-            stopped = machine.any(failed)  # the other processes wait here until they may look at the folder
+            stopped = machine.any(failed)  # the other processes wait here until the main one has prepared the folder
         if stopped:
-            raise SystemExit(1)  # the main process says why
+            raise SystemExit(1)  # the main process reports the reason
         try:
             return _learn(experiment, run, machine, quiet)
         except (UsageError, DataError):
@@ -71,7 +78,7 @@ def _learn(experiment: Experiment, run: RunFolder, machine: Machine, quiet: bool
     if remaining:
         machine.start_trackers(recipe.name.replace("/", "-"))
     for task in remaining:
-        with stream.opened(task):  # training data of every other task is out of reach from here on
+        with stream.opened(task):  # training data of all other tasks is sealed in this block
             begin(method, task, recipe.seed)
             position = checkpoint.load(method, task.index)
             method.to(machine.device)
@@ -80,7 +87,7 @@ def _learn(experiment: Experiment, run: RunFolder, machine: Machine, quiet: bool
         seal(experiment, task, run, machine, logger)
         checkpoint.clear()
     machine.stop_trackers()
-    checkpoint.clear()  # what a kill right after the last task was sealed left behind
+    checkpoint.clear()  # left over if the run was killed right after the last task was sealed
     if machine.main:
         record(run, stream.tasks[-1])
         write_model_card(run.path)
@@ -89,16 +96,16 @@ def _learn(experiment: Experiment, run: RunFolder, machine: Machine, quiet: bool
 
 
 def _first_weights(experiment: Experiment) -> dict[str, str | None] | None:
-    """What the method's network was initialised with, where it says so; of a file the name only."""
-    weights = getattr(getattr(experiment.method, "network", None), "weights", None)
-    if not isinstance(weights, Weights):
+    """Origin of the network's initial weights, if recorded. Of a file only the name: a run contains no paths."""
+    weights = next((part.weights for part in experiment.method.modules() if isinstance(part, Network)), None)
+    if weights is None:
         return None
     source = weights.source if weights.source.startswith("timm/") else Path(weights.source).name
     return {"source": source, "sha256": weights.sha256, "licence": weights.licence}
 
 
 def _bytes_needed(experiment: Experiment, run: RunFolder) -> int:
-    """Rough size of what is still to come: the network for every task, and a resume state with optimiser and a copy."""
+    """Bytes that the run still writes, roughly: the network per task, and resume states with optimiser (8 networks)."""
     network: int = sum(t.nbytes for t in experiment.method.state_dict().values())
     done = len(run.sealed()) if run.recipe_file.exists() else 0
     return network * (len(experiment.stream) - done + 8) + SPARE_BYTES

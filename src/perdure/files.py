@@ -1,4 +1,4 @@
-"""Writing and reading files so that a kill at any moment leaves either the old file or the new one."""
+"""Reading files, and writing them atomically: after a kill either the old or the new file is there."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ TEMPORARY = ".part-"
 
 
 def write_atomic(path: Path, fill: Callable[[Path], None]) -> None:
-    """Let ``fill`` write a temporary file beside ``path``, flush it to disk, then put it in place in one step.
+    """Let ``fill`` write a temporary file beside ``path``, flush it to disk, then rename it to ``path``.
 
     Raises:
-        PerdureError: The disk is full or the folder cannot be written; ``path`` is as it was before.
+        PerdureError: The disk is full or the folder cannot be written. ``path`` is unchanged.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,14 +46,14 @@ def write_atomic(path: Path, fill: Callable[[Path], None]) -> None:
 
 
 def write_failure(path: Path, error: OSError) -> PerdureError:
-    """Turn an operating-system error met while writing ``path`` into a plain one."""
+    """The PerdureError for an operating-system error while writing ``path``."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return PerdureError(
             f"the disk is full: could not write {path}", "free some space, then start again with --resume"
         )
     return PerdureError(
         f"could not write {path}: {error.strerror or error}",
-        "check that the folder exists and may be written",
+        "check that the folder exists and is writable",
     )
 
 
@@ -67,12 +67,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically; keys keep their order, so equal values give equal bytes."""
+    """Write JSON atomically. Keys keep their order, so equal values give equal bytes."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON. Raises DataError where the file is missing or damaged."""
+    """Read JSON. Raises DataError if the file is missing or damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -100,7 +100,7 @@ def _save(save_file: Callable[..., None], tensors: dict[str, Tensor], part: Path
 
 
 def read_tensors(path: Path, names: Iterable[str] | None = None) -> dict[str, Tensor]:
-    """Read a safetensors file, or only some of its tensors. Raises DataError where it is missing or damaged."""
+    """Read a safetensors file, or only some of its tensors. Raises DataError if it is missing or damaged."""
     from safetensors import SafetensorError, safe_open
 
     try:

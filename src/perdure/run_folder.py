@@ -1,4 +1,4 @@
-"""The folder of one run: what is in it, who may write to it, which tasks are sealed."""
+"""The folder of one run: its files, its lock, its sealed tasks."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from filelock import FileLock, Timeout
 from perdure.config.load import dump_recipe, parse_recipe, read_raw, same_experiment
 from perdure.config.recipe import Recipe
 from perdure.errors import RunError, UsageError
-from perdure.files import TEMPORARY, read_json, write_json
+from perdure.files import TEMPORARY, write_json
 from perdure.kept.ledger import sealed_folders, task_folder
 from perdure.kept.store import STORE, FileStore
+from perdure.streams.description import DescribedStream, read_stream, write_stream
 
 STARTED: Final = frozenset({".lock", "stream.json", "environment.json"})
-"""Files that may be there before the recipe is."""
+"""Files that may exist before the recipe is written."""
 
 
 class RunFolder:
-    """One experiment on disk, complete and resumable."""
+    """One experiment on disk. It is complete and can be resumed."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -35,7 +36,7 @@ class RunFolder:
 
     @property
     def resume(self) -> Path:
-        """State of the task under way."""
+        """State of the current task."""
         return self.path / "resume"
 
     @property
@@ -44,16 +45,15 @@ class RunFolder:
         return FileStore(self.path / STORE)
 
     def recipe(self) -> Recipe:
-        """Read the recipe back. Raises RunError where it is damaged."""
+        """Read the recipe. Raises RunError if it is damaged."""
         try:
             return parse_recipe(read_raw(str(self.recipe_file)), str(self.recipe_file))
         except UsageError as error:
-            raise RunError(error.what, "the file was changed or is damaged") from error
+            raise RunError(error.what, "the file was changed or is damaged: restore it, or start a new run") from error
 
-    def stream(self) -> dict[str, Any]:
-        """Description of the stream (``stream.json``)."""
-        described: dict[str, Any] = read_json(self.path / "stream.json")
-        return described
+    def stream(self) -> DescribedStream:
+        """Read ``stream.json``. Raises DataError where it is damaged."""
+        return read_stream(self.path / "stream.json")
 
     def task_folder(self, index: int, name: str) -> Path:
         """Folder of a task, ``tasks/00-NAME``."""
@@ -61,7 +61,7 @@ class RunFolder:
 
     def sealed(self) -> list[Path]:
         """Folders of sealed tasks, in order, up to the first one that is not sealed."""
-        return sealed_folders(self.path, [task["name"] for task in self.stream()["tasks"]])
+        return sealed_folders(self.path, [task.name for task in self.stream().tasks])
 
     @classmethod
     def existing(cls, path: Path) -> RunFolder:
@@ -75,73 +75,78 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder for writing. Raises RunError if another run holds it."""
+        """Lock the folder for writing. Raises RunError if another process has locked it."""
         lock = FileLock(self.path / ".lock")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
         except Timeout as error:
             raise RunError(
-                f"another run is writing to {self.path}", "wait for it, or choose another folder with --out"
+                f"another run is writing to {self.path}", "wait until it ends, or choose another folder with --out"
             ) from error
         except OSError as error:
-            raise RunError(f"{self.path} cannot be written: {error.strerror or error}") from error
+            raise RunError(
+                f"{self.path} cannot be written: {error.strerror or error}",
+                "check the permissions, or choose another folder with --out",
+            ) from error
         try:
             yield
         finally:
             lock.release()
 
-    def check(self, recipe: Recipe, described: dict[str, Any], resume: bool) -> None:
-        """Look whether a run can begin here or go on; writes nothing.
+    def check(self, recipe: Recipe, described: DescribedStream, resume: bool) -> None:
+        """Check that a run can start or continue in this folder. Writes nothing.
 
         Raises:
-            RunError: A run is here and ``resume`` was not asked for, or it was made by another recipe; or the
-                folder holds something else.
+            RunError: The folder contains a run and ``resume`` is false, a run of another recipe or one whose stream
+                does not begin with the run's, or other files.
         """
         if self.recipe_file.exists():
             if not resume:
                 raise RunError(
-                    f"there is a run in {self.path} already", "go on with --resume, or choose another folder with --out"
+                    f"there is a run in {self.path} already",
+                    "continue it with --resume, or choose another folder with --out",
                 )
             if key := same_experiment(self.recipe(), recipe):
                 raise RunError(
                     f"the run in {self.path} was made with another value of '{key}'",
-                    "use the same recipe, or another --out",
+                    "use the same recipe, or choose another folder with --out",
                 )
-            if self.stream() != described:
-                raise RunError(
-                    f"the data of the run in {self.path} has changed: its tasks are not the same any more",
-                    "bring the data back as it was, or choose another folder with --out",
-                )
+            self.stream().refuse_other(described)
             return
         if self.path.exists() and not self.path.is_dir():
-            raise RunError(f"{self.path} is not a folder", "choose another one with --out")
-        # recipe.yaml is written last: where it is missing, the rest is what a start that was killed left behind
+            raise RunError(f"{self.path} is not a folder", "choose another folder with --out")
+        # recipe.yaml is written last. Without it, the STARTED files come from a start that was killed.
         inside = [p.name for p in self.path.iterdir()] if self.path.exists() else []
         if any(name not in STARTED and not name.startswith(TEMPORARY) for name in inside):
             raise RunError(f"{self.path} is not empty and not a run folder", "choose another folder with --out")
 
     def start(
-        self, recipe: Recipe, described: dict[str, Any], resume: bool, first_weights: dict[str, Any] | None = None
+        self, recipe: Recipe, described: DescribedStream, resume: bool, first_weights: dict[str, Any] | None = None
     ) -> None:
-        """Begin a new run here or go on with the one that is here. Raises RunError as :meth:`check` does.
+        """Start a new run in this folder, or continue the one in it. Raises RunError as :meth:`check` does.
 
-        ``first_weights`` says what the network started from: source, hash, licence.
+        ``first_weights`` gives source, hash and licence of the network's initial weights.
         """
         self.check(recipe, described, resume)
         self._sweep()
-        if not self.recipe_file.exists():
-            write_json(self.path / "stream.json", described)
+        begun = self.recipe_file.exists()
+        if begun and self.stream() == described:
+            return
+        # a stream that has grown is written before the recipe that made it grow: a kill in between leaves a stream
+        # whose further tasks are not sealed, as every interrupted run does
+        write_stream(self.path / "stream.json", described)
+        if not begun:
             write_json(self.path / "environment.json", {**environment(), "first_weights": first_weights})
-            dump_recipe(recipe, self.recipe_file)
+        dump_recipe(recipe, self.recipe_file)
 
     def withdraw(self) -> None:
-        """Remove a run of which nothing has been saved yet: its recipe or its data turned out to be wrong."""
+        """Remove a run without saved state whose recipe or data proved unusable after :meth:`start`."""
         if not any((self.path / name).exists() for name in ("resume", "tasks", STORE)):
             shutil.rmtree(self.path, ignore_errors=True)
 
     def _sweep(self) -> None:
-        """Remove what a killed process left half-written."""
+        """Remove temporary files of a killed process."""
         for part in self.path.rglob(f"{TEMPORARY}*"):
             part.unlink(missing_ok=True)
 
@@ -152,12 +157,12 @@ class RunFolder:
         if free < needed:
             raise RunError(
                 f"the run needs about {needed / 1e9:.1f} GB, the disk of {self.path} has {free / 1e9:.1f} GB free",
-                "free some space or choose another --out",
+                "free some space, or choose another folder with --out",
             )
 
 
 def environment() -> dict[str, Any]:
-    """Versions and kind of machine; no names of hosts or users."""
+    """Versions and kind of machine. Contains no host or user names."""
     import accelerate
     import timm
     import torch

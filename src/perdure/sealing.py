@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import reduce
 from operator import add
 from pathlib import Path
@@ -20,7 +21,6 @@ from perdure.kept.ledger import DONE, preview_entry, read_files, read_kept, writ
 from perdure.methods.method import Method
 from perdure.methods.options import Options
 from perdure.metrics.confusion import ConfusionMatrix, read_counts, write_counts
-from perdure.metrics.described import parse_stream
 from perdure.metrics.evaluate import count
 from perdure.metrics.figures import class_values, headline, run_results
 from perdure.metrics.figures import evaluate as value_of
@@ -63,7 +63,7 @@ def seal(experiment: Experiment, task: Task, run: RunFolder, machine: Machine, l
         entries = write_kept(folder, state, method.kept(), len(task.seen), method.files, method.store, *before)
         method.store.sweep(task.index, [name for names in method.files.values() for name in names])
         write_counts(folder / "counts.json", counts)
-        entries += [preview_entry(folder, path, patients) for path in _samples(experiment, machine, folder)]
+        entries += [preview_entry(folder, path, patients) for path in _samples(experiment, task, machine, folder)]
         write_ledger(folder, task.name, entries, patients)
         write_json(folder / DONE, {"task": task.index})
         figures = record(run, task)
@@ -97,21 +97,25 @@ def _count(experiment: Experiment, samples: Samples, task: Task, machine: Machin
     return reduce(add, parts)
 
 
-def _samples(experiment: Experiment, machine: Machine, folder: Path) -> list[Path]:
-    """Pictures of the same few test samples after every task; none of patients unless asked for."""
-    report = experiment.recipe.report
+def _samples(experiment: Experiment, task: Task, machine: Machine, folder: Path) -> list[Path]:
+    """Pictures of the same few test images after every task; none of patients unless asked for.
+
+    They are spread over all images of a test split, so that which ones they are does not depend on the tasks that are
+    still to come, nor on the method.
+    """
+    report, files = experiment.recipe.report, list[Path]()
     if not report.samples or (experiment.source.patients and not report.patient_samples):
-        return []
-    dataset = next(iter(experiment.stream.tasks[-1].tests().values()))
-    palette = experiment.stream.space.palette()
-    files: list[Path] = []
-    for position in dict.fromkeys(i * len(dataset) // report.samples for i in range(report.samples)):
-        image, label, predicted = _predicted(experiment, machine, dataset, position)
-        place = (folder / "samples", f"{position:05d}")
-        if label.ndim:
-            files += write_samples(*place, image, label.numpy(), predicted.numpy(), palette)
-        else:
-            files += write_class_samples(*place, image, int(label), int(predicted))
+        return files
+    palette, tests = experiment.stream.space.palette(), task.tests()
+    for test, dataset in tests.items():
+        whole = replace(dataset, names=tuple(dataset.source.names(dataset.split)))
+        for position in dict.fromkeys(i * len(whole) // report.samples for i in range(report.samples)):
+            image, label, predicted = _predicted(experiment, machine, whole, position)
+            place = (folder / "samples", f"{test}-{position:05d}" if len(tests) > 1 else f"{position:05d}")
+            if label.ndim:
+                files += write_samples(*place, image, label.numpy(), predicted.numpy(), palette)
+            else:
+                files += write_class_samples(*place, image, int(label), int(predicted))
     return files
 
 
@@ -130,7 +134,7 @@ def _predicted(
 
 def record(run: RunFolder, task: Task) -> dict[str, float]:
     """Write the result files from the counts of all sealed tasks; return the headline figures after ``task``."""
-    stream = parse_stream(run.stream())
+    stream = run.stream()
     counts = {i: read_counts(folder / "counts.json") for i, folder in enumerate(run.sealed())}
     write_results(run.path, stream, counts)
     results = run_results(stream, counts)

@@ -1,8 +1,7 @@
-"""Randomness without hidden state.
+"""Random seeds without hidden state.
 
-Every random draw of a run is a function of where it happens: ``derive_seed(run seed, task, phase, step)``. A run that
-was killed therefore needs no saved generator state, and the same sample gets the same augmentation in one
-process and in eight.
+Every random draw of a run has a seed of its own: ``derive_seed(run seed, task, phase, step)``. A resumed run therefore
+needs no saved generator state, and a sample gets the same augmentation for any number of processes.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from contextlib import contextmanager
 
 
 def derive_seed(*parts: int | str) -> int:
-    """Hash integers and names into one seed in [0, 2**63). The same parts give the same seed on any machine."""
+    """Hash integers and names to one seed in [0, 2**63). The same parts give the same seed on any machine."""
     text = "\x1f".join(f"{type(p).__name__[0]}{p}" for p in parts)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
@@ -21,8 +20,8 @@ def derive_seed(*parts: int | str) -> int:
 def manual_seed(seed: int) -> None:
     """Seed torch on the CPU and on every GPU in use.
 
-    ``torch.manual_seed`` does the same, but where no GPU is in use it formats a stack trace at each call, which
-    costs more than a step of a small network.
+    ``torch.manual_seed`` does the same. But while CUDA is not initialised, it formats a stack trace at each call, which
+    takes longer than a step of a small network.
     """
     import torch
 
@@ -33,7 +32,7 @@ def manual_seed(seed: int) -> None:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Run a block that draws on the CPU under its own torch seed and leave the generators outside as they were."""
+    """Seed torch's CPU generator for a block, and restore its state afterwards."""
     import torch
 
     outside = torch.default_generator.get_state()

@@ -21,7 +21,7 @@ from perdure.methods.options import Options
 from perdure.methods.prediction import Prediction
 from perdure.run_folder import RunFolder
 from perdure.sealing import restore_sealed
-from perdure.streams.summary import restore
+from perdure.streams.description import restore
 
 
 class Answer(NamedTuple):
@@ -81,9 +81,8 @@ class Trained:
         method = build_method(recipe, stream.tasks[0].preparation, pretrained=False)
         restore_sealed(method, stream.tasks, run, sealed, recipe.seed)
         method.to(where).eval()
-        kind: Kind = described.get("kind", "segmentation")
         newest = stream.tasks[len(sealed) - 1]
-        return cls(method, newest.preparation, stream.space, newest.seen, where, kind)
+        return cls(method, newest.preparation, stream.space, newest.seen, where, described.kind)
 
     def predict(self, image: np.ndarray) -> Answer:
         """Label a photograph as test images are labelled in the run.

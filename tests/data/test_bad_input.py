@@ -82,7 +82,7 @@ FILES: dict[str, tuple[Callable[[Path], Any], str, str, str]] = {
     "image gone": (lambda r: (r / "images" / "b.jpg").unlink(), "train.txt line 2", "missing image", "remove the line"),
     "mask gone": (lambda r: (r / "masks" / "a.png").unlink(), "train.txt line 1", "missing mask", "remove the line"),
     "wrong name": (lambda r: (r / "train.txt").write_text("a\nx\ny\n"), "train.txt line 2", "(and 1 more)", "remove"),
-    "empty list": (lambda r: (r / "train.txt").write_text("\n \n"), "train.txt", "is empty", "one sample name a line"),
+    "empty list": (lambda r: (r / "train.txt").write_text("\n \n"), "train.txt", "is empty", "sample name per line"),
     "listed twice": (lambda r: (r / "train.txt").write_text("a\nb\na\n"), "train.txt line 3", "second time", "remove"),
     "binary list": (lambda r: (r / "train.txt").write_bytes(b"\xff\xfe\x80"), "train.txt", "cannot be read", "text"),
 }  # fmt: skip
@@ -252,7 +252,7 @@ def test_an_unknown_sample_is_named(tmp_path: Path) -> None:
             source.mask("train", "zz")
 
 
-class Broken:
+class Broken(Source):
     """A source whose samples all fail, to see that problems are counted and told up to the limit."""
 
     def __init__(self, inner: Source) -> None:

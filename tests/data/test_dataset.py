@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -12,17 +12,18 @@ import torch
 
 from perdure.data.case import Batch, Case, collate
 from perdure.data.dataset import Dataset, Draw, Joined
-from perdure.data.sampling import BatchSampler
+from perdure.data.preparation import Preparation
+from perdure.data.sampling import Batches, BatchSampler
+from perdure.data.source import Source
 from perdure.engine.loader import make_loader
-from perdure.data.sampling import Batches
 from perdure.errors import DataError, SealedDataError
-from perdure.labels import IGNORE, label_space, remap_table
+from perdure.labels import IGNORE, TABLE_SIZE, label_space, remap_table
 
 LIMIT = 2**15
 
 
 @dataclass
-class Numbers:
+class Numbers(Source):
     """Sample i is an image of ``first + i``; ``loaded``: the process that read first, as of an archive."""
 
     first: int
@@ -57,21 +58,21 @@ class Numbers:
         return f"{self.first} {self.count}"
 
 
-def jitter(image: torch.Tensor, label: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return image + torch.rand(()), label.long()
+AS_IS = Preparation()
 
 
-def plain(image: torch.Tensor, label: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return image, label.long()
+class Jitter(Preparation):
+    def train(self, case: Case) -> Case:
+        return replace(case, image=case.image + torch.rand(()), label=case.label.long())
 
 
-def view(first: int, count: int, transform=plain, table=None, check=None, **more) -> Dataset:
+def view(first: int, count: int, preparation=AS_IS, table=None, check=None, **more) -> Dataset:
     source = Numbers(first, count, **more)
-    table = np.arange(256, dtype=np.uint8) if table is None else table
-    return Dataset(source, "train", tuple(source.names("train")), table, transform, check)
+    table = np.arange(TABLE_SIZE, dtype=np.int16) if table is None else table
+    return Dataset(source, "train", tuple(source.names("train")), table, preparation, True, check)
 
 
-def value(sample: Sample) -> int:
+def value(sample: Case) -> int:
     return int(sample.image[0, 0, 0])
 
 
@@ -86,7 +87,7 @@ def test_a_sample(scalar: bool) -> None:
 
 
 def test_draw_says_position_and_seed() -> None:
-    shown = view(0, 3, jitter)
+    shown = view(0, 3, Jitter())
     same, again, differs = shown[Draw(1, 5)], shown[Draw(1, 5)], shown[Draw(1, 6)]
     assert torch.equal(same.image, again.image) and not torch.equal(same.image, differs.image)
     assert torch.equal(shown[1].image, shown[Draw(1, 0)].image)
@@ -97,7 +98,7 @@ def test_map_of_another_size_is_told() -> None:
         def mask(self, split: str, name: str) -> np.ndarray:
             return np.zeros((3, 2), np.uint8)
 
-    wrong = Dataset(Wrong(0, 1), "train", ("n0",), np.arange(256, dtype=np.uint8), plain)  # type: ignore[arg-type]
+    wrong = Dataset(Wrong(0, 1), "train", ("n0",), np.arange(TABLE_SIZE, dtype=np.int16), AS_IS, True)
     with pytest.raises(DataError, match=r"image and mask of 'n0' differ in size: \(2, 3\) and \(3, 2\)"):
         wrong[0]
 
@@ -120,7 +121,7 @@ def test_joined_views_are_one_set(scalar: bool) -> None:
 
 
 def test_seed_of_a_draw_goes_along() -> None:
-    first, second = view(0, 2, jitter), view(20, 3, jitter)
+    first, second = view(0, 2, Jitter()), view(20, 3, Jitter())
     joined = Joined((first, second))
     for seed in (1, 2):
         assert torch.equal(joined[Draw(1, seed)].image, first[Draw(1, seed)].image)
@@ -139,19 +140,40 @@ def test_each_view_keeps_its_own_table_and_gate() -> None:
 
 
 def test_joined_views_travel_to_another_process() -> None:
-    joined = Joined((view(0, 2, jitter), view(20, 3, jitter)))
+    joined = Joined((view(0, 2, Jitter()), view(20, 3, Jitter())))
     again = pickle.loads(pickle.dumps(joined))
     assert len(again) == 5
     assert torch.equal(again[Draw(4, 9)].image, joined[Draw(4, 9)].image)
 
 
-def test_batch_moves_with_what_is_beside_it() -> None:
-    batch = collate(list(view(0, 2)))
-    both = batch._replace(beside=collate(list(view(20, 3))))
-    moved = both.to(torch.device("meta"))
-    assert moved.images.is_meta and moved.beside is not None and moved.beside.labels.is_meta
-    assert moved.beside.names == ("n20", "n21", "n22") and moved.beside.beside is None
-    assert isinstance(batch.to(torch.device("cpu")), Batch) and batch.to(torch.device("cpu")).beside is None
+def test_batch_moves_and_gives_its_parts() -> None:
+    batch = collate([*view(0, 2), *view(20, 3)], [0, 0, 1, 1, 1])
+    moved = batch.to(torch.device("meta"))
+    assert isinstance(moved, Batch) and moved.images.is_meta and moved.labels.is_meta and moved.parts.is_meta
+    assert moved.annotated is None and moved.names == batch.names
+    second = batch.of(1)
+    assert second.names == ("n20", "n21", "n22") and len(second.images) == 3
+    assert torch.equal(batch.of(0).images, batch.images[:2])
+
+
+def test_annotated_classes_go_through_the_label_table_and_into_the_batch() -> None:
+    class Some(Numbers):
+        def read(self, split: str, name: str) -> Case:
+            return replace(super().read(split, name), annotated=frozenset({1, 2}))
+
+    table = np.arange(TABLE_SIZE, dtype=np.int16)
+    table[1] = 7
+    source = Some(0, 2)
+    whole = Dataset(source, "train", ("n0", "n1"), table, AS_IS, True)
+    assert whole[0].annotated == {7, 2}
+    narrowed = replace(whole, annotated=frozenset({7, 3}))
+    assert narrowed[0].annotated == {7}
+    batch = collate([whole[0], narrowed[0], replace(whole[1], annotated=None)])
+    assert batch.annotated is not None and batch.annotated.shape == (3, TABLE_SIZE)
+    assert batch.annotated[0].nonzero().flatten().tolist() == [0, 2, 7, IGNORE]
+    assert batch.annotated[1].nonzero().flatten().tolist() == [0, 7, IGNORE]
+    assert batch.annotated[2].all()
+    assert collate([view(0, 1)[0]]).annotated is None
 
 
 def readers(samples: Dataset | Joined, workers: int) -> set[int]:
@@ -184,7 +206,7 @@ def test_first_sample_that_is_never_drawn_may_be_damaged() -> None:
             return super().image(split, name)
 
     source = First(0, 3)
-    samples = Dataset(source, "train", tuple(source.names("train")), np.arange(256, dtype=np.uint8), plain)  # type: ignore[arg-type]
+    samples = Dataset(source, "train", tuple(source.names("train")), np.arange(TABLE_SIZE, dtype=np.int16), AS_IS, True)
     never = Batches(samples, 2, weights=torch.tensor([0.0, 1.0, 1.0]), draws=4)
     assert len(list(make_loader(BatchSampler(never, 0, 0, 2), workers=1, pin=False))) == 2
     with pytest.raises(DataError, match="n0 is damaged"):

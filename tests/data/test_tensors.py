@@ -10,11 +10,10 @@ import torch
 
 from perdure.data.case import collate
 from perdure.data.dataset import Dataset, Draw, Joined
+from perdure.data.sampling import Batches, BatchSampler
 from perdure.data.source import AbsentSplitError, Source
 from perdure.data.tensors import TensorSource, tensor_view
-from perdure.data.sampling import BatchSampler
 from perdure.engine.loader import make_loader
-from perdure.data.sampling import Batches
 from perdure.labels import IGNORE, TABLE_SIZE, label_space
 
 SPACE = label_space(["a", "b", "c"], background=None)

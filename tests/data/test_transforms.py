@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,12 +14,39 @@ from PIL import Image
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from perdure.data.transforms import class_transform, eval_transform, fit_square, normalise, resize, train_transform
+from perdure.data.case import Case
+from perdure.data.preparation import ClassImage, Photo2D, Preparation, read_preparation
+from perdure.data.transforms import fit_square, normalise, resize
 from perdure.errors import DataError
 from perdure.labels import IGNORE
 from perdure.seeds import seeded
 
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+
+
+Both = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+
+
+def of(show: Callable[[Case], Case]) -> Both:
+    """A preparation's way of showing cases, on an image and a label."""
+
+    def both(image: torch.Tensor, label: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        case = show(Case(image, label, "x"))
+        return case.image, case.label
+
+    return both
+
+
+def train_transform(crop: int, area: tuple[float, float] = (0.5, 2.0), flip: float = 0.5, **plain: Any) -> Both:
+    return of(Photo2D(patch=(crop, crop), area=area, flip=flip, **plain).train)
+
+
+def crop_transform(size: int | None, **plain: Any) -> Both:
+    return of(Photo2D(patch=(16, 16), size=size, protocol="centre_crop", **plain).test)
+
+
+def class_image(side: int, mean: Sequence[float], std: Sequence[float], flip: float = 0.0) -> ClassImage:
+    return ClassImage(channels=len(mean), patch=(side, side), mean=tuple(mean), std=tuple(std), flip=flip)
 
 
 def picture(height: int, width: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -82,7 +112,7 @@ def test_share_of_whole_image_fallbacks_is_the_published_one(size: tuple[int, in
 
 def test_eval_scales_the_shorter_side_and_takes_the_centre() -> None:
     image, label = picture(80, 120)
-    got, mask = eval_transform(40, **PLAIN)(image, label)
+    got, mask = crop_transform(40, **PLAIN)(image, label)
     assert got.shape == (3, 40, 40)
     want = F.center_crop(F.resize(image, [40], antialias=True), [40, 40])
     torch.testing.assert_close(got * 255, want.float(), atol=0.01, rtol=0)
@@ -92,7 +122,7 @@ def test_eval_scales_the_shorter_side_and_takes_the_centre() -> None:
 
 def test_eval_is_close_to_pils_antialiased_bilinear() -> None:
     image, label = picture(150, 200)
-    got, _ = eval_transform(64, **PLAIN)(image, label)
+    got, _ = crop_transform(64, **PLAIN)(image, label)
     pil = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((85, 64), Image.Resampling.BILINEAR)
     want = torch.from_numpy(np.asarray(pil).copy()).permute(2, 0, 1)[:, :, 10:74].float()
     assert (got * 255 - want).abs().max() <= 1.01
@@ -100,7 +130,7 @@ def test_eval_is_close_to_pils_antialiased_bilinear() -> None:
 
 def test_eval_without_a_size_keeps_the_image() -> None:
     image, label = picture(24, 40)
-    got, mask = eval_transform(None)(image, label)
+    got, mask = crop_transform(None)(image, label)
     torch.testing.assert_close(mask, label.long())
     want = F.normalize(image.float() / 255, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
     torch.testing.assert_close(got, want)
@@ -123,18 +153,18 @@ def test_normalise_refuses_other_channel_counts_and_takes_batches() -> None:
 
 def test_transforms_can_be_sent_to_workers() -> None:
     image, label = picture(40, 40)
-    for transform in (train_transform(16), eval_transform(16), eval_transform(None)):
+    for preparation in (Photo2D(patch=(16, 16)), Photo2D(patch=(16, 16), size=16, protocol="centre_crop")):
         with seeded(5):
-            here = transform(image, label)
+            here = of(preparation.train)(image, label)
         with seeded(5):
-            there = pickle.loads(pickle.dumps(transform))(image, label)
+            there = of(pickle.loads(pickle.dumps(preparation)).train)(image, label)
         assert all(torch.equal(a, b) for a, b in zip(here, there, strict=True))
 
 
 @pytest.mark.golden
 def test_class_transform_of_a_white_medmnist_image() -> None:
     white = torch.full((3, 28, 28), 255, dtype=torch.uint8)
-    image, label = class_transform(32, **PLAIN)(white, torch.tensor(7, dtype=torch.uint8))
+    image, label = of(class_image(32, **PLAIN).test)(white, torch.tensor(7, dtype=torch.uint8))
     assert image.shape == (3, 32, 32) and image.dtype == torch.float32
     assert image.sum().item() == 2352 == image[:, 2:30, 2:30].sum().item()
     assert not image[:, 0].any()
@@ -166,15 +196,44 @@ def test_fit_square_scales_what_does_not_fit_by_its_shorter_side() -> None:
 def test_class_transform_normalises_after_padding_and_flips() -> None:
     image = torch.arange(4, dtype=torch.uint8).expand(1, 2, 4).contiguous()
     label = torch.tensor(1, dtype=torch.uint8)
-    got, _ = class_transform(4, (0.5,), (0.25,))(image, label)
+    got, _ = of(class_image(4, (0.5,), (0.25,)).train)(image, label)
     assert got[0, 0].tolist() == [-2.0] * 4  # a border of black, not of the mean
     torch.testing.assert_close(got[0, 1], (torch.arange(4) / 255 - 0.5) / 0.25)
-    turned = [class_transform(4, (0.0,), (1.0,), flip)(image, label)[0][0, 1] * 255 for flip in (0.0, 1.0)]
+    turned = [of(class_image(4, (0.0,), (1.0,), flip).train)(image, label)[0][0, 1] * 255 for flip in (0.0, 1.0)]
     torch.testing.assert_close(turned[0], torch.arange(4.0))
     torch.testing.assert_close(turned[1], torch.arange(4.0).flip(0))
     with seeded(0):
-        flips = sum(bool(class_transform(4, (0.0,), (1.0,), 0.5)(image, label)[0][0, 1, 0]) for _ in range(200))
+        flips = sum(bool(of(class_image(4, (0.0,), (1.0,), 0.5).train)(image, label)[0][0, 1, 0]) for _ in range(200))
     assert 70 < flips < 130
     with pytest.raises(DataError, match="1 channels"):
-        class_transform(4, (0.0,) * 3, (1.0,) * 3)(image, label)
-    assert pickle.loads(pickle.dumps(class_transform(4, [0.0], [1.0]))) == class_transform(4, (0.0,), (1.0,))
+        of(class_image(4, (0.0,) * 3, (1.0,) * 3).train)(image, label)
+    assert pickle.loads(pickle.dumps(class_image(4, [0.0], [1.0]))) == class_image(4, (0.0,), (1.0,))
+
+
+def test_whole_images_keep_their_labels_and_scores_come_back_to_their_size() -> None:
+    image, label = picture(80, 120)
+    photo = Photo2D(patch=(16, 16), size=40, **PLAIN)
+    case = photo.test(Case(image, label, "x"))
+    assert case.image.shape == (3, 40, 60) and torch.equal(case.image, photo.show(image))
+    assert torch.equal(case.label, label.long()) and case.size == (80, 120)
+    scores = torch.linspace(0, 1, 60).expand(1, 2, 40, 60)
+    back = photo.restore(scores, case.size)
+    assert back.shape == (1, 2, 80, 120)
+    torch.testing.assert_close(back[0, 0, 0, 2:-2], torch.linspace(0, 1, 120)[2:-2], atol=0.01, rtol=0)
+    assert photo.restore(torch.zeros(4, 3), ()).shape == (4, 3)
+
+
+@pytest.mark.parametrize(
+    "preparation",
+    [Photo2D(patch=(16, 16), size=40, protocol="centre_crop"), class_image(32, (0.5,), (0.5,)), Preparation(dims=3)],
+)
+def test_a_preparation_survives_as_plain_data(preparation: Preparation) -> None:
+    plain = json.loads(json.dumps(preparation.model_dump(mode="json")))
+    assert read_preparation(plain, "task") == preparation
+
+
+@pytest.mark.parametrize("change", [{"kind": "photo3d"}, {"flip": "often"}, {"unknown": 1}, {"mean": [0.5]}])
+def test_a_damaged_preparation_is_told(change: dict[str, object]) -> None:
+    plain = Photo2D(patch=(16, 16)).model_dump(mode="json") | change
+    with pytest.raises(DataError, match=r"stream\.json: the preparation of a task is damaged"):
+        read_preparation(plain, "stream.json")

@@ -17,11 +17,13 @@ from torch.optim import SGD
 
 from perdure.data.case import Batch
 from perdure.data.dataset import Dataset
+from perdure.data.preparation import Preparation
+from perdure.data.sampling import Batches
+from perdure.data.source import Source
 from perdure.engine.checkpoint import Checkpoint
 from perdure.engine.engine import Engine
 from perdure.engine.machine import Machine
 from perdure.engine.options import EngineOptions
-from perdure.data.sampling import Batches
 from perdure.engine.phases import Phase, Train
 from perdure.engine.run_logger import RunLogger
 from perdure.engine.state import Stateful
@@ -36,7 +38,7 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-class Pictures:
+class Pictures(Source):
     """Picture i is noise of its own; a pixel has label 1 where its first channel is bright."""
 
     name, kind, patients, other_label = "pictures", "segmentation", False, 0
@@ -45,12 +47,19 @@ class Pictures:
     def image(self, split: str, name: str) -> np.ndarray:
         return np.random.default_rng(int(name)).integers(0, 256, (3, 8, 8), dtype=np.uint8)
 
+    def names(self, split: str) -> list[str]:
+        return []
+
+    def fingerprint(self, split: str) -> str:
+        return ""
+
     def mask(self, split: str, name: str) -> np.ndarray:
         return (self.image(split, name)[0] > 128).astype(np.uint8)
 
 
-def _plain(image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-    return image.float() / 255, label.long()
+class Scaled(Preparation):
+    def show(self, image: Tensor) -> Tensor:
+        return image.float() / 255
 
 
 @pytest.fixture
@@ -58,9 +67,8 @@ def view() -> Callable[[int], Dataset]:
     """A training set of so many pictures."""
 
     def make(count: int) -> Dataset:
-        return Dataset(
-            Pictures(), "train", tuple(map(str, range(count))), np.arange(TABLE_SIZE, dtype=np.int16), _plain
-        )  # type: ignore[arg-type]
+        names, table = tuple(map(str, range(count))), np.arange(TABLE_SIZE, dtype=np.int16)
+        return Dataset(Pictures(), "train", names, table, Scaled(), True)
 
     return make
 

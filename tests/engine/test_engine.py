@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from perdure.data.case import Batch
+from perdure.data.sampling import Batches, Mix
 from perdure.engine.interrupt import Interrupted
-from perdure.data.sampling import Batches
 from perdure.engine.phases import Collect, Generate, Train
 from perdure.engine.schedules import poly
-from perdure.engine.state import load_tree
+from perdure.engine.state import Stateful, load_tree
 from perdure.errors import PerdureError, UsageError
 from perdure.files import read_tensors
 
@@ -185,7 +185,7 @@ def test_the_monitor_is_asked_every_so_many_epochs(bench: Any, train: Any, toy: 
 
 
 def test_what_is_not_trained_stays_asleep(bench: Any, train: Any, toy: Any, view: Any) -> None:
-    class Two(nn.Module):
+    class Two(Stateful):
         def __init__(self) -> None:
             super().__init__()
             self.trained, self.helper = toy(), nn.Dropout()
@@ -257,11 +257,11 @@ def test_a_second_data_set_comes_along_with_epochs_of_its_own(bench: Any, train:
     method, seen = toy(), []
 
     def loss(batch: Any) -> dict[str, Tensor]:
-        seen.append((batch.names, batch.beside.names))
+        seen.append((batch.of(0).names, batch.of(1).names))
+        assert len(batch.images) == 5 and batch.parts.tolist() == [0, 0, 1, 1, 1]
         return method.loss(batch)
 
-    beside = Batches(view(3), 3)
-    bench().run(method, [train(method, Batches(view(8), 2), loss=loss, beside=lambda: beside, epochs=1)])
+    bench().run(method, [train(method, Mix((Batches(view(8), 2), Batches(view(3), 3))), loss=loss, epochs=1)])
     assert sorted(n for names, _ in seen for n in names) == sorted(view(8).names)
     assert len(seen) == 4
     assert all(sorted(names) == sorted(view(3).names) for _, names in seen)

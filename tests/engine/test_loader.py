@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from perdure.data.case import Case
 from perdure.data.dataset import Dataset
-from perdure.data.sampling import BatchSampler
+from perdure.data.preparation import Preparation
+from perdure.data.sampling import Batches, BatchSampler
+from perdure.data.source import Source
 from perdure.engine.loader import make_loader
-from perdure.data.sampling import Batches
 from perdure.errors import DataError, UsageError
 from perdure.labels import TABLE_SIZE, label_space
 
 
-class Numbers:
+class Numbers(Source):
     """Sample i is an image of i."""
 
     name, kind, patients, other_label = "numbers", "segmentation", False, 0
@@ -36,14 +40,14 @@ class Numbers:
         return str(self.count)
 
 
-def jitter(image: torch.Tensor, label: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return image + torch.rand(()), label.long()
+class Jitter(Preparation):
+    def train(self, case: Case) -> Case:
+        return replace(case, image=case.image + torch.rand(()), label=case.label.long())
 
 
 def view(count: int) -> Dataset:
-    return Dataset(
-        Numbers(count), "train", tuple(str(i) for i in range(count)), np.arange(TABLE_SIZE, dtype=np.int16), jitter
-    )
+    names, table = tuple(str(i) for i in range(count)), np.arange(TABLE_SIZE, dtype=np.int16)
+    return Dataset(Numbers(count), "train", names, table, Jitter(), True)
 
 
 def positions(draws: BatchSampler) -> list[list[int]]:

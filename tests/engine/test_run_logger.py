@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from perdure.data.sampling import Batches
 from perdure.engine.machine import Machine
 from perdure.engine.options import EngineOptions
-from perdure.data.sampling import Batches
 from perdure.errors import UsageError
 
 

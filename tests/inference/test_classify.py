@@ -20,9 +20,9 @@ from perdure.data.readers.imagefiles import read_image
 from perdure.data.readers.single_digits import open_single_digits
 from perdure.data.transforms import class_transform
 from perdure.errors import DataError, PerdureError
-from perdure.inference.images import classify_images, find_images, predict_images
-from perdure.inference.trained import Trained
 from perdure.outputs.images import table_names
+from perdure.predict_files import classify_images, find_images, predict_images
+from perdure.trained import Trained
 
 GREY = """\
 name: grey

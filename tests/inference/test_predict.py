@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 
 from perdure.errors import RunError
 from perdure.inference import trained
-from perdure.inference.images import find_images, predict_images
-from perdure.inference.trained import Trained
+from perdure.predict_files import find_images, predict_images
+from perdure.trained import Trained
 
 
 @pytest.fixture(scope="module")

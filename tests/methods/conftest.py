@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from perdure.data.case import Batch, collate
 from perdure.data.dataset import Dataset, Draw
+from perdure.data.preparation import Preparation
 from perdure.data.sampling import Batches
+from perdure.data.source import Source
 from perdure.engine.phases import Collect, Train
-from perdure.labels import IGNORE, LabelSpace, label_space, remap_table
+from perdure.labels import IGNORE, TABLE_SIZE, LabelSpace, label_space, remap_table
 from perdure.methods.options import Setup, TrainingOptions
 from perdure.networks.segmenter import Segmenter
 from perdure.streams.task import Stream, TaskData, TaskSpec, make_stream
@@ -51,12 +53,12 @@ def lab() -> Tensor:
     labels[0][y >= 60] = IGNORE
     labels[1][x + y < 50] = 3
     labels[1][(y >= 20) & (y < 24)] = IGNORE
-    assert torch.bincount(labels.flatten(), minlength=256)[[0, 3, 4, IGNORE]].tolist() == [4615, 2185, 880, 512]
+    assert torch.bincount(labels.flatten(), minlength=TABLE_SIZE)[[0, 3, 4, IGNORE]].tolist() == [4615, 2185, 880, 512]
     return labels
 
 
 @dataclass
-class Blocks:
+class Blocks(Source):
     """Images of noisy coloured blocks, one class a block, every class in every image."""
 
     space: LabelSpace
@@ -90,10 +92,6 @@ class Blocks:
         return "blocks"
 
 
-def _keep(image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    return image.float(), mask.long()
-
-
 @pytest.fixture
 def make_blocks() -> Callable[..., Stream]:
     """Class-incremental stream of :class:`Blocks`: one task a group of class ids."""
@@ -104,11 +102,13 @@ def make_blocks() -> Callable[..., Stream]:
         def spec(new: tuple[int, ...]) -> TaskSpec:
             def data(check: Callable[[], None]) -> TaskData:
                 def view() -> Dataset:
-                    return Dataset(source, "train", tuple(source.names("train")), remap_table(new, 0), _keep, check)
+                    return Dataset(
+                        source, "train", tuple(source.names("train")), remap_table(new, 0), Preparation(), True, check
+                    )
 
-                return TaskData(view, view, lambda: {"test": view()})
+                return TaskData(view, view, lambda: {"test": view()}, lambda split: view())
 
-            return TaskSpec("+".join(map(str, new)), new, frozenset(new), recurs, data)
+            return TaskSpec("+".join(map(str, new)), new, frozenset(new), recurs, data=data)
 
         return make_stream(source.space, [spec(new) for new in groups], "blocks")
 
@@ -137,8 +137,8 @@ def make_setup() -> Callable[..., Setup]:
 def read(batches: Batches, epoch: int = 0) -> Iterator[Batch]:
     """Batches of one epoch, in order."""
     for step in range(batches.steps()):
-        picked = range(step * batches.size, min((step + 1) * batches.size, len(batches.view)))
-        yield collate([batches.view[Draw(i, epoch)] for i in picked])
+        picked = range(step * batches.size, min((step + 1) * batches.size, len(batches.samples)))
+        yield collate([batches.samples[Draw(i, epoch)] for i in picked])
 
 
 @pytest.fixture

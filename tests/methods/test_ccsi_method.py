@@ -13,7 +13,9 @@ from torch import Tensor
 
 from perdure.data.case import Batch, collate
 from perdure.data.dataset import Dataset, Draw
+from perdure.data.preparation import Preparation
 from perdure.data.sampling import Batches
+from perdure.data.source import Source
 from perdure.engine.phases import Collect, Generate, Train
 from perdure.errors import UsageError
 from perdure.files import write_tensors
@@ -31,7 +33,7 @@ from perdure.streams.task import Stream
 QUICK = {"per_class": 8, "previews": 3, "synthesis": {"steps": 4, "warmup": 2, "group_size": 8, "groups_at_once": 2}}
 
 
-class Patterns:
+class Patterns(Source):
     """Grey pictures of four classes; sample i is of class 1 + i % 4, darker with its number."""
 
     name, kind, patients, other_label = "patterns", "classification", False, 0
@@ -54,12 +56,8 @@ class Patterns:
         return f"patterns-{split}"
 
 
-def _plain(image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-    return image, label.long()
-
-
 def stream(**options: Any) -> Stream:
-    return class_incremental(Patterns(), base=2, step=2, train_transform=_plain, eval_transform=_plain, **options)  # type: ignore[arg-type]
+    return class_incremental(Patterns(), base=2, step=2, preparation=Preparation(), **options)  # type: ignore[arg-type]
 
 
 def method(network: dict[str, Any] | None = None, **options: Any) -> Ccsi:

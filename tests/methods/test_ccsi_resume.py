@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from perdure.data.preparation import Preparation
+from perdure.data.source import Source
 from perdure.engine.checkpoint import Checkpoint
 from perdure.engine.engine import Engine
 from perdure.engine.interrupt import Interrupted
@@ -35,7 +37,7 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-class Shades:
+class Shades(Source):
     """Sixteen grey pictures; the class shows in the brightness."""
 
     name, kind, patients, other_label = "shades", "classification", False, 0
@@ -55,13 +57,9 @@ class Shades:
         return split
 
 
-def _plain(image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-    return image, label.long()
-
-
 def _run(folder: Path, stop_at: int | None) -> tuple[dict[str, Tensor], int]:
     """State after two tasks, stopped at the n-th moment of the second one and begun again; and the moments."""
-    stream = class_incremental(Shades(), base=2, step=2, train_transform=_plain, eval_transform=_plain)  # type: ignore[arg-type]
+    stream = class_incremental(Shades(), base=2, step=2, preparation=Preparation())  # type: ignore[arg-type]
     machine, moments = Machine(OPTIONS), itertools.count()
 
     def fresh() -> Ccsi:

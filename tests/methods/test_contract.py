@@ -11,16 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from perdure.config.build import kinds_of, method_class
+from perdure.data.preparation import Preparation
+from perdure.data.source import Source
 from perdure.engine.checkpoint import Checkpoint
 from perdure.engine.engine import Engine
 from perdure.engine.interrupt import Interrupted
 from perdure.engine.machine import Machine
 from perdure.engine.options import EngineOptions
 from perdure.engine.run_logger import RunLogger
-from perdure.kept.ledger import read_kept, read_ledger, write_kept, write_ledger
+from perdure.kept.ledger import read_files, read_kept, read_ledger, task_folder, write_kept, write_ledger
+from perdure.kept.store import FileStore
 from perdure.labels import label_space
 from perdure.methods import METHODS
 from perdure.methods.options import Setup, TrainingOptions
@@ -57,7 +59,7 @@ OPTIONS = EngineOptions(device="cpu", threads=1, trackers=(), save_seconds=1e9)
 
 
 @dataclass(frozen=True)
-class Bars:
+class Bars(Source):
     """Image i holds a bar of each of two of four classes; a class shows by its colour."""
 
     dims: int
@@ -90,7 +92,7 @@ class Bars:
 
 
 @dataclass(frozen=True)
-class Stripes:
+class Stripes(Source):
     """Image i shows stripes of one of four directions in noise: classification."""
 
     dims: int
@@ -123,12 +125,21 @@ def _source(network: str) -> Bars | Stripes:
     return (Bars if BUILT[name].kind == "segmentation" else Stripes)(dims, side)
 
 
-def _plain(image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-    return image - (0.3 if label.ndim else 0.0), label.long()
+class Shifted(Preparation):
+    """Images with a mean of their own."""
+
+    shift: float
+
+    def show(self, image: torch.Tensor) -> torch.Tensor:
+        return image - self.shift
+
+
+def _shown(network: str) -> Shifted:
+    return Shifted(shift=0.3 if BUILT[NETWORKS[network][2]].kind == "segmentation" else 0.0)
 
 
 def _stream(network: str, joint: bool) -> Stream:
-    stream = class_incremental(_source(network), base=2, step=2, train_transform=_plain, eval_transform=_plain)
+    stream = class_incremental(_source(network), base=2, step=2, preparation=_shown(network))
     return merged(stream) if joint else stream
 
 
@@ -165,6 +176,7 @@ def learn(tmp_path: Path, method: str, network: str) -> Callable[..., tuple[torc
         stream = _stream(network, kind.sees_all_tasks)
         machine = Machine(options)
         learner, sealed = built(), []
+        learner.store = FileStore(tmp_path / folder / "kept")
         for task in stream.tasks:
             checkpoint = Checkpoint(tmp_path / folder / "resume", machine, options.save_seconds)
             engine = Engine(machine, options, 1, checkpoint, RunLogger(machine, quiet=True))
@@ -180,8 +192,10 @@ def learn(tmp_path: Path, method: str, network: str) -> Callable[..., tuple[torc
                     engine = Engine(machine, options, 1, checkpoint, RunLogger(machine, quiet=True))
                 engine.run(learner, learner.phases(task), task.index, checkpoint.load(learner, task.index))
             checkpoint.clear()
-            sealed.append(tmp_path / folder / task.name)
-            entries = write_kept(sealed[-1], learner.state_dict(), learner.kept(), len(task.seen))
+            before = sealed[-1] if sealed else None
+            sealed.append(task_folder(tmp_path / folder, task.index, task.name))
+            kept, store = (learner.kept(), len(task.seen), learner.files), learner.store
+            entries = write_kept(sealed[-1], learner.state_dict(), *kept, store, before)
             write_ledger(sealed[-1], task.name, entries, patients=False)
         return learner.eval(), sealed
 
@@ -201,13 +215,11 @@ def test_learns_predicts_and_keeps_what_it_says(learn: Callable, method: str, ne
     learner, sealed = learn("run")
     source = _source(network)
     names = source.names("test")
-    images = torch.stack(
-        [_plain(*(torch.from_numpy(a) for a in (source.image("test", n), source.mask("test", n))))[0] for n in names]
-    )
+    images = torch.stack([_shown(network).show(torch.from_numpy(source.image("test", n))) for n in names])
     labels = torch.stack([torch.from_numpy(source.mask("test", n)).long() for n in names])
     with torch.no_grad():
         prediction = learner.predict(images)
-    assert prediction.scores.shape == (len(names), len(prediction.class_ids), *labels.shape[1:])
+    assert prediction.scores().shape == (len(names), len(prediction.class_ids), *labels.shape[1:])
     assert set(prediction.class_ids) == ({0} if source.kind == "segmentation" else set()) | {1, 2, 3, 4}
     counts = ConfusionMatrix.empty((1, 2, 3, 4))
     counts.add(confusion(labels, prediction.labels(), counts.labels))
@@ -219,6 +231,7 @@ def test_learns_predicts_and_keeps_what_it_says(learn: Callable, method: str, ne
     state, back = learner.state_dict(), read_kept(sealed[-1])
     assert back.keys() == state.keys()
     assert all(torch.equal(back[key], state[key]) for key in state)
+    assert read_files(sealed[-1]) == learner.files
     listed = [entry["name"] for entry in read_ledger(sealed[-1])["items"]]
     assert listed == ["weights", *(item.name for item in learner.kept())]
 

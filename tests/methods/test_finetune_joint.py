@@ -26,9 +26,9 @@ def test_finetune(make_blocks, make_setup, learn, dims, channels):
     log = learn(method, stream, 1)
     assert all(math.isfinite(terms["current"]) for terms in log["train"])
     assert torch.equal(method.network.classifiers[0].weight, before) == (channels == "new")
-    assert method.kept() == []
+    assert not method.kept()
     predicted = method.eval().predict(torch.randn(1, 3, *[16] * dims))
-    assert predicted.scores.shape == (1, 4, *[16] * dims) and predicted.class_ids == (0, 2, 3, 1)
+    assert predicted.scores().shape == (1, 4, *[16] * dims) and predicted.class_ids == (0, 2, 3, 1)
 
 
 def test_loss_is_the_sum_over_seen_classes(make_blocks, make_setup, learn, first_batch):

@@ -118,11 +118,11 @@ def test_bookkeeping_of_a_later_task(make_blocks, make_setup, learn, first_batch
     n_c, n_0 = method.counts.double(), method.background_count.double()
     learn(method, stream, 1, phases=1)
     with torch.no_grad():
-        (old,) = method._old_network
+        old = method.old_network.module
         view = stream.tasks[1]
         with stream.opened(view):
             data = method.phases(view)[0].data()
-            samples = [data.view[i] for i in range(6)]
+            samples = [data.samples[i] for i in range(6)]
         logits = upsample(old(torch.stack([s.image for s in samples]))[0], (16, 16))
         labels = grid_pixels(torch.stack([s.label for s in samples]), 4)
     best, channel = (v[:, 2::4, 2::4] for v in logits.max(1))
@@ -173,7 +173,7 @@ def test_compat_old_classifiers_decay(make_blocks, make_setup, learn):
 
 def test_old_network_is_frozen_and_not_saved(at_second):
     method, batch = at_second()
-    (old,) = method._old_network
+    old = method.old_network.module
     assert not any("old" in name for name in method.state_dict())
     assert not any(p.requires_grad for p in old.parameters()) and not old.training
     loss = method.later_loss(batch)
@@ -190,7 +190,7 @@ def test_loss_of_a_later_task_equals_the_definition(at_second, dims):
     method.spreads.zero_()
     method.norms[:, 1] = 0  # replayed features are then the scaled prototypes
     terms = method.later_loss(batch)
-    (old,), labels, size = method._old_network, batch.labels, batch.labels.shape[1:]
+    old, labels, size = method.old_network.module, batch.labels, batch.labels.shape[1:]
     features = method.network.features(batch.images)
     classifier = method.network.classifiers[-1]
     logits = classifier(features)

@@ -12,14 +12,16 @@ import pytest
 from perdure.errors import DataError
 from perdure.labels import IGNORE
 from perdure.metrics.confusion import ConfusionMatrix
-from perdure.metrics.described import DescribedStream, parse_stream
 from perdure.metrics.figures import evaluate, group_matrix, headline, run_results
 from perdure.metrics.results import read_results, write_results
+from perdure.streams.description import DescribedStream, parse_stream
 
 GROUPS = [[3, 1], [2], [4]]
 # Test images: 10 of class 3, 30 of class 1, 20 of class 2, 40 of class 4.
 RIGHT = ({3: (8, 10), 1: (27, 30)}, {3: (10, 10), 1: (28, 30), 2: (10, 20)},
          {3: (2, 10), 1: (18, 30), 2: (15, 20), 4: (40, 40)})  # fmt: skip
+
+REST = {"recurs": False, "preparation": {"kind": "as_is"}}
 
 
 def content(**change: Any) -> dict[str, Any]:
@@ -27,7 +29,8 @@ def content(**change: Any) -> dict[str, Any]:
     tasks: list[dict[str, Any]] = []
     old: list[int] = []
     for index, new in enumerate(GROUPS):
-        tasks.append({"index": index, "name": f"t{index}", "new": new, "old": old, "annotated": sorted(new)})
+        tasks.append({"index": index, "name": f"t{index}", "new": new, "old": old,
+                      "annotated": sorted(new), **REST})  # fmt: skip
         old = old + new
     return {"protocol": "p", "dataset": "d", "background": None, "patients": False, "kind": "classification",
             "classes": classes, "tasks": tasks, "groups": GROUPS, **change}  # fmt: skip
@@ -110,7 +113,7 @@ def test_kind_of_a_stream() -> None:
     del old["kind"]
     assert parse_stream(old).kind == "segmentation"
     assert parse_stream(content()).kind == "classification"
-    with pytest.raises(DataError, match="unknown kind of labels 'regression'"):
+    with pytest.raises(DataError, match="kind: Input should be 'segmentation' or"):
         parse_stream(content(kind="regression"))
 
 

@@ -10,7 +10,6 @@ import pytest
 
 from perdure.errors import DataError, UsageError
 from perdure.metrics.confusion import ConfusionMatrix
-from perdure.metrics.described import DescribedStream, parse_stream
 from perdure.metrics.figures import (
     UNDEFINED,
     RunResults,
@@ -21,6 +20,9 @@ from perdure.metrics.figures import (
     headline,
     run_results,
 )
+from perdure.streams.description import DescribedStream, parse_stream
+
+REST = {"recurs": False, "preparation": {"kind": "as_is"}}
 
 
 def stream(groups: Sequence[Sequence[int]], merged: bool = False, background: str | None = "ground") -> DescribedStream:
@@ -28,7 +30,8 @@ def stream(groups: Sequence[Sequence[int]], merged: bool = False, background: st
     tasks: list[dict[str, Any]] = []
     old: list[int] = []
     for index, new in enumerate([[c for g in groups for c in g]] if merged else groups):
-        tasks.append({"index": index, "name": f"t{index}", "new": list(new), "old": old, "annotated": list(new)})
+        tasks.append({"index": index, "name": f"t{index}", "new": list(new), "old": old,
+                      "annotated": list(new), **REST})  # fmt: skip
         old = old + list(new)
     return parse_stream({"protocol": "p", "dataset": "d", "background": background, "patients": False,
                          "classes": classes, "tasks": tasks, "groups": [list(g) for g in groups]})  # fmt: skip
@@ -234,9 +237,9 @@ def test_headline_follows_the_background() -> None:
 )
 def test_streams_that_contradict_themselves(change: dict[str, Any], message: str) -> None:
     classes = [{"id": c, "name": f"c{c}", "kind": "thing", "color": [0, 0, 0]} for c in (1, 2, 3)]
-    tasks = [{"index": i, "name": str(i), "new": [i + 1], "old": list(range(1, i + 1)), "annotated": [i + 1]}
+    tasks = [{"index": i, "name": str(i), "new": [i + 1], "old": list(range(1, i + 1)), "annotated": [i + 1], **REST}
              for i in range(3)]  # fmt: skip
-    good = {"protocol": "p", "dataset": "d", "background": None, "classes": classes, "tasks": tasks,
+    good = {"protocol": "p", "dataset": "d", "background": None, "patients": False, "classes": classes, "tasks": tasks,
             "groups": [[1], [2], [3]]}  # fmt: skip
     assert parse_stream(good).group_of(3) == 2
     with pytest.raises(DataError, match=message):

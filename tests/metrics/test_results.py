@@ -8,15 +8,17 @@ import pytest
 
 from perdure.errors import DataError
 from perdure.metrics.confusion import ConfusionMatrix
-from perdure.metrics.described import DescribedStream, parse_stream
 from perdure.metrics.results import COLUMNS, ResultRow, read_results, results_rows, to_csv, write_results
+from perdure.streams.description import DescribedStream, parse_stream
+
+REST = {"recurs": False, "preparation": {"kind": "as_is"}}
 
 
 @pytest.fixture
 def stream() -> DescribedStream:
     classes = [{"id": c, "name": n, "kind": "thing", "color": [c, 0, 0]} for c, n in ((4, 'a,"b"'), (2, "é"))]
-    tasks = [{"index": 0, "name": "first", "new": [4], "old": [], "annotated": [4]},
-             {"index": 1, "name": "then", "new": [2], "old": [4], "annotated": [2]}]  # fmt: skip
+    tasks = [{"index": 0, "name": "first", "new": [4], "old": [], "annotated": [4], **REST},
+             {"index": 1, "name": "then", "new": [2], "old": [4], "annotated": [2], **REST}]  # fmt: skip
     return parse_stream({"protocol": "1-1", "dataset": "toy", "background": "ground", "patients": False,
                          "classes": classes, "tasks": tasks, "groups": [[4], [2]]})  # fmt: skip
 

@@ -14,14 +14,14 @@ import pytest
 import torch
 import yaml
 
-from perdure.files import sha256, write_json, write_text
+from perdure.files import write_json, write_text
 from perdure.kept.items import Kept
-from perdure.kept.ledger import preview_entry, write_kept, write_ledger
+from perdure.kept.ledger import Entry, preview_entry, write_kept, write_ledger
 from perdure.labels import IGNORE, label_space
 from perdure.metrics.confusion import ConfusionMatrix, write_counts
-from perdure.metrics.described import parse_stream
 from perdure.metrics.results import write_results
 from perdure.report.samples import write_class_samples, write_samples
+from perdure.streams.description import parse_stream
 
 GROUPS = [[1, 2, 3, 4], [5, 6], [7, 8], [9, 10]]
 NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
@@ -30,6 +30,8 @@ SIDE = 64
 
 MakeRun = Callable[..., Path]
 
+REST = {"recurs": False, "preparation": {"kind": "as_is"}}
+
 
 def describe(merged: bool = False, background: str | None = "background", patients: bool = False) -> dict[str, Any]:
     """Content of ``stream.json`` of ten classes in four tasks, or of the merged stream."""
@@ -37,7 +39,8 @@ def describe(merged: bool = False, background: str | None = "background", patien
     tasks, old = [], []
     for index, new in enumerate([[c for g in GROUPS for c in g]] if merged else GROUPS):
         name = "all" if merged else f"{NAMES[new[0] - 1]}-{NAMES[new[-1] - 1]}"
-        tasks.append({"index": index, "name": name, "new": new, "old": old, "annotated": sorted(new)})
+        tasks.append({"index": index, "name": name, "new": new, "old": old,
+                      "annotated": sorted(new), **REST})  # fmt: skip
         old = old + new
     protocol = "class-incremental 4-2 overlap" + (", merged" if merged else "")
     return {"protocol": protocol, "dataset": "digits", "background": background, "patients": patients,
@@ -45,7 +48,7 @@ def describe(merged: bool = False, background: str | None = "background", patien
 
 
 def scene(number: int) -> tuple[torch.Tensor, np.ndarray, dict[int, np.ndarray]]:
-    """Normalised image ``(3, S, S)``, labels ``(S, S)``, and the region of each class in it."""
+    """Image ``(3, S, S)`` in 0..1, labels ``(S, S)``, and the region of each class in it."""
     rng = np.random.default_rng(number)
     yy, xx = np.mgrid[:SIDE, :SIDE]
     image = rng.normal(0.45, 0.05, (SIDE, SIDE, 3)) + 0.12 * np.sin(xx / 7 + number)[..., None]
@@ -62,7 +65,7 @@ def scene(number: int) -> tuple[torch.Tensor, np.ndarray, dict[int, np.ndarray]]
     labels[:2] = IGNORE
     for c in range(1, 11):
         regions[c] = labels == c
-    return torch.tensor(image.clip(0, 1).transpose(2, 0, 1) * 2 - 1, dtype=torch.float32), labels, regions
+    return torch.tensor(image.clip(0, 1).transpose(2, 0, 1), dtype=torch.float32), labels, regions
 
 
 def guess(
@@ -82,14 +85,14 @@ def guess(
     return predicted
 
 
-def entry(folder: Path, name: str, kind: str, file: str, size: int, per_class: int | None) -> dict[str, Any]:
+def entry(folder: Path, name: str, kind: str, file: str, size: int, per_class: int | None) -> Entry:
     """Write a file and return its ledger entry."""
     path = folder / file
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(bytes(size))
-    return {"name": name, "kind": kind, "file": file, "bytes": size, "file_bytes": size, "sha256": sha256(path),
-            "made_from": f"training data of this and all earlier tasks ({name})", "patient_data": False,
-            "per_class_bytes": per_class, "tensors": []}  # fmt: skip
+    made_from = f"training data of this and all earlier tasks ({name})"
+    about = {"name": name, "kind": kind, "bytes": size, "made_from": made_from, "per_class_bytes": per_class}
+    return preview_entry(folder, path, patients=False) | about  # type: ignore[return-value]
 
 
 def build(path: Path, method: str = "star", seed: int = 1, sealed: int = 4, **stream: Any) -> Path:
@@ -114,7 +117,7 @@ def build(path: Path, method: str = "star", seed: int = 1, sealed: int = 4, **st
             predicted = guess(labels, regions, ages, LOSS[method], seed * 1000 + n)
             total.update(torch.from_numpy(labels[None]), torch.from_numpy(predicted[None]))
             if n < 3 and not parsed.patients:
-                write_samples(folder / "samples", f"{n:05d}", image, labels, predicted, parsed.palette(), [0.5], [0.5])
+                write_samples(folder / "samples", f"{n:05d}", image, labels, predicted, parsed.space.palette())
         write_counts(folder / "counts.json", {"all": total})
         counts[task.index] = {"all": total}
         items = [entry(folder, "weights", "weights", "weights.safetensors", 64_000 + 257 * len(task.seen), None)]
@@ -122,17 +125,8 @@ def build(path: Path, method: str = "star", seed: int = 1, sealed: int = 4, **st
             size = 2060 * len(task.seen) + 4
             items.append(entry(folder, "statistics", "statistics", "kept/statistics.safetensors", size, 2060))
         for file in sorted((folder / "samples").glob("*.png")):
-            preview = {
-                "name": file.stem,
-                "kind": "preview",
-                "file": f"samples/{file.name}",
-                "bytes": file.stat().st_size,
-            }
-            items.append(items[0] | preview | {"made_from": "one test image, shown in the report"})
-        totals: dict[str, int] = {}
-        for item in items:
-            totals[item["kind"]] = totals.get(item["kind"], 0) + item["bytes"]
-        write_json(folder / "ledger.json", {"version": 1, "task": task.name, "items": items, "total_bytes": totals})
+            items.append(preview_entry(folder, file, parsed.patients))
+        write_ledger(folder, task.name, items, parsed.patients)
         write_json(folder / "done", {"task": task.index})
     write_results(path, parsed, counts)
     return path
@@ -194,7 +188,7 @@ def build_classes(
                 continue
             image = torch.from_numpy(glyph(c, np.random.default_rng(n))).float()
             said = c if c in task.seen and (c, task.index) != (1, 3) else task.seen[-1]
-            files = write_class_samples(folder / "samples", f"{n:05d}", image, c, said, [0.0], [1.0])
+            files = write_class_samples(folder / "samples", f"{n:05d}", image, c, said)
             entries += [preview_entry(folder, file, parsed.patients) for file in files]
         write_ledger(folder, task.name, entries, parsed.patients)
         write_json(folder / "done", {"task": task.index})

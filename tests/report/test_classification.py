@@ -13,7 +13,6 @@ import yaml
 from perdure.errors import UsageError
 from perdure.files import read_tensors, write_tensors
 from perdure.metrics.confusion import ConfusionMatrix, read_counts
-from perdure.metrics.described import parse_stream
 from perdure.metrics.figures import run_results
 from perdure.report.compare import compare
 from perdure.report.compare_page import write_comparison
@@ -21,9 +20,12 @@ from perdure.report.confusion_tables import confusion_tables
 from perdure.report.model_card import write_model_card
 from perdure.report.page import write_report
 from perdure.report.run_data import load_run
+from perdure.streams.description import parse_stream
 
 TRANSDUCTIVE = "class-incremental 4-2, unlabelled test images (transductive) in training"
 LAST = "tasks/03-eight-nine"
+
+REST = {"recurs": False, "preparation": {"kind": "as_is"}}
 
 
 def section(page: str, name: str) -> str:
@@ -90,10 +92,11 @@ def test_many_classes_get_smaller_cells(make_class_run, classes: int, size: str,
     run = load_run(make_class_run(sealed=0))
     ids = list(range(1, classes + 1))
     stream = parse_stream({
-        "protocol": "p", "dataset": "d", "background": None, "kind": "classification", "groups": [ids[:2], ids[2:]],
+        "protocol": "p", "dataset": "d", "background": None, "kind": "classification", "patients": False,
+        "groups": [ids[:2], ids[2:]],
         "classes": [{"id": c, "name": f"c{c}", "kind": "thing", "color": [c, c, c]} for c in ids],
-        "tasks": [{"index": 0, "name": "a", "new": ids[:2], "old": [], "annotated": ids[:2]},
-                  {"index": 1, "name": "b", "new": ids[2:], "old": ids[:2], "annotated": ids[2:]}],
+        "tasks": [{"index": 0, "name": "a", "new": ids[:2], "old": [], "annotated": ids[:2], **REST},
+                  {"index": 1, "name": "b", "new": ids[2:], "old": ids[:2], "annotated": ids[2:], **REST}],
     })  # fmt: skip
     known = {0: ids[:2], 1: ids}
     counts = {t: {"x": ConfusionMatrix((0, *seen), np.diag([0, *seen]))} for t, seen in known.items()}

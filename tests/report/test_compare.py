@@ -91,7 +91,8 @@ def test_what_cannot_be_compared_is_a_plain_error(make_run, tmp_path: Path) -> N
         (other / "stream.json").write_text(json.dumps(stream | {key: value}))
         with pytest.raises(UsageError, match=f"'good' and 'other' cannot be compared: their {word}"):
             compare([good, other])
-    swapped = [stream["tasks"][0] | {"new": [4, 3, 2, 1]}, *stream["tasks"][1:]]
+    swapped = [stream["tasks"][0] | {"new": [4, 3, 2, 1]}]
+    swapped += [task | {"old": [4, 3, 2, 1, *task["old"][4:]]} for task in stream["tasks"][1:]]
     (other / "stream.json").write_text(
         json.dumps(stream | {"tasks": swapped, "groups": [[4, 3, 2, 1], *stream["groups"][1:]]})
     )

@@ -7,15 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pytest
-import torch
-from torch import Tensor
 
-from perdure.data.source import AbsentSplitError
+from perdure.data.preparation import Preparation
+from perdure.data.source import AbsentSplitError, Source
 from perdure.labels import BACKGROUND, TABLE_SIZE, LabelSpace, label_space
 from perdure.streams import lists
 
 
-class FakeSource:
+class FakeSource(Source):
     """Samples ``NAME: labels``; the mask holds the labels one after the other, the image is grey."""
 
     def __init__(self, splits: Mapping[str, Mapping[str, Sequence[int]]], space: LabelSpace, **more) -> None:
@@ -41,13 +40,9 @@ class FakeSource:
         return hashlib.sha256(repr(self.splits[split]).encode()).hexdigest()
 
 
-def keep_shape(image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-    return image.to(torch.float32), label.long()
-
-
 @pytest.fixture
 def transform():
-    return keep_shape
+    return Preparation()
 
 
 @pytest.fixture

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from perdure.data.preparation import Preparation
 from perdure.data.source import AbsentSplitError
 from perdure.errors import DataError, PerdureError, SealedDataError, UsageError
 from perdure.labels import IGNORE, TABLE_SIZE, label_space
@@ -38,7 +40,7 @@ def build(make_source, transform):
     def make(source=None, **settings):
         settings = {"base": 3, "step": 1} | settings
         source = source or make_source(NAMES, SAMPLES)
-        return class_incremental(source, train_transform=transform, eval_transform=transform, **settings)
+        return class_incremental(source, preparation=transform, **settings)
 
     return make
 
@@ -352,7 +354,7 @@ def test_pool_grows_with_the_classes_and_hides_every_label(pooled, transform):
         with stream.opened(task):
             pool = task.pool()
             assert list(pool.names) == names and pool.split == "val"
-            assert pool.transform is transform
+            assert pool.preparation is transform and pool.training
             assert set(pool.table.tolist()) == {IGNORE}
             for i in range(len(pool)):
                 assert pool[i].label.unique().tolist() == [IGNORE] and pool[i].image.unique().tolist() == [128]
@@ -374,12 +376,13 @@ def test_pool_of_another_source_is_granted_whole_from_the_first_task(pooled, mak
             assert set(pool[0].label.unique().tolist()) == {IGNORE}
 
 
-def test_pool_is_shown_as_training_images_are(make_source, transform):
-    def other(image, label):
-        return image.float() + 1, label.long()
+def test_pool_is_shown_as_training_images_are(make_source):
+    class Brighter(Preparation):
+        def train(self, case):
+            return replace(case, image=case.image.float() + 1, label=case.label.long())
 
     source = make_source(NAMES, SAMPLES)
-    stream = class_incremental(source, base=6, step=1, train_transform=other, eval_transform=transform, pool="val")
+    stream = class_incremental(source, base=6, step=1, preparation=Brighter(), pool="val")
     with stream.opened(stream.tasks[0]) as task:
         assert task.pool()[0].image.unique().tolist() == [129]
         assert task.validation()[0].image.unique().tolist() == [128]

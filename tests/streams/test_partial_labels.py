@@ -24,7 +24,7 @@ def hospitals(make_source):
 @pytest.fixture
 def build(transform):
     def make(sets, **settings):
-        return partial_labels(sets, train_transform=transform, eval_transform=transform, **settings)
+        return partial_labels(sets, preparation=transform, **settings)
 
     return make
 
@@ -143,7 +143,7 @@ SAMPLES = {"s1": [0, 1, IGNORE], "s2": [2, 3], "s3": [3, 4], "s4": [1, 4], "s5":
 
 def test_merged_class_incremental_stream(make_source, transform):
     source = make_source("abcd", SAMPLES, other_label=IGNORE)
-    split = {"train_transform": transform, "eval_transform": transform}
+    split = {"preparation": transform}
     parts = class_incremental(source, base=2, step=1, **split)
     whole = merged(parts)
     assert len(whole) == 1
@@ -166,39 +166,27 @@ def test_merged_class_incremental_stream(make_source, transform):
 
 
 def test_merged_stream_holds_the_images_of_its_tasks_only(make_source, transform):
-    settings = {"train_transform": transform, "eval_transform": transform}
+    settings = {"preparation": transform}
     parts = class_incremental(make_source("abcd", SAMPLES), base=1, step=1, order=[1, 2], **settings)
     with (whole := merged(parts)).opened(whole.tasks[0]) as task:
         assert labels(task.train()) == {"s1": [0, 1, IGNORE], "s2": [2, 0], "s4": [1, 0]}
 
 
-def test_merged_data_sets(build, hospitals):
-    stream = build(hospitals, elsewhere="absent")
-    whole = merged(stream)
+@pytest.mark.parametrize("elsewhere", ["absent", "unlabelled"])
+def test_merged_data_sets(build, hospitals, elsewhere):
+    whole = merged(build(hospitals, elsewhere=elsewhere))
     with whole.opened(whole.tasks[0]) as task:
-        view = task.train()
-        assert labels(view) == {"0/p": [0, 1, 2, IGNORE], "1/p": [0, 3, 2], "1/q": [0, 2], "2/r": [4, 0]}
-        assert view.source.patients and view.source.name == "north+south+east"
-        assert view.source.fingerprint("train") == task.train().source.fingerprint("train")
-        with pytest.raises(DataError, match="no sample '7/p'"):
-            view.source.mask("train", "7/p")
-        with pytest.raises(DataError, match="not test"):
-            view.source.names("test")
+        joined = task.train()
+        shown = [(case.name, case.label[0].tolist()) for case in (joined[k] for k in range(len(joined)))]
+        assert shown == [("p", [0, 1, 2, IGNORE]), ("p", [0, 3, 2]), ("q", [0, 2]), ("r", [4, 0])]
+        known = [joined[k].annotated for k in range(4)]
+        # of which labels a sample can tell: all where other classes cannot be there, else those of its data set
+        assert known == ([None] * 4 if elsewhere == "absent" else [{1, 2}, {3, 2}, {3, 2}, {4}])
     with pytest.raises(SealedDataError):
-        view[0]
-    assert list(whole.tasks[0].tests()) == ["north", "south", "east"]
-
-
-def test_data_sets_that_hide_classes_cannot_be_merged(build, hospitals):
-    with pytest.raises(UsageError, match="images of task 'north' may show classes that it does not label"):
-        merged(build(hospitals))
-
-
-def test_sets_that_label_everything_can_be_merged(build, make_source):
-    sets = [DataSet(make_source(["gland"], {"x": [1, 0]}, name=n)) for n in ("mr", "us")]
-    whole = merged(build(sets))
-    with whole.opened(whole.tasks[0]) as task:
-        assert labels(task.train()) == {"0/x": [1, 0], "1/x": [1, 0]}
+        joined[0]
+    tests = whole.tasks[0].tests()
+    assert list(tests) == ["north", "south", "east"]
+    assert tests["south"].annotated == (None if elsewhere == "absent" else {2, 3})
 
 
 def test_background_name_of_mixed_sets(make_source):

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.real
 
 def test_camvid_six_then_one_by_one(shared_data, transform):
     source = open_camvid(shared_data / "camvid")
-    stream = class_incremental(source, base=6, step=1, train_transform=transform, eval_transform=transform)
+    stream = class_incremental(source, base=6, step=1, preparation=transform)
     assert [t.name for t in stream.tasks] == [
         "01-06", "sign", "fence", "car", "pedestrian", "bicyclist",
     ]  # fmt: skip
@@ -46,7 +46,7 @@ def test_camvid_six_then_one_by_one(shared_data, transform):
 
 def test_camvid_settings_split_the_images(shared_data, transform):
     source = open_camvid(shared_data / "camvid")
-    settings = {"base": 6, "step": 5, "train_transform": transform, "eval_transform": transform}
+    settings = {"base": 6, "step": 5, "preparation": transform}
     parts = class_incremental(source, setting="partition-rarest", **settings)
     assert sum(list_sizes(parts)["train"]) == 367
     presence = lists.cached_presence(source, "train")
@@ -55,7 +55,7 @@ def test_camvid_settings_split_the_images(shared_data, transform):
 
 def test_clothes_in_the_voc_layout(shared_data, transform):
     source = open_voc(shared_data / "ccp_voc_layout")
-    split = {"train_transform": transform, "eval_transform": transform}
+    split = {"preparation": transform}
     presence = lists.cached_presence(source, "train")
     counts = presence.sum(0)
     common = [c for c in np.argsort(-counts, kind="stable").tolist() if c in source.space.ids][:12]

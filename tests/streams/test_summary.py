@@ -6,19 +6,21 @@ import json
 
 import pytest
 
+from perdure.data.preparation import Preparation
 from perdure.errors import DataError, SealedDataError, UsageError
 from perdure.labels import IGNORE
 from perdure.streams.class_incremental import class_incremental
+from perdure.streams.description import describe, parse_stream, read_stream, restore, write_stream
 from perdure.streams.merged import merged
 from perdure.streams.partial_labels import DataSet, partial_labels
-from perdure.streams.summary import describe, left_out_rows, list_sizes, restore, summarize
+from perdure.streams.summary import left_out_rows, list_sizes, summarize
 
 SAMPLES = {"s1": [0, 1, IGNORE], "s2": [2, 3], "s3": [3, 4], "s4": [1, 4], "s5": [0, IGNORE], "s6": [5, 1]}
 
 
 @pytest.fixture
 def split(transform):
-    return {"train_transform": transform, "eval_transform": transform}
+    return {"preparation": transform}
 
 
 @pytest.fixture
@@ -80,10 +82,12 @@ def test_summary_of_a_merged_stream_reads_masks_once(stream, reads):
     assert reads == []  # train, val and test are one mask set, read when the stream was made
 
 
-def test_description_comes_back(stream):
-    content = describe(stream, "fake", False)
-    again = restore(json.loads(json.dumps(content)))
-    assert describe(again, "fake", False) == content
+def test_description_comes_back(stream, tmp_path):
+    described = describe(stream, "fake", False)
+    write_stream(tmp_path / "stream.json", described)
+    assert read_stream(tmp_path / "stream.json") == described
+    again = restore(read_stream(tmp_path / "stream.json"))
+    assert describe(again, "fake", False) == described
     for ours, theirs in zip(stream.tasks, again.tasks, strict=True):
         assert (ours.new, ours.old, ours.annotated, ours.name, ours.recurs) == (
             theirs.new, theirs.old, theirs.annotated, theirs.name, theirs.recurs,
@@ -96,11 +100,12 @@ def test_description_comes_back(stream):
 
 
 def test_description_holds_what_the_run_folder_needs(parts):
-    content = describe(parts, "two hospitals", True)
+    content = describe(parts, "two hospitals", True).model_dump(mode="json")
     assert list(content) == ["protocol", "dataset", "kind", "background", "patients", "classes", "tasks", "groups"]
     assert content["patients"] is True
     assert content["tasks"][1] == {
         "index": 1, "name": "two", "new": [3], "old": [1, 2], "annotated": [2, 3], "recurs": False,
+        "preparation": Preparation().model_dump(mode="json"),
     }  # fmt: skip
     assert set(content["classes"][0]) == {"id", "name", "kind", "color"}
 
@@ -122,14 +127,16 @@ def damage(content):
     yield content | {"tasks": content["tasks"][::-1]}
     yield content | {"tasks": "none"}
     yield content | {"groups": [["x"]]}
+    yield content | {"tasks": [content["tasks"][0], content["tasks"][1] | {"old": [1]}]}
     yield content | {"classes": [content["classes"][0] | {"color": [1]}]}
 
 
 def test_damaged_description(stream):
-    content = describe(stream, "fake", False)
+    content = describe(stream, "fake", False).model_dump(mode="json")
+    assert restore(parse_stream(content)).space == stream.space
     count = 0
     for broken in damage(content):
         count += 1
-        with pytest.raises(DataError, match="description of the stream is damaged"):
-            restore(broken)
-    assert count == 14
+        with pytest.raises(DataError, match=r"stream\.json does not describe a stream: "):
+            parse_stream(broken)
+    assert count == 15

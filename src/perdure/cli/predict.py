@@ -14,8 +14,8 @@ def predict(run: Path, inputs: list[Path], out: Path, device: str) -> None:
     """Segment or classify images with a run's newest sealed model."""
     if device not in ("auto", "cpu", "cuda"):
         raise UsageError(f"there is no device '{device}'", nearest(device, ("auto", "cpu", "cuda")))
-    from perdure.inference.images import classify_images, find_images, predict_images
-    from perdure.inference.trained import Trained
+    from perdure.predict_files import classify_images, find_images, predict_images
+    from perdure.trained import Trained
 
     total = len(find_images(inputs))
     model = Trained.open(run, device)

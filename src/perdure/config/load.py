@@ -46,7 +46,7 @@ def read_raw(name: str) -> dict[str, Any]:
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror or error}") from error
     if not isinstance(raw, dict) or not all(isinstance(key, str) for key in raw):
-        raise UsageError(f"{path} is not a recipe: it must be a mapping of keys", "see docs/recipes.md")
+        raise UsageError(f"{path} is not a recipe: it must be a mapping of keys", "see docs/reference/recipes.md")
     return raw
 
 
@@ -67,6 +67,13 @@ def dump_recipe(recipe: Recipe, path: Path) -> None:
     write_text(path, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
 
 
+def data_of_task(recipe: Recipe) -> dict[str, Any]:
+    """The part of a recipe that names a task's data, without places on a machine."""
+    plain: dict[str, Any] = _without_places(json.loads(recipe.data.model_dump_json()))
+    del plain["root"]
+    return plain
+
+
 def _without_places(value: Any) -> Any:
     """Plain values in which a file or folder given by a path is given by its name alone."""
     if isinstance(value, dict):
@@ -83,20 +90,13 @@ def _is_place(text: str) -> bool:
 
 
 def same_experiment(old: Recipe, new: Recipe) -> str | None:
-    """First key whose value differs between two recipes in a way that changes results, or ``None``.
+    """First key outside the tasks whose value differs in a way that changes results, or ``None``.
 
-    The places of files do not count; what is in them is checked where the stream is compared.
+    Data and stream do not count: they say which tasks there are, which is compared task by task, so that a stream can
+    grow at its end (:meth:`perdure.streams.description.DescribedStream.refuse_other`).
     """
     a, b = (_flat(_without_places(json.loads(recipe.model_dump_json()))) for recipe in (old, new))
-    free = (
-        "data.root",
-        "stream.partition_file",
-        "stream.pool_folder",
-        "engine.",
-        "report.",
-        "evaluate.batch_size",
-        "about",
-    )
+    free = ("name", "data.", "stream.", "engine.", "report.", "evaluate.batch_size", "about")
     matters = [k for k in sorted(a.keys() | b.keys()) if not k.startswith(free) or k == "engine.precision"]
     return next((k for k in matters if a.get(k) != b.get(k)), None)
 

@@ -60,25 +60,29 @@ class Batch(NamedTuple):
         images: ``(N, C, *S)`` float32.
         labels: ``(N, *S)`` or ``(N,)`` int64 in global ids.
         names: Of the samples.
-        parts: ``(N,)`` int64: which source of a :class:`~perdure.data.sampling.Mix` a sample came from; zeros
-            where there is only one.
+        parts: ``(N,)`` int64: which source of a :class:`~perdure.data.sampling.Mix` a sample came from; ``None`` where
+            there is only one.
         annotated: ``(N, TABLE_SIZE)`` bool, see :func:`annotation_table`; ``None`` where every sample annotates all.
     """
 
     images: Tensor
     labels: Tensor
     names: tuple[str, ...]
-    parts: Tensor
+    parts: Tensor | None = None
     annotated: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on another device."""
-        images, labels, parts = (t.to(device, non_blocking=True) for t in (self.images, self.labels, self.parts))
-        annotated = None if self.annotated is None else self.annotated.to(device, non_blocking=True)
+        images, labels = (t.to(device, non_blocking=True) for t in (self.images, self.labels))
+        parts, annotated = (
+            None if t is None else t.to(device, non_blocking=True) for t in (self.parts, self.annotated)
+        )
         return Batch(images, labels, self.names, parts, annotated)
 
     def of(self, part: int) -> Batch:
         """The samples that came from one source of a mix, in order."""
+        if self.parts is None:
+            return self if part == 0 else self._replace(images=self.images[:0], labels=self.labels[:0], names=())
         chosen = self.parts == part
         names = tuple(name for name, here in zip(self.names, chosen.tolist(), strict=True) if here)
         annotated = None if self.annotated is None else self.annotated[chosen]

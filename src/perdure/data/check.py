@@ -1,4 +1,4 @@
-"""Look at every file of a data set and say what is in it and what is wrong with it."""
+"""Checks every file of a data set: its content and its problems."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that keeps a sample or a split from being used; ``name`` is empty for a whole split."""
+    """One reason why a sample or a split cannot be used; ``name`` is empty for a whole split."""
 
     split: Split
     name: str
@@ -32,17 +32,17 @@ class Problem:
 
 @dataclass(frozen=True)
 class SplitReport:
-    """What a split holds.
+    """Content of a split.
 
     Args:
         samples: Samples listed.
-        readable: Samples without a problem; all figures below are over these.
-        empty: Names of samples whose mask holds no class at all, only background or ignore; none in classification.
+        readable: Samples without a problem. All values below are computed from these.
+        empty: Names of samples whose mask holds only background or ignore; none in classification.
         smallest: Spatial size of the smallest image (fewest pixels); ``()`` without images.
         largest: Spatial size of the largest image.
-        images: Class id -> samples that hold it. All classes are there, in segmentation background and ignore too.
+        images: Class id -> samples that show it, for all classes; in segmentation also for background and ignore.
         pixels: Class id -> pixels; empty in classification.
-        repeated: Samples with exactly the pixels of an earlier sample of the split; counted in classification only.
+        repeated: Samples with the same pixels as an earlier sample of the split; counted only in classification.
     """
 
     samples: int
@@ -63,12 +63,12 @@ class Inspection:
         dataset: Name of the source.
         classes: Id -> name; in segmentation background and ignore included.
         splits: Report of each split that could be listed.
-        absent: Split -> why the data set does not have it (no problem by itself).
+        absent: Split -> reason why the data set does not have it. Not a problem.
         problems: The first problems, in the order of splits and samples.
-        hidden: Problems beyond those.
+        hidden: Number of further problems.
         kind: What a label describes: every pixel, or the image.
-        shared: ``"train, test"`` -> samples of the second split with exactly the pixels of one of the first, where
-            there are any; counted in classification only. No problem by itself, but figures are too good then.
+        shared: ``"train, test"`` -> samples of the second split with the same pixels as one of the first, without
+            zeros; counted only in classification. Not a problem, but it makes figures too good.
     """
 
     dataset: str
@@ -82,11 +82,11 @@ class Inspection:
 
     @property
     def ok(self) -> bool:
-        """True if something could be read and nothing is wrong with it."""
+        """True if at least one split could be read and there is no problem."""
         return not self.problems and bool(self.splits)
 
     def unused(self, split: Split) -> tuple[str, ...]:
-        """Names of the classes that no sample of a split holds."""
+        """Names of the classes that no sample of a split shows."""
         counts = self.splits[split].images
         return tuple(name for k, name in self.classes.items() if k not in (BACKGROUND, IGNORE) and not counts[k])
 
@@ -104,14 +104,14 @@ def inspect(
 ) -> Inspection:
     """Read every image and label of the splits.
 
-    Found are: lists that name missing files, unreadable or damaged files, images and masks of different size,
-    labels outside the class list, and in classification images that occur again. Reading goes on after a problem.
+    Finds lists that name missing files, unreadable or damaged files, images and masks of different size, labels outside
+    the class list and, in classification, repeated images. Reading continues after a problem.
 
     Args:
         source: The data set.
-        splits: Which splits.
-        limit: Problems that are told in full; further ones are counted.
-        threads: Readers at once; all cores if not given.
+        splits: Splits to read.
+        limit: Number of problems to report in full; further ones are counted.
+        threads: Number of reading threads; by default one per core.
         advance: Called after each sample, for a progress bar.
     """
     reports: dict[Split, SplitReport] = {}
@@ -136,7 +136,7 @@ def inspect(
 
 
 def _shared(pictures: Mapping[Split, Sequence[bytes]]) -> dict[str, int]:
-    """Samples of a later split whose pixels occur in an earlier one, by both names, zeros left out."""
+    """Samples of a later split whose pixels occur in an earlier one, by pair of names, without zeros."""
     pairs = {f"{a}, {b}": sum(map(set(pictures[a]).__contains__, pictures[b])) for a, b in combinations(pictures, 2)}
     return {pair: count for pair, count in pairs.items() if count}
 
@@ -150,7 +150,7 @@ class _Seen(NamedTuple):
 
 
 Look = _Seen | DataError
-"""What was seen of one sample, or what is wrong with it."""
+"""Content of one sample, or its problem."""
 
 
 def _look(source: Source, split: Split, name: str) -> Look:
@@ -172,7 +172,10 @@ def _look(source: Source, split: Split, name: str) -> Look:
 
 def _look_at_class(source: Source, name: str, image: Image, label: Mask) -> Look:
     if label.shape != () or int(label) not in source.space.ids:
-        return DataError(f"{source.name}: '{name}' has label {label}, which is no class", "correct the label")
+        return DataError(
+            f"{source.name}: '{name}' has label {label}, which is no class",
+            "correct the label: class ids are those of the class list",
+        )
     digest = hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16)
     digest.update(repr(image.shape).encode())
     return _Seen(image.shape[1:], np.bincount([int(label)], minlength=TABLE_SIZE), digest.digest())
@@ -190,7 +193,7 @@ def _looks(
         waiting: list[Future[Look]] = []
         for name in names:
             waiting.append(pool.submit(_look, source, split, name))
-            if len(waiting) > 4 * workers:  # results are taken as they come, so memory does not grow with the data
+            if len(waiting) > 4 * workers:  # results are taken while reading, so memory does not grow with the data
                 yield waiting.pop(0).result()
                 if advance is not None:
                     advance()
@@ -203,7 +206,7 @@ def _looks(
 def _report(
     source: Source, split: Split, names: Sequence[str], looks: Iterable[Look], problems: list[Problem]
 ) -> tuple[SplitReport, list[bytes]]:
-    """Sum up a split; the second value holds the digests of its images, if they have any."""
+    """Report of a split, and the digests of its images (in classification)."""
     images, pixels = np.zeros(TABLE_SIZE, np.int64), np.zeros(TABLE_SIZE, np.int64)
     shapes: set[Shape] = set()
     empty: list[str] = []

@@ -1,4 +1,4 @@
-"""Which labels occur in which mask: what image lists of a stream are computed from."""
+"""Which labels occur in which mask. The image lists of a stream are computed from this."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from perdure.labels import TABLE_SIZE
 def label_presence(
     source: Source, split: Split, names: Sequence[str] | None = None, threads: int | None = None
 ) -> npt.NDArray[np.bool_]:
-    """Read all labels of a split and tell which each image holds (a single pixel counts; in classification one).
+    """Read all labels of a split and return which labels each image shows (one pixel suffices).
 
     Args:
         source: The data set.
-        split: Which split.
-        names: Samples to look at, in order; all of the split if not given.
-        threads: Readers at once; decoding releases the interpreter's lock. All cores if not given.
+        split: The split.
+        names: Samples to read, in order; by default all of the split.
+        threads: Number of reading threads (decoding releases the GIL); by default one per core.
 
     Returns:
         Bool ``(N, TABLE_SIZE)``: row n is sample n, column k is label k (background and ignore included).
@@ -32,7 +32,7 @@ def label_presence(
     """
     wanted = source.names(split) if names is None else names
     table = np.zeros((len(wanted), TABLE_SIZE), np.bool_)
-    if source.kind == "classification":  # one number an image, which no thread could read faster
+    if source.kind == "classification":  # one number per image is in memory: threads would gain nothing
         table[np.arange(len(wanted)), [int(source.mask(split, name)) for name in wanted]] = True
         return table
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from perdure.errors import DataError
-from perdure.labels import BACKGROUND, LabelSpace
+from perdure.labels import LabelSpace
 
 if TYPE_CHECKING:
     from perdure.data.case import Case
@@ -39,10 +39,10 @@ class Source(ABC):
     """
 
     name: str
-    kind: Kind = "segmentation"
+    kind: Kind
     space: LabelSpace
-    patients: bool = False
-    other_label: int = BACKGROUND
+    patients: bool
+    other_label: int
 
     @abstractmethod
     def names(self, split: Split) -> Sequence[str]:

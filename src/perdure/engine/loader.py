@@ -81,7 +81,7 @@ def read_draws(
 
 def _read_ahead(sources: Sequence[Samples]) -> None:
     """Read a sample of each data set, so that what it loads once is in memory when workers are forked."""
-    for samples in (dataset for source in sources for dataset in members(source)):
+    for samples in (dataset for source in sources for dataset in members(source) if len(dataset)):
         # a worker tells what is wrong with a sample, if one reads it
         with contextlib.suppress(PerdureError):
             samples[0]

@@ -12,9 +12,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from perdure.errors import DataError, PerdureError, RunError
-from perdure.files import TEMPORARY, read_json, sha256
+from perdure.files import TEMPORARY, sha256
 from perdure.kept.ledger import DONE, LEDGER, Entry, read_ledger, sealed_folders
 from perdure.kept.store import STORE
+from perdure.streams.description import read_stream
 
 RUN_FILES: Final = frozenset(
     {
@@ -75,7 +76,13 @@ def audit(run: Path) -> Audit:
     if not (run / "recipe.yaml").is_file():
         raise RunError(f"{run} is not a run folder: it has no recipe.yaml", "give the folder that `perdure run` wrote")
     found = Audit()
-    names, patients = _stream(run, found)
+    stream = None
+    try:
+        stream = read_stream(run / "stream.json")
+    except DataError as error:
+        found.problems.append(error.what)
+    names = [task.name for task in stream.tasks] if stream is not None else []
+    patients = stream is None or stream.patients
     sealed = sealed_folders(run, names)
     known = {run / name for name in RUN_FILES} | _audit_tasks(run, sealed, patients, found)
     task = f"{len(sealed):02d}-"
@@ -96,18 +103,6 @@ def _explained(where: str, under_way: tuple[str, ...]) -> bool:
     if where.startswith("tracking/") and name.startswith(EVENTS):
         return True
     return bool(under_way) and (where.startswith(under_way[1:]) or name.startswith(TEMPORARY))
-
-
-def _stream(run: Path, found: Audit) -> tuple[list[str], bool]:
-    """Names of the tasks of the run, and whether its images come from patients."""
-    try:
-        described = read_json(run / "stream.json")
-        return [str(task["name"]) for task in described["tasks"]], bool(described["patients"])
-    except DataError as error:
-        found.problems.append(error.what)
-    except (KeyError, TypeError):
-        found.problems.append("stream.json: does not describe a stream")
-    return [], True
 
 
 def _audit_tasks(run: Path, sealed: Sequence[Path], patients: bool, found: Audit) -> set[Path]:

@@ -139,11 +139,12 @@ def sigmoid_scores(network: GrowingNetwork, images: Tensor, class_ids: Sequence[
     def score(channels: Sequence[int]) -> Tensor:
         with torch.no_grad():
             wanted = [channel - 1 for channel in channels if channel]
-            logits = network.score(encoded, wanted if len(wanted) < len(class_ids) else None)
-            probabilities = logits.sigmoid()
+            whole = wanted == list(range(len(class_ids)))
+            probabilities = network.score(encoded, None if whole else wanted).sigmoid()
             if len(wanted) == len(channels):
                 return probabilities
-            background = probabilities.new_full((len(images), 1, *encoded.size), 0.5)
-            return torch.cat([background, probabilities], 1)  # channel 0 comes first wherever it is asked for
+            place = list(channels).index(0)
+            background = probabilities.new_full((len(probabilities), 1, *encoded.size), 0.5)
+            return torch.cat([probabilities[:, :place], background, probabilities[:, place:]], 1)
 
     return Prediction((BACKGROUND, *class_ids), score, held_bytes=encoded.features.nbytes)

@@ -7,7 +7,7 @@ from itertools import groupby
 
 import torch
 
-from perdure.data.case import Case
+from perdure.data.case import Case, collate
 from perdure.data.dataset import Dataset
 from perdure.engine.loader import read_cases
 from perdure.engine.machine import Machine

@@ -16,7 +16,7 @@ from perdure.errors import DataError, UsageError
 from perdure.labels import BACKGROUND
 from perdure.metrics.confusion import ConfusionMatrix, pooled
 from perdure.metrics.definitions import Figure, figure
-from perdure.metrics.described import DescribedStream
+from perdure.streams.description import DescribedStream
 
 Floats = npt.NDArray[np.float64]
 Row = list[float | None]

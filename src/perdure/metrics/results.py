@@ -13,8 +13,8 @@ from perdure.errors import DataError, PerdureError
 from perdure.files import write_json, write_text
 from perdure.metrics.confusion import ConfusionMatrix
 from perdure.metrics.definitions import DEFINITIONS, figure, variants
-from perdure.metrics.described import DescribedStream
 from perdure.metrics.figures import RunResults, class_values, evaluate, group_matrix, headline, run_results
+from perdure.streams.description import DescribedStream
 
 COLUMNS: Final = ("after_task", "task", "class_id", "class_name", "figure", "value", "n")
 VERSION: Final = 1

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from perdure.errors import UsageError, nearest
 
@@ -58,7 +59,7 @@ NETWORKS: Final[dict[str, NetworkEntry]] = {
 GIVEN = ("dims", "in_channels")  # what the data decides, not the recipe
 
 
-def build_network(name: str, dims: int, in_channels: int, **options: Any) -> Network:
+def build_network(name: str, dims: int, in_channels: int, **options: object) -> Network:
     """Build a network without classifiers.
 
     Args:
@@ -80,7 +81,7 @@ def build_network(name: str, dims: int, in_channels: int, **options: Any) -> Net
     for option in options:
         if option not in known:
             raise UsageError(f"network '{name}' has no option '{option}'", nearest(option, known))
-    given = {"dims": dims, "in_channels": in_channels}
+    given = {"dims": dims, "in_channels": in_channels}  # a builder takes of these what it needs
     taken = {key: value for key, value in given.items() if key in inspect.signature(builder).parameters}
     try:
         network: Network = validate_call(builder)(**taken, **options)
@@ -94,7 +95,7 @@ def build_network(name: str, dims: int, in_channels: int, **options: Any) -> Net
     return network
 
 
-def network_options(name: str) -> dict[str, Any]:
+def network_options(name: str) -> dict[str, object]:
     """Options of a network and their defaults.
 
     Raises:
@@ -105,9 +106,10 @@ def network_options(name: str) -> dict[str, Any]:
     return {key: value.default for key, value in parameters.items() if key not in GIVEN}
 
 
-def _find(name: str) -> tuple[NetworkEntry, Any]:
+def _find(name: str) -> tuple[NetworkEntry, Callable[..., Network]]:
     if name not in NETWORKS:
         raise UsageError(f"unknown network '{name}'", nearest(name, NETWORKS))
     entry = NETWORKS[name]
     module, _, function = entry.target.partition(":")
-    return entry, getattr(importlib.import_module(module), function)
+    builder: Callable[..., Network] = getattr(importlib.import_module(module), function)
+    return entry, builder

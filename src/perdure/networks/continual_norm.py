@@ -19,7 +19,7 @@ class ContinualNorm(nn.Module):
 
     Running statistics are those of u, in a ``BatchNorm2d`` of its own: freezing, finding and synchronising
     batch normalisation therefore works as in a network without groups. Maps may have any height and width, batches
-    any size; a training batch with one value a channel (one image, 1x1 map) has no spread and is refused.
+    any size; a training batch with one value per channel (one image, 1x1 map) has no spread and is refused.
 
     Args:
         channels: Channels of the map.
@@ -63,16 +63,13 @@ class ContinualNorm(nn.Module):
         self.group_statistics = group_statistics
         self.batch = nn.BatchNorm2d(channels, eps, momentum)
         for name in GROUP_BUFFERS:
-            if group_statistics:
-                self.register_buffer(name, None)
-            else:
-                setattr(self, name, None)
+            self.register_buffer(name, None)  # a buffer without a value is not saved
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, C, H, W)`` -> the same shape.
 
         Raises:
-            UsageError: A single value a channel, in train mode.
+            UsageError: A single value per channel, in train mode.
         """
         # SyncBatchNorm, which is no BatchNorm2d, has the values of other processes too.
         if self.batch.training and x.numel() == x.shape[1] and isinstance(self.batch, nn.BatchNorm2d):
@@ -80,8 +77,14 @@ class ContinualNorm(nn.Module):
                 "continual normalisation cannot train on one image whose map is a single cell",
                 "use a batch size of at least 2 in every process, or larger images",
             )
-        if self.group_statistics and self.batch.training and self.batch.track_running_stats:
-            self._remember(x)
+        if (
+            self.group_statistics
+            and self.batch.training
+            and self.batch.track_running_stats
+            and (self.group_mean is None or self.group_mean.shape[0] == x.shape[0])
+        ):
+            with torch.no_grad():
+                self.group_mean, self.group_var = self.group_moments(x)
         u = F.group_norm(x, self.groups, eps=self.eps)
         y: Tensor = self.batch(u)
         return y
@@ -95,21 +98,14 @@ class ContinualNorm(nn.Module):
         var, mean = torch.var_mean(wide.reshape(x.shape[0], self.groups, -1), dim=2, correction=0)
         return mean, var
 
-    @torch.no_grad()
-    def _remember(self, x: Tensor) -> None:
-        if self.group_mean is None or self.group_mean.shape[0] == x.shape[0]:
-            self.group_mean, self.group_var = self.group_moments(x)
-
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
         """Take group statistics of whatever batch size, or none, as they were saved."""
         if self.group_statistics:
             for name in GROUP_BUFFERS:
                 saved = state_dict.get(prefix + name)
-                setattr(self, name, None if saved is None else torch.empty_like(saved, device=self._device()))
+                place = self.batch.weight.device
+                setattr(self, name, None if saved is None else torch.empty_like(saved, device=place))
         super()._load_from_state_dict(state_dict, prefix, *rest)
-
-    def _device(self) -> torch.device:
-        return self.batch.weight.device
 
 
 def check_momentum(momentum: float) -> None:

@@ -24,7 +24,7 @@ class Plan(NamedTuple):
 
     Args:
         widths: Channels of each stage.
-        blocks: Residual blocks a stage.
+        blocks: Residual blocks per stage.
         stride: Of the first block of each stage.
         side: Of the images it was published for, in pixels.
         final_relu: Whether it keeps the ReLU after the last block.
@@ -35,11 +35,6 @@ class Plan(NamedTuple):
     stride: int
     side: int
     final_relu: bool
-
-    @property
-    def shrink(self) -> int:
-        """Input pixels a cell of the last map."""
-        return 2 * int(self.stride ** len(self.widths))
 
 
 PLANS: Final[dict[Size, Plan]] = {
@@ -84,9 +79,10 @@ def cosine_resnet(
     if norm == "batch" and group_statistics:
         raise UsageError("group statistics need continual normalisation", "set norm: continual, or leave them out")
     check_momentum(norm_momentum)
-    cells = -(-side // plan.shrink) // WINDOW
+    shrink = 2 * int(plan.stride ** len(plan.widths))  # input pixels per cell of the last map; the stem halves too
+    cells = -(-side // shrink) // WINDOW
     if cells < 1:
-        least = (WINDOW - 1) * plan.shrink + 1
+        least = (WINDOW - 1) * shrink + 1
         raise UsageError(f"cosine_resnet size {size}: images of {side} pixels are too small", f"use {least} or more")
     make: Callable[[int], nn.Module] = (
         partial(ContinualNorm, groups=norm_groups, momentum=norm_momentum, group_statistics=group_statistics)
@@ -95,7 +91,7 @@ def cosine_resnet(
     )
     body = ResNetBody(in_channels, plan, make, plan.final_relu if final_relu is None else final_relu)
     # every side whose last map has the same number of whole windows
-    sides = range((cells * WINDOW - 1) * plan.shrink + 1, (cells * WINDOW + WINDOW - 1) * plan.shrink + 1)
+    sides = range((cells * WINDOW - 1) * shrink + 1, (cells * WINDOW + WINDOW - 1) * shrink + 1)
     return Classifier(body, plan.widths[-1] * cells**2, in_channels=in_channels, sides=sides)
 
 
@@ -113,14 +109,11 @@ class ResNetBody(nn.Module):
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(in_channels, STEM, 3, 2, 1, bias=False), norm(STEM), nn.ReLU(inplace=True))
         self.blocks = nn.Sequential()
-        channels = STEM
-        for width in plan.widths:
-            for number in range(plan.blocks):
-                self.blocks.append(BasicBlock(channels, width, plan.stride if number == 0 else 1, norm))
-                channels = width
-        last = self.blocks[-1]
-        assert isinstance(last, BasicBlock)
-        last.final_relu = final_relu
+        widths = [width for width in plan.widths for _ in range(plan.blocks)]
+        for number, (channels, width) in enumerate(zip([STEM, *widths], widths, strict=False)):
+            stride = plan.stride if number % plan.blocks == 0 else 1
+            relu = final_relu or number < len(widths) - 1
+            self.blocks.append(BasicBlock(channels, width, stride, norm, relu))
         self.pool = nn.AvgPool2d(WINDOW)  # rows and columns beyond the last whole window are dropped
         init_kaiming(self, "fan_out")
 
@@ -138,12 +131,17 @@ class BasicBlock(nn.Module):
         out_channels: Channels of the output.
         stride: Of the first convolution.
         norm: Makes the normalisation of a number of channels.
-
-    Attributes:
         final_relu: Whether a ReLU follows the sum.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int, norm: Callable[[int], nn.Module]) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: int,
+        norm: Callable[[int], nn.Module],
+        final_relu: bool = True,
+    ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False)
         self.norm1 = norm(out_channels)
@@ -156,7 +154,7 @@ class BasicBlock(nn.Module):
             if same
             else nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), norm(out_channels))
         )
-        self.final_relu = True
+        self.final_relu = final_relu
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, in_channels, H, W)`` -> ``(N, out_channels, H / stride, W / stride)``."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from perdure.errors import UsageError, nearest
-from perdure.networks.layers import init_kaiming, set_momentum
+from perdure.networks.layers import batch_norms, init_kaiming
 from perdure.networks.segmenter import Segmenter
 from perdure.networks.weights import load_backbone_weights
 
@@ -43,7 +43,7 @@ def deeplab(
             ``mobilenetv3_small_100``, with or without timm's tag; or ``tiny_resnet``, four small stages for
             inputs of about 64 pixels (random weights or a file only).
         in_channels: Channels of the images.
-        output_stride: Input pixels a feature cell: 8, 16 or 32; for ``tiny_resnet`` 4, 8 or 16.
+        output_stride: Input pixels per feature cell: 8, 16 or 32; for ``tiny_resnet`` 4, 8 or 16.
         width: Channels of the features that feed the classifiers.
         dilations: Of the 3x3 branches, in feature cells. Not given: :func:`scaled_dilations`.
         input_size: Side of the training crops in pixels that default dilations are meant for; 512, or 64 for
@@ -62,12 +62,25 @@ def deeplab(
     tiny = backbone == TINY
     size = input_size if input_size is not None else TINY_SIZE if tiny else PAPER_SIZE
     momentum = norm_momentum if norm_momentum is not None else TINY_MOMENTUM if tiny else PAPER_MOMENTUM
-    _check_values(width, in_channels, size, dropout, momentum)
+    for name, value in {"width": width, "in_channels": in_channels, "input_size": size}.items():
+        if value < 1:
+            raise UsageError(f"deeplab: {name} is {value}", "give a positive number")
+    if not 0 <= dropout < 1:
+        raise UsageError(f"deeplab: dropout is {dropout}", "give a share of at least 0 and below 1")
+    if not 0 < momentum <= 1:
+        raise UsageError(f"deeplab: norm_momentum is {momentum}", "give a share above 0 and at most 1")
+    strides = (4, 8, 16) if tiny else (8, 16, 32)
+    if output_stride not in strides:
+        raise UsageError(
+            f"output_stride {output_stride} is not possible with {backbone}",
+            f"use one of {', '.join(map(str, strides))}",
+        )
     if tiny:
         trunk, channels = _tiny_resnet(in_channels, output_stride, tiny_channels)
     else:
         trunk, channels = _timm_backbone(backbone, in_channels, output_stride)
-    set_momentum(trunk, momentum)
+    for norm in batch_norms(trunk):
+        norm.momentum = momentum
     record = load_backbone_weights(trunk, weights)
     if dilations is None:
         dilations = scaled_dilations(output_stride, size)
@@ -133,7 +146,7 @@ class Aspp(nn.Module):
         """Map ``(N, in_channels, h, w)`` -> ``(N, width, h, w)``, after the last ReLU.
 
         Raises:
-            UsageError: One image in train mode: the pooled branch then has one value a channel to normalise.
+            UsageError: One image in train mode: the pooled branch then has one value per channel to normalise.
         """
         norm = self.pool[1]
         # SyncBatchNorm, which is no BatchNorm2d, pools over the other processes too.
@@ -167,7 +180,6 @@ def _timm_backbone(name: str, in_channels: int, output_stride: int) -> tuple[nn.
     if tag and not timm.models.is_model_pretrained(name):
         known = timm.list_pretrained(f"{architecture}.*")
         raise UsageError(f"backbone '{architecture}' has no published weights '{tag}'", nearest(name, known))
-    _check_stride(name, output_stride, (8, 16, 32))
     torchvision_v1 = f"{architecture}.tv_in1k"  # the weights of the paper; timm's own default is a later recipe
     tagged = torchvision_v1 if not tag and timm.models.is_model_pretrained(torchvision_v1) else name
     try:
@@ -191,7 +203,6 @@ def _timm_backbone(name: str, in_channels: int, output_stride: int) -> tuple[nn.
 def _tiny_resnet(in_channels: int, output_stride: int, channels: Sequence[int]) -> tuple[nn.Module, int]:
     from timm.models.resnet import BasicBlock, ResNet
 
-    _check_stride(TINY, output_stride, (4, 8, 16))
     if len(channels) != 4 or min(channels) < 2 or channels[0] % 2:
         raise UsageError(
             f"tiny_channels {list(channels)} must be four numbers, the first even", "give for example [16, 32, 64, 128]"
@@ -210,20 +221,3 @@ def _tiny_resnet(in_channels: int, output_stride: int, channels: Sequence[int]) 
     trunk.pretrained_cfg = {"architecture": TINY}
     trunk.maxpool = nn.Identity()  # small inputs: a stem of stride 2 instead of 4, hence twice the stride above
     return trunk, channels[-1]
-
-
-def _check_values(width: int, in_channels: int, input_size: int, dropout: float, momentum: float) -> None:
-    for name, value in {"width": width, "in_channels": in_channels, "input_size": input_size}.items():
-        if value < 1:
-            raise UsageError(f"deeplab: {name} is {value}", "give a positive number")
-    if not 0 <= dropout < 1:
-        raise UsageError(f"deeplab: dropout is {dropout}", "give a share of at least 0 and below 1")
-    if not 0 < momentum <= 1:
-        raise UsageError(f"deeplab: norm_momentum is {momentum}", "give a share above 0 and at most 1")
-
-
-def _check_stride(name: str, output_stride: int, known: tuple[int, ...]) -> None:
-    if output_stride not in known:
-        raise UsageError(
-            f"output_stride {output_stride} is not possible with {name}", f"use one of {', '.join(map(str, known))}"
-        )

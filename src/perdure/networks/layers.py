@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
-CONVOLUTIONS = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+TRANSPOSED = (nn.ConvTranspose2d, nn.ConvTranspose3d)
+CONVOLUTIONS = (nn.Conv2d, nn.Conv3d, *TRANSPOSED)
 # Also finds timm's normalisations (with a built-in activation), which inherit from these.
 NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
@@ -18,8 +19,8 @@ NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 def init_kaiming(module: nn.Module, fan: Literal["fan_in", "fan_out"] = "fan_in") -> None:
     """Draw all convolutions from the Kaiming normal distribution (gain √2); normalisation 1/0, biases 0.
 
-    A transposed convolution counts its input channels only: where kernel and stride agree, one tap a
-    channel reaches each output cell.
+    A transposed convolution counts its input channels only: where kernel and stride agree, one tap per channel
+    reaches each output cell.
 
     Args:
         module: Initialised in place.
@@ -27,28 +28,25 @@ def init_kaiming(module: nn.Module, fan: Literal["fan_in", "fan_out"] = "fan_in"
             cell reaches.
     """
     for part in module.modules():
-        if isinstance(part, nn.ConvTranspose2d | nn.ConvTranspose3d):
-            nn.init.normal_(part.weight, std=(2.0 / part.in_channels) ** 0.5)
-        elif isinstance(part, CONVOLUTIONS):
-            nn.init.kaiming_normal_(part.weight, mode=fan, nonlinearity="relu")
-        elif isinstance(part, NORMS) and part.weight is not None:
-            nn.init.ones_(part.weight)
-        bias = getattr(part, "bias", None)
-        if isinstance(part, CONVOLUTIONS + NORMS) and bias is not None:
-            nn.init.zeros_(bias)
-
-
-def norms(module: nn.Module) -> Iterator[nn.Module]:
-    """All normalisation layers of a module."""
-    return (part for part in module.modules() if isinstance(part, NORMS))
+        if not isinstance(part, CONVOLUTIONS + NORMS):
+            continue
+        for name, parameter in part.named_parameters(recurse=False):  # none in a norm without scale and shift
+            if name == "bias":
+                nn.init.zeros_(parameter)
+            elif isinstance(part, NORMS):
+                nn.init.ones_(parameter)
+            elif isinstance(part, TRANSPOSED):
+                nn.init.normal_(parameter, std=(2.0 / part.in_channels) ** 0.5)
+            else:
+                nn.init.kaiming_normal_(parameter, mode=fan, nonlinearity="relu")
 
 
 def freeze_affine(module: nn.Module) -> None:
     """Take scale and shift of every normalisation layer out of training; their gradients are dropped."""
-    for part in norms(module):
-        for parameter in part.parameters(recurse=False):
+    for part in module.modules():
+        for parameter in part.parameters(recurse=False) if isinstance(part, NORMS) else ():
             parameter.requires_grad_(False)
-            parameter.grad = None
+            parameter.grad = None  # an optimiser that holds it already would apply it again
 
 
 def hold_still(module: nn.Module) -> None:
@@ -57,13 +55,6 @@ def hold_still(module: nn.Module) -> None:
         # timm's stochastic depth and block dropout share no class with torch's dropout, but this attribute.
         if isinstance(part, (*NORMS, nn.modules.dropout._DropoutNd)) or hasattr(part, "drop_prob"):
             part.training = False
-
-
-def set_momentum(module: nn.Module, momentum: float) -> None:
-    """Set how much a batch moves the running statistics of every BatchNorm."""
-    for part in module.modules():
-        if isinstance(part, _BatchNorm):
-            part.momentum = momentum
 
 
 def batch_norms(module: nn.Module) -> list[_BatchNorm]:
@@ -81,6 +72,7 @@ def without_updates(module: nn.Module) -> Iterator[None]:
     In train mode they still normalise by the moments of their batch; running statistics, counters and group
     statistics do not move. For a second pass over other data in one step (spec CCSI 7.2, J4).
     """
+    # Not by evaluation mode, which would normalise by the running statistics, nor by momentum 0, which counts batches.
     layers = batch_norms(module)
     before = [layer.track_running_stats for layer in layers]
     try:

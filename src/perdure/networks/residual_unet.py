@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from perdure.errors import UsageError
-from perdure.networks.layers import init_kaiming
+from perdure.networks.layers import batch_norms, init_kaiming
 from perdure.networks.segmenter import Segmenter
 
 Norm = Literal["instance", "batch", "group"]
@@ -31,9 +31,9 @@ def residual_unet(
     Args:
         dims: 2 or 3.
         in_channels: Channels of the images.
-        widths: Channels a level, from full resolution down.
+        widths: Channels per level, from full resolution down.
         norm: ``instance`` (no statistics, any batch size), ``batch``, or ``group`` (up to eight groups).
-        strides: One a step between levels, so one fewer than ``widths``: a number, or one number an axis for
+        strides: One per step between levels, so one fewer than ``widths``: a number, or one number per axis for
             anisotropic voxels, such as ``[[1, 2, 2], [2, 2, 2]]``. Not given: 2 everywhere.
 
     Raises:
@@ -47,7 +47,13 @@ def residual_unet(
         raise UsageError(
             f"residual_unet: widths {list(widths)} and in_channels {in_channels} must be positive", "correct them"
         )
-    steps = _steps(dims, len(widths) - 1, strides)
+    given = [2] * (len(widths) - 1) if strides is None else list(strides)
+    steps = [(step,) * dims if isinstance(step, int) else tuple(step) for step in given]
+    if len(steps) != len(widths) - 1 or any(len(step) != dims or min(step) < 1 for step in steps):
+        raise UsageError(
+            f"residual_unet: strides {given} do not fit {len(widths)} levels in {dims}D",
+            f"give {len(widths) - 1} positive strides, each a number or {dims} numbers",
+        )
     body = UNetBody(dims, in_channels, widths, steps, norm)
     total = [math.prod(step[axis] for step in steps) for axis in range(dims)]
     return Segmenter(body, widths[0], 1, dims, multiple=total, in_channels=in_channels)
@@ -59,8 +65,8 @@ class UNetBody(nn.Module):
     Args:
         dims: 2 or 3.
         in_channels: Channels of the images.
-        widths: Channels a level.
-        steps: Strides from each level to the next, one number an axis.
+        widths: Channels per level.
+        steps: Strides from each level to the next, one number per axis.
         norm: Kind of normalisation.
     """
 
@@ -68,12 +74,13 @@ class UNetBody(nn.Module):
         self, dims: int, in_channels: int, widths: Sequence[int], steps: Sequence[tuple[int, ...]], norm: Norm
     ) -> None:
         super().__init__()
-        self.norm = norm
+        self.norm, self.steps = norm, steps
         pairs = list(zip(widths[:-1], widths[1:], steps, strict=True))
         self.stem = ResidualBlock(dims, in_channels, widths[0], (1,) * dims, norm)
         self.down = nn.ModuleList(ResidualBlock(dims, fine, coarse, step, norm) for fine, coarse, step in pairs)
-        transposed = nn.ConvTranspose2d if dims == 2 else nn.ConvTranspose3d
-        self.up = nn.ModuleList(transposed(coarse, fine, step, step) for fine, coarse, step in reversed(pairs))  # type: ignore[arg-type]
+        # torch's types ask for as many numbers as there are axes, which is known only when the network is built
+        transposed: Callable[..., nn.Module] = nn.ConvTranspose2d if dims == 2 else nn.ConvTranspose3d
+        self.up = nn.ModuleList(transposed(coarse, fine, step, step) for fine, coarse, step in reversed(pairs))
         self.merge = nn.ModuleList(
             ResidualBlock(dims, 2 * fine, fine, (1,) * dims, norm) for fine, _, _ in reversed(pairs)
         )
@@ -86,28 +93,20 @@ class UNetBody(nn.Module):
             UsageError: The coarsest level is a single cell, which cannot be normalised.
         """
         levels = [self.stem(images)]
-        for number, block in enumerate(self.down):
-            self._check_cells(levels[-1], number)
+        for number, (block, step) in enumerate(zip(self.down, self.steps, strict=True), 1):
+            # Normalisation over one value per channel is an error in torch; say what to do about it.
+            cells = math.prod(side // stride for side, stride in zip(levels[-1].shape[2:], step, strict=True))
+            batch_trains = any(part.training for part in batch_norms(block))
+            if (self.norm == "instance" and cells == 1) or (batch_trains and cells * len(images) == 1):
+                raise UsageError(
+                    f"input too small: level {number} of the U-Net would be one cell, with no spread to normalise",
+                    "use larger crops, fewer widths, smaller strides or norm: group",
+                )
             levels.append(block(levels[-1]))
         x: Tensor = levels.pop()
         for up, merge in zip(self.up, self.merge, strict=True):
             x = merge(torch.cat([levels.pop(), up(x)], 1))
         return x
-
-    def _check_cells(self, x: Tensor, number: int) -> None:
-        """Normalisation over one value a channel is an error in torch; say what to do about it."""
-        block = self.down[number]
-        assert isinstance(block, ResidualBlock)
-        cells = math.prod(side // step for side, step in zip(x.shape[2:], block.step, strict=True))
-        values = cells * x.shape[0] if self.norm == "batch" else cells
-        batch_trains = any(
-            part.training for part in block.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)
-        )
-        if values == 1 and (self.norm == "instance" or (self.norm == "batch" and batch_trains)):
-            raise UsageError(
-                f"input too small: level {number + 1} of the U-Net would be one cell, with no spread to normalise",
-                "use larger crops, fewer widths, smaller strides or norm: group",
-            )
 
 
 class ResidualBlock(nn.Module):
@@ -117,15 +116,14 @@ class ResidualBlock(nn.Module):
         dims: 2 or 3.
         in_channels: Channels of the input.
         out_channels: Channels of the output.
-        step: Stride of the first convolution, one number an axis.
+        step: Stride of the first convolution, one number per axis.
         norm: Kind of normalisation.
     """
 
     def __init__(self, dims: int, in_channels: int, out_channels: int, step: tuple[int, ...], norm: Norm) -> None:
         super().__init__()
-        conv = nn.Conv2d if dims == 2 else nn.Conv3d
-        self.step = step
-        self.conv1 = conv(in_channels, out_channels, 3, step, 1, bias=False)  # type: ignore[arg-type]
+        conv: Callable[..., nn.Module] = nn.Conv2d if dims == 2 else nn.Conv3d
+        self.conv1 = conv(in_channels, out_channels, 3, step, 1, bias=False)
         self.norm1 = _norm(norm, dims, out_channels)
         self.conv2 = conv(out_channels, out_channels, 3, 1, 1, bias=False)
         self.norm2 = _norm(norm, dims, out_channels)
@@ -136,7 +134,7 @@ class ResidualBlock(nn.Module):
             nn.Identity()
             if same
             else nn.Sequential(
-                conv(in_channels, out_channels, step, step, bias=False),  # type: ignore[arg-type]
+                conv(in_channels, out_channels, step, step, bias=False),
                 _norm(norm, dims, out_channels),
             )
         )
@@ -156,14 +154,3 @@ def _norm(kind: Norm, dims: int, channels: int) -> nn.Module:
     if kind == "batch":
         return nn.BatchNorm2d(channels) if dims == 2 else nn.BatchNorm3d(channels)
     return nn.InstanceNorm2d(channels, affine=True) if dims == 2 else nn.InstanceNorm3d(channels, affine=True)
-
-
-def _steps(dims: int, count: int, strides: Sequence[int | Sequence[int]] | None) -> list[tuple[int, ...]]:
-    given = [2] * count if strides is None else list(strides)
-    steps = [(step,) * dims if isinstance(step, int) else tuple(step) for step in given]
-    if len(steps) != count or any(len(step) != dims or min(step) < 1 for step in steps):
-        raise UsageError(
-            f"residual_unet: strides {given} do not fit {count + 1} levels in {dims}D",
-            f"give {count} positive strides, each a number or {dims} numbers",
-        )
-    return steps

@@ -73,7 +73,7 @@ class Segmenter(GrowingNetwork):
             channels: Compute these channels only, in this order; positions among those of ``classifiers[first:]``.
         """
         chosen = list(self.classifiers)[first:]
-        if not chosen:
+        if not chosen or (channels is not None and len(channels) == 0):  # a convolution needs a channel
             return features.new_zeros(features.shape[0], 0, *features.shape[2:])
         if channels is None:
             logits = [classifier(features) for classifier in chosen]
@@ -131,5 +131,7 @@ def upsample(logits: Tensor, size: Sequence[int]) -> Tensor:
     """
     if tuple(logits.shape[2:]) == tuple(size):
         return logits
+    if not logits.shape[1]:
+        return logits.new_zeros(*logits.shape[:2], *size)  # torch does not resize maps without channels
     mode = "trilinear" if logits.ndim == 5 else "bilinear"
     return F.interpolate(logits, size=list(size), mode=mode, align_corners=False)

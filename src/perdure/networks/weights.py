@@ -7,7 +7,7 @@ import pickle
 import re
 import struct
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,7 +105,10 @@ def read_weight_file(path: Path) -> dict[str, Tensor]:
             f"{path} holds no table of named tensors" + (f" (entry {odd[0]!r} is something else)" if odd else ""),
             "save the network's state_dict(), alone or under the key 'state_dict'",
         )
-    return _without_prefixes(tensors)
+    while all(name.startswith("module.") for name in tensors):  # DataParallel, once or more
+        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    inner = {n.removeprefix("backbone."): t for n, t in tensors.items() if n.startswith("backbone.")}
+    return inner or tensors  # torchvision's segmentation networks: their backbone alone
 
 
 def fit(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
@@ -117,17 +120,24 @@ def fit(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path)
     Raises:
         DataError: Names or shapes do not fit; says how many, the first of them and the nearest name.
     """
-    by_plain = {_plain(name): name for name in found}
-    fitting = {name: found[by_plain[_plain(name)]] for name in expected if _plain(name) in by_plain}
+    plain = {name: name.replace("_", ".") for name in (*found, *expected)}
+    by_plain = {plain[name]: tensor for name, tensor in found.items()}
+    fitting = {name: by_plain[plain[name]] for name in expected if plain[name] in by_plain}
     counters = {n: t for n, t in expected.items() if n not in fitting and n.endswith("num_batches_tracked")}
     missing = [name for name in expected if name not in fitting and name not in counters]
-    known = {_plain(name) for name in expected}
-    unexpected = [name for name in found if _plain(name) not in known and not name.startswith(HEADS)]
+    known = {plain[name] for name in expected}
+    unexpected = [name for name in found if plain[name] not in known and not name.startswith(HEADS)]
     if missing or unexpected:
+        close = difflib.get_close_matches(missing[0], unexpected, n=1, cutoff=0.8) if missing else []
+        counts = [
+            f"{len(names)} of {len(total)} tensors {what}" + (f" (first: {names[0]})" if names else "")
+            for names, total, what in ((missing, expected, "missing"), (unexpected, found, "unexpected"))
+        ]
         raise DataError(
-            f"{path} does not fit the backbone: {_count(missing, len(expected), 'missing')}, "
-            f"{_count(unexpected, len(found), 'unexpected')}",
-            _nearest_hint(missing, unexpected),
+            f"{path} does not fit the backbone: {', '.join(counts)}",
+            f"the file has '{close[0]}' where '{missing[0]}' is expected"
+            if close
+            else "is it a file of this very backbone?",
         )
     for name, tensor in fitting.items():
         if tensor.shape != expected[name].shape:
@@ -158,32 +168,9 @@ def _load_torch(path: Path) -> object:
     return content
 
 
-def _without_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    while all(name.startswith("module.") for name in tensors):
-        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
-    inner = {n.removeprefix("backbone."): t for n, t in tensors.items() if n.startswith("backbone.")}
-    return inner or tensors
-
-
-def _plain(name: str) -> str:
-    return name.replace("_", ".")
-
-
-def _count(names: list[str], total: int, what: str) -> str:
-    return f"{len(names)} of {total} tensors {what}" + (f" (first: {names[0]})" if names else "")
-
-
-def _nearest_hint(missing: Iterable[str], unexpected: Iterable[str]) -> str:
-    for name in missing:
-        close = difflib.get_close_matches(name, list(unexpected), n=1, cutoff=0.8)
-        return (
-            f"the file has '{close[0]}' where '{name}' is expected" if close else "is it a file of this very backbone?"
-        )
-    return "is it a file of this very backbone?"
-
-
 def _imagenet(module: nn.Module) -> Weights:
     import timm
+    from huggingface_hub import try_to_load_from_cache
 
     config: Mapping[str, Any] = getattr(module, "pretrained_cfg", None) or {}
     name = ".".join(part for part in (config.get("architecture"), config.get("tag")) if part)
@@ -209,14 +196,8 @@ def _imagenet(module: nn.Module) -> Weights:
             "connect once (they are cached), or give weights: PATH of a downloaded file, or weights: random",
         ) from error
     module.load_state_dict(donor.state_dict(), strict=True)
-    return Weights(f"timm/{name}", _cached_sha256(config.get("hf_hub_id")), config.get("license"))
-
-
-def _cached_sha256(repository: str | None) -> str | None:
-    from huggingface_hub import try_to_load_from_cache
-
-    for file in ("model.safetensors", "pytorch_model.bin") if repository else ():
-        path = try_to_load_from_cache(str(repository), file)
-        if isinstance(path, str):
-            return sha256(Path(path))
-    return None
+    files = ("model.safetensors", "pytorch_model.bin") if config.get("hf_hub_id") else ()
+    cached = [try_to_load_from_cache(str(config["hf_hub_id"]), file) for file in files]
+    # a cache also remembers, by a mark that is no path, which files a repository does not have
+    digest = next((sha256(Path(path)) for path in cached if isinstance(path, str)), None)
+    return Weights(f"timm/{name}", digest, config.get("license"))

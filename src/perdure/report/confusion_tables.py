@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from perdure.metrics.confusion import ConfusionMatrix
-from perdure.metrics.described import DescribedStream, DescribedTask
 from perdure.report.cells import Cell
 from perdure.report.colors import share
 from perdure.report.run_data import RunData
+from perdure.streams.description import DescribedStream, DescribedTask
 
 MOST_NUMBERS: Final = 16
 """With more classes the cells hold no numbers."""

@@ -14,9 +14,9 @@ from perdure.errors import DataError
 from perdure.files import read_tensors
 from perdure.kept.audit import is_raw
 from perdure.kept.ledger import Ledger, run_of
-from perdure.metrics.described import DescribedStream
 from perdure.report.colors import hex_color
 from perdure.report.render import Thumb, thumbnail
+from perdure.streams.description import DescribedStream
 
 MOST_PICTURES: Final = 12
 _DAMAGED: Final = "the file was changed or is damaged, or the method's kept items are not as perdure.kept.items says"

@@ -11,10 +11,10 @@ import numpy.typing as npt
 
 from perdure.errors import DataError
 from perdure.files import read_tensors
-from perdure.metrics.described import DescribedStream
 from perdure.report.colors import hex_color
 from perdure.report.kept_items import ShownItem
 from perdure.report.plots import Strip, strips
+from perdure.streams.description import DescribedStream
 
 Distances = npt.NDArray[np.float32]
 TERMS: Final[tuple[dict[str, str], ...]] = (

@@ -15,10 +15,10 @@ from perdure.errors import DataError, RunError
 from perdure.files import read_json
 from perdure.kept.ledger import LEDGER, Ledger, read_ledger, sealed_folders
 from perdure.metrics.confusion import read_counts
-from perdure.metrics.described import DescribedStream, read_stream
 from perdure.metrics.figures import RunResults, run_results
 from perdure.report.kept_items import ShownItem, shown_items
 from perdure.report.samples import Sample, read_samples
+from perdure.streams.description import DescribedStream, read_stream
 
 _ABSOLUTE: Final = re.compile(r"(?<![\w:./~])(?:~|[A-Za-z]:)?[/\\](?:[^\s/\\'\",;:]+[/\\])*([^\s/\\'\",;:]*)")
 _PRIVATE: Final = frozenset({"host", "hostname", "user", "username", "cwd", "home"})

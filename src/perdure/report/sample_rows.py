@@ -10,11 +10,11 @@ import numpy as np
 from PIL import Image
 
 from perdure.labels import BACKGROUND, Color
-from perdure.metrics.described import DescribedStream
 from perdure.report.colors import hex_color
 from perdure.report.render import picture, thumbnail
 from perdure.report.run_data import RunData
 from perdure.report.samples import ClassSample, Sample, SampleFiles
+from perdure.streams.description import DescribedStream
 
 MOST_SAMPLES: Final = 6
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from perdure.metrics.described import DescribedStream
 from perdure.metrics.figures import headline
+from perdure.streams.description import DescribedStream
 
 if TYPE_CHECKING:
     from perdure.data.source import Kind

@@ -1,1 +1,1 @@
-"""How data sets become tasks: the protocols, their image lists and label views."""
+"""How data sets become tasks: protocols, image lists and label tables."""

@@ -1,7 +1,7 @@
-"""Class-incremental streams: one data set, its classes taught a few at a time.
+"""Class-incremental streams: the classes of one data set, taught a few at a time.
 
-Image selection, label views and split names follow STAR's protocol (and MiB's, which it shares): in training
-only the classes of the step keep their labels, everything else, past or future, is background.
+Image selection, label tables and split names follow the protocol that STAR shares with MiB: in training only the
+classes of the step keep their labels; earlier and later classes become background.
 """
 
 from __future__ import annotations
@@ -46,31 +46,31 @@ def class_incremental(
     short_last: bool = False,
     pool: Pool | None = None,
 ) -> Stream:
-    """Stream that teaches ``base`` classes first and ``step`` more with every further task.
+    """Stream that teaches ``base`` classes first and ``step`` more per further task.
 
-    Training and test lists are made here (from masks, once, see :mod:`perdure.streams.lists`); the validation list
-    when it is first asked for, so that a data set without a validation split can still be learned.
+    Training and test lists are computed here (from the masks, cached, see :mod:`perdure.streams.lists`). The validation
+    list is computed on first use, so that a data set without a validation split can be learned.
 
     Args:
         source: The data set.
         base: Classes of the first task.
-        step: Classes of every further task.
-        preparation: How images are shown in training, validation and test.
-        setting: Which images a task holds: ``overlap``, ``disjoint``, ``partition`` (lists from
-            ``partition_file``) or ``partition-rarest`` (computed, our own rule).
+        step: Classes per further task.
+        preparation: Preparation of cases for training, validation and testing.
+        setting: Which images a task contains: ``overlap``, ``disjoint``, ``partition`` (lists from
+            ``partition_file``) or ``partition-rarest`` (computed; our own rule).
         order: ``natural``, ``shuffled`` (by ``order_seed``), or class ids or names in learning order. Classes
-            that a given order leaves out are never taught and stay background.
+            outside a given order are never taught and remain background.
         order_seed: Seed of the shuffled order.
         partition_file: See :mod:`perdure.streams.partition_file`.
-        other_label: Label of not yet learned classes in validation and test views: 0 counts them as background,
-            ``IGNORE`` leaves their pixels out. By default what the data set's benchmark does.
-        short_last: Let the last task teach fewer classes than ``step`` where it does not divide the rest.
-        pool: Images that a method may use without their labels: those of the classes seen so far in a split, or
-            all of a source. With ``test`` the figures are transductive, and the protocol's name says so.
+        other_label: Label of classes that are not yet learned in validation and test sets: 0 counts them as background,
+            ``IGNORE`` leaves their pixels out. The default follows the data set's benchmark.
+        short_last: Allow a last task with fewer classes, if ``step`` does not divide the rest.
+        pool: Images that a method may use without labels: those of a split that show classes seen so far, or all
+            images of a source. With ``test`` the figures are transductive, and the protocol says so.
 
     Raises:
-        UsageError: Base, step, order or setting make no sense.
-        DataError: A task would have no training or no test image; the partition does not fit.
+        UsageError: Base, step, order or setting are invalid.
+        DataError: A task has no training or no test image, or the partition does not match the images.
     """
     groups = split_classes(learning_order(source.space, order, order_seed), base, step, short_last)
     other = source.other_label if other_label is None else other_label
@@ -88,13 +88,13 @@ def class_incremental(
         TaskSpec(name, new, frozenset(new), setting == "overlap", preparation, partial(plan.open, index))
         for index, (name, new) in enumerate(zip(names, groups, strict=True))
     ]
-    told = setting if source.kind == "segmentation" else ""  # an image of one class is in one task by any rule
+    told = setting if source.kind == "segmentation" else ""  # an image of one class is in one task for every setting
     return make_stream(source.space, specs, _protocol(base, step, told, order, order_seed, partition_file, pool))
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """Lists and label tables of all tasks, and how their views are made."""
+    """Image lists and label tables of all tasks."""
 
     source: Source
     groups: Groups
@@ -126,7 +126,7 @@ class _Plan:
         return partial(pool_view, self.source, self.pool, self.groups, index, self.preparation, check)
 
     def view(self, split: Split, index: int, keep: Sequence[int], check: Callable[[], None] | None) -> Dataset:
-        """Images of one task that keep the labels ``keep``; the rest becomes background or ``other``."""
+        """Images of one task with the labels ``keep``; all others become background or ``other``."""
         rows = {"train": lambda: self.train, "val": lambda: self.validation, "test": lambda: self.test}[split]()
         names = self.source.names(split)
         table = remap_table(keep, BACKGROUND if split == "train" else self.other)
@@ -145,7 +145,7 @@ def parse_split(text: str) -> tuple[int, int]:
 def split_classes(ids: Sequence[int], base: int, step: int, short_last: bool = False) -> Groups:
     """Cut classes in learning order into tasks: ``base`` first, then ``step`` at a time.
 
-    The last task gets what is left where ``short_last`` allows it; otherwise ``step`` must divide the rest.
+    ``step`` must divide the rest, unless ``short_last`` allows a smaller last task. Raises UsageError otherwise.
     """
     if base < 1 or base > len(ids):
         raise UsageError(f"base is {base}, but there are {len(ids)} classes", f"choose between 1 and {len(ids)}")
@@ -169,7 +169,7 @@ def learning_order(space: LabelSpace, order: Order, seed: int = 0) -> tuple[int,
         words = ("natural", "shuffled")
         raise UsageError(f"unknown class order '{order}'", f"{nearest(order, words)} or a list of classes")
     if not order:
-        raise UsageError("the class order is empty", "natural, shuffled, or a list of classes")
+        raise UsageError("the class order is empty", "give natural, shuffled, or a list of classes")
     ids = [space.id_of(c) if isinstance(c, str) else c for c in order]
     unknown = [i for i in ids if i not in space.ids]
     if unknown:
@@ -184,7 +184,7 @@ def learning_order(space: LabelSpace, order: Order, seed: int = 0) -> tuple[int,
 
 
 def task_names(space: LabelSpace, groups: Groups) -> list[str]:
-    """Names for folders and tables: the class where a task teaches one, else its places in the order, "01-15"."""
+    """Names for folders and tables: the class of a one-class task, else its positions in the order, "01-15"."""
     width = len(str(sum(len(g) for g in groups)))
     names: list[str] = []
     done = 0
@@ -197,7 +197,7 @@ def task_names(space: LabelSpace, groups: Groups) -> list[str]:
 
 
 def slug(text: str) -> str:
-    """Text that is safe as a folder name: letters and digits stay, the rest becomes ``_``."""
+    """Text that is safe as a folder name: all characters but letters and digits become ``_``."""
     return re.sub(r"\W+", "_", text).strip("_") or "unnamed"
 
 
@@ -206,7 +206,9 @@ def _train_rows(source: Source, groups: Groups, setting: str, file: Path | None)
         raise UsageError(f"unknown setting '{setting}'", nearest(setting, SETTINGS))
     if (setting == "partition") != (file is not None):
         what = "needs" if setting == "partition" else "takes no"
-        raise UsageError(f"setting {setting} {what} partition_file", "setting partition reads its lists from it")
+        raise UsageError(
+            f"setting {setting} {what} partition_file", "only setting partition reads its image lists from that file"
+        )
     presence = lists.cached_presence(source, "train")
     if setting == "partition" and file is not None:
         names = source.names("train")
@@ -227,7 +229,7 @@ def _refuse_empty(
             classes = ", ".join(source.space.name(c) for c in group)
             raise DataError(
                 f"{source.name}: no {split} image for task '{name}' ({classes}; setting {setting})",
-                "leave these classes out of the order, teach more classes a task, or choose setting overlap",
+                "leave these classes out of the order, teach more classes per task, or choose setting overlap",
             )
 
 

@@ -1,8 +1,8 @@
-"""Image lists: which classes an image shows, remembered by content, and the rules that give images to tasks.
+"""Image lists: which classes each image shows (cached by content), and the rules that assign images to tasks.
 
-Every rule is a pure function of the presence matrix: ``presence[i, c]`` is True where at least one pixel of mask
-i has label c. ``groups`` holds the class ids of each task in learning order; a rule returns one array of row
-numbers a task, ascending. Classes in no group (an order that leaves some out) neither choose nor exclude images.
+Every rule is a pure function of the presence matrix: ``presence[i, c]`` is True if at least one pixel of mask i has
+label c. ``groups`` holds the class ids per task in learning order. A rule returns one ascending array of row numbers
+per task. Classes outside all groups (an order that leaves some out) neither select nor exclude images.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 
 def cache_dir() -> Path:
-    """Folder of everything that can be computed again: ``$PERDURE_CACHE``, else the user's cache folder."""
+    """Cache folder: ``$PERDURE_CACHE``, else the user's cache folder. Its content can be computed again."""
     named = os.environ.get("PERDURE_CACHE")
     if named:
         return Path(named)
@@ -45,10 +45,10 @@ def cache_dir() -> Path:
 
 
 def cached_presence(source: Source, split: Split) -> Presence:
-    """Presence matrix ``(N, TABLE_SIZE)`` of a split in the order of ``source.names(split)``, read once.
+    """Presence matrix ``(N, TABLE_SIZE)`` of a split in the order of ``source.names(split)``, cached on disk.
 
-    The file is named after the split's fingerprint and holds a checksum and packed bits, no sample names. A
-    damaged file is computed again; a cache that cannot be written is logged and does without.
+    The cache file is named after the split's fingerprint. It holds a checksum and packed bits, and no sample names. If
+    it is damaged, the matrix is computed again. If the cache is not writable, a warning is logged.
     """
     count = len(source.names(split))
     key = hashlib.blake2b(f"presence 2 {source.fingerprint(split)}".encode(), digest_size=20).hexdigest()
@@ -58,7 +58,7 @@ def cached_presence(source: Source, split: Split) -> Presence:
         return known
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):  # of several processes one computes, the others wait
+        with FileLock(path.with_suffix(".lock")):  # one process computes, the others wait
             known = _read(path, count)
             if known is None:
                 known = label_presence(source, split)
@@ -83,7 +83,7 @@ def _write(path: Path, presence: Presence) -> None:
 
 
 def _read(path: Path, count: int) -> Presence | None:
-    """The remembered matrix, or None where there is none or it is damaged."""
+    """The cached matrix, or None if it is missing or damaged."""
     try:
         data = path.read_bytes()
     except OSError:
@@ -96,12 +96,12 @@ def _read(path: Path, count: int) -> Presence | None:
 
 
 def overlap(presence: Presence, groups: Groups) -> list[Rows]:
-    """Images with at least one pixel of a task's classes; later classes may be in them and images may recur."""
+    """Images with at least one pixel of a task's classes. They may show later classes, and may recur."""
     return [np.flatnonzero(_shows(presence, group)) for group in groups]
 
 
 def disjoint(presence: Presence, groups: Groups) -> list[Rows]:
-    """As :func:`overlap`, less the images that show a class of a later task. No image is in two tasks."""
+    """As :func:`overlap`, without images that show a class of a later task. No image is in two tasks."""
     later = [_flatten(groups[i + 1 :]) for i in range(len(groups))]
     return [
         np.flatnonzero(_shows(presence, group) & ~_shows(presence, future))
@@ -110,15 +110,15 @@ def disjoint(presence: Presence, groups: Groups) -> list[Rows]:
 
 
 def seen(presence: Presence, groups: Groups) -> list[Rows]:
-    """Images with at least one pixel of a class learned so far: the test lists."""
+    """Images with at least one pixel of a class seen so far: the test lists."""
     return [np.flatnonzero(_shows(presence, _flatten(groups[: i + 1]))) for i in range(len(groups))]
 
 
 def partition_by_rarest(presence: Presence, groups: Groups) -> list[Rows]:
-    """Partition of our own (not a published one): each image goes to the task of the rarest class that it shows.
+    """Partition by our own, unpublished rule: each image belongs to the task of the rarest class that it shows.
 
-    Rare means shown by few images of this split; ties go to the class learned first. Images that show none of
-    the classes are left out. Rare classes keep all their images, so late tasks do not starve.
+    The rarest class is the one in the fewest images of this split; among equals, the one learned first. Images without
+    any of the classes are left out. Rare classes keep all their images, so that late tasks have enough of them.
     """
     classes = _flatten(groups)
     shown = presence[:, classes]

@@ -1,4 +1,4 @@
-"""All tasks of a stream at once: what an upper bound (joint training) learns from."""
+"""All tasks of a stream as one task, for joint training (upper bound)."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from perdure.streams.task import Stream, TaskData, TaskSpec, make_stream
 
 
 def merged(stream: Stream) -> Stream:
-    """Stream of one task that teaches every class from the images of all tasks, with all their labels visible.
+    """Stream of one task that teaches every class from the images of all tasks, with all their labels.
 
-    ``groups`` stay those of ``stream``, so figures of old and new classes mean the same in both. Data sets that do not
-    label each other's classes can be merged: each sample says which classes it annotates.
+    ``groups`` are those of ``stream``, so figures of old and new classes have the same definition in both. Data sets
+    that do not annotate each other's classes can be merged, because each sample records its annotated classes.
     """
     last = stream.tasks[-1]
     opened = [task.data for task in stream.tasks if task.data is not None]
@@ -34,7 +34,7 @@ def merged(stream: Stream) -> Stream:
 
 
 def join(datasets: list[Dataset], check: Callable[[], None] | None) -> Samples:
-    """One set over several. Datasets of one source and one label table share their images (each once, in order)."""
+    """One data set from several. With one source and label table, each image occurs once, in source order."""
     first = datasets[0]
     if all(d.source is first.source and np.array_equal(d.table, first.table) for d in datasets):
         chosen = {name for dataset in datasets for name in dataset.names}

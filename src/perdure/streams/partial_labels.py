@@ -1,7 +1,7 @@
-"""Streams of data sets: every task is a data set of its own that labels only some of the classes.
+"""Streams of several data sets: every task is a data set that annotates only some of the classes (partial labels).
 
-The same builder makes task-incremental streams (each data set brings new classes) and domain-incremental ones
-(the same classes again, seen by another device; such a task teaches no new class but annotates old ones).
+The same builder makes task-incremental streams (each data set adds classes) and domain-incremental streams (the same
+classes from another device; such a task teaches no new class and annotates old ones).
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class DataSet:
     """A data set as a task.
 
     Args:
-        source: Where its samples come from.
+        source: Source of its samples.
         name: Name of the task; by default the source's name.
         classes: Names of the source's classes that it annotates, in learning order; by default all.
-        rename: Names of classes in the stream where they differ from the source's.
+        rename: Source class name -> class name in the stream, for names that differ.
         preparation: How its cases are shown, where this is not as in the rest of the stream.
     """
 
@@ -45,7 +45,7 @@ class DataSet:
     preparation: Preparation | None = None
 
     def pairs(self) -> list[tuple[int, str]]:
-        """Local id and name in the stream of each annotated class. Unknown names are a UsageError."""
+        """Local id and stream name of each annotated class. Raises UsageError for unknown or repeated names."""
         space = self.source.space
         chosen = space.ids if self.classes is None else tuple(space.id_of(name) for name in self.classes)
         known = [space.name(i) for i in chosen]
@@ -59,7 +59,7 @@ class DataSet:
         twice = [name for name, count in Counter(name for _, name in pairs).items() if count > 1]
         if not pairs or twice:
             what = f"class '{twice[0]}' occurs twice" if twice else "no class is annotated"
-            raise UsageError(f"{self.label}: {what}", "check classes and rename")
+            raise UsageError(f"{self.label}: {what}", "correct classes or rename")
         return pairs
 
     @property
@@ -75,31 +75,30 @@ def partial_labels(
     union: Union = "names",
     elsewhere: Elsewhere = "unlabelled",
 ) -> Stream:
-    """Stream with one task a data set; ``tests()`` of a task holds one test set a data set seen so far, by name.
+    """Stream with one task per data set. ``tests()`` of a task has one test set per data set seen so far, by name.
 
     Args:
         sets: The data sets in learning order.
-        preparation: How cases are shown in training, validation and test.
-        union: ``names``: classes of the same name (after ``rename``) are one class. ``offset``: every data set
-            has classes of its own; its ids follow those of the sets before it.
+        preparation: Preparation of cases for training, validation and testing.
+        union: ``names``: classes with the same name (after ``rename``) are one class. ``offset``: every data set
+            has its own classes; their ids follow those of the data sets before it.
         elsewhere: Whether images of one data set may show classes of the others (``unlabelled``) or cannot
-            (``absent``). In the first case losses and figures leave out the pixels that might be such a class, see
-            :class:`~perdure.data.case.Case`. In classification an image shows nothing but its class: it makes no
-            difference there.
+            (``absent``). If ``unlabelled``, losses and figures leave out the pixels that might show such a class, see
+            :class:`~perdure.data.case.Case`. In classification it has no effect: an image shows only its class.
 
     Raises:
-        UsageError: Two tasks of one name, an unknown class, no data set at all, or data sets of two kinds.
+        UsageError: Two tasks have one name, a class is unknown, there is no data set, or their kinds differ.
         DataError: A data set has no training or no test sample.
     """
     if not sets:
-        raise UsageError("the stream has no data set", "name at least one")
+        raise UsageError("the stream has no data set", "give at least one")
     if union not in ("names", "offset"):
         raise UsageError(f"unknown union '{union}'", nearest(union, ("names", "offset")))
     if elsewhere not in ("absent", "unlabelled"):
         raise UsageError(f"unknown value of elsewhere: '{elsewhere}'", nearest(elsewhere, ("absent", "unlabelled")))
     twice = [name for name, count in Counter(s.label for s in sets).items() if count > 1]
     if twice:
-        raise UsageError(f"two data sets are named '{twice[0]}'", "give each a name of its own: name=…")
+        raise UsageError(f"two data sets are named '{twice[0]}'", "give each its own name: name=…")
     kinds = {part.source.kind for part in sets}
     if len(kinds) > 1:
         raise UsageError("some data sets label pixels and others whole images", "use data sets of one kind")
@@ -119,7 +118,7 @@ def partial_labels(
 
 
 def global_space(sets: Sequence[DataSet], union: Union = "names") -> tuple[LabelSpace, list[dict[int, int]]]:
-    """Label space of the stream, and for each data set the map local id -> global id, in learning order."""
+    """Label space of the stream, and per data set the map local id -> global id, in learning order."""
     pairs = [part.pairs() for part in sets]
     shared = {name for name, count in Counter(n for p in pairs for _, n in p).items() if count > 1}
     classes: list[ClassInfo] = []
@@ -145,7 +144,7 @@ def global_space(sets: Sequence[DataSet], union: Union = "names") -> tuple[Label
 
 
 def label_table(local: Mapping[int, int], other: int) -> Table:
-    """Table: local id -> global id; background and ignore stay; every other label becomes ``other``."""
+    """Table: local id -> global id. Background and IGNORE remain, all other labels become ``other``."""
     table = np.full(TABLE_SIZE, other, np.int16)
     table[[BACKGROUND, IGNORE]] = BACKGROUND, IGNORE
     table[list(local)] = list(local.values())
@@ -153,7 +152,7 @@ def label_table(local: Mapping[int, int], other: int) -> Table:
 
 
 def _free_color(wanted: Color, used: set[Color]) -> Color:
-    """The wanted colour, or the next generated one if another class has it already."""
+    """The wanted colour, or the next generated one if another class already has it."""
     if wanted not in used:
         return wanted
     return next(c for c in spread_colors(len(used) + 2) if c not in used)
@@ -170,7 +169,7 @@ def _opener(
         source = sets[task].source
         names = tuple(source.names(split))
         if source.kind == "classification" and len(maps[task]) < len(source.space):
-            present = cached_presence(source, split)[:, list(maps[task])]  # other images have no label at all here
+            present = cached_presence(source, split)[:, list(maps[task])]  # the other images have no label in this task
             names = tuple(names[row] for row in np.flatnonzero(present.any(1)))
         if split != "val" and not names:
             raise DataError(f"{sets[task].label}: the {split} split is empty", "a task needs at least one sample")
@@ -181,7 +180,7 @@ def _opener(
     def tests() -> dict[str, Dataset]:
         return {sets[task].label: view(task, "test", None) for task in range(index + 1)}
 
-    view(index, "train", None)  # a missing split is found before any work starts
+    view(index, "train", None)  # raises for a missing split before any work starts
     view(index, "test", None)
 
     def data(check: Callable[[], None]) -> TaskData:

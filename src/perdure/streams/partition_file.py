@@ -1,12 +1,12 @@
-"""Fixed image partitions that a user brings: which image belongs to which task.
+"""Image partitions from a file: which image belongs to which task.
 
-Published comparisons on ADE20K use a partition that was drawn once and shipped as a matrix. The matrix is not
-part of this package; whoever has it names its file, in one of two forms:
+Published comparisons on ADE20K use a partition that was drawn once and published as a matrix. The matrix is not part of
+this package. A partition file has one of two forms:
 
 * ``.npy``: numbers 0 and 1 of shape (images, tasks); row i is the i-th image in lexicographic name order;
-* any other ending: text, one image a line, ``NAME TASK`` with tasks counted from 0; ``#`` starts a comment.
+* any other suffix: text with one image per line, ``NAME TASK``, tasks counted from 0; ``#`` starts a comment.
 
-Images may be left out; no image may be in two tasks.
+Images may be left out. No image may be in two tasks.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from perdure.streams.lists import Groups, Presence, Rows
 
 
 def read_partition(path: Path, names: Sequence[str], tasks: int) -> Rows:
-    """Task of each image ``(N,)`` in the order of ``names``, -1 where the file leaves it out.
+    """Task of each image ``(N,)`` in the order of ``names``; -1 for images that the file leaves out.
 
     Raises:
-        DataError: The file is missing or damaged, or does not fit the images or the number of tasks.
+        DataError: The file is missing or damaged, or does not match the images or the number of tasks.
     """
     if not path.is_file():
         raise DataError(
@@ -35,9 +35,10 @@ def read_partition(path: Path, names: Sequence[str], tasks: int) -> Rows:
 
 
 def partition(presence: Presence, groups: Groups, assignment: Rows, names: Sequence[str]) -> list[Rows]:
-    """Rows of each task after an assignment, checked: every image must show a class of its task.
+    """Rows of each task according to an assignment.
 
-    Lists and class orders of different origin are easily mixed up; this check finds that.
+    Raises:
+        DataError: An image shows no class of its task: the file belongs to another split or class order.
     """
     lists = [np.flatnonzero(assignment == task) for task in range(len(groups))]
     for task, (rows, group) in enumerate(zip(lists, groups, strict=True)):
@@ -55,15 +56,15 @@ def _matrix(path: Path, names: Sequence[str], tasks: int) -> Rows:
     try:
         matrix = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path} is not a readable .npy matrix: {error}", "it must hold plain numbers") from error
+        raise DataError(f"{path} is not a readable .npy matrix: {error}", "write it with numpy.save") from error
     if not isinstance(matrix, np.ndarray) or matrix.shape != (len(names), tasks):
         shape = getattr(matrix, "shape", "an archive")
         raise DataError(
             f"{path} has shape {shape}, expected {(len(names), tasks)}",
-            "one row an image, one column a task",
+            "one row per image, one column per task",
         )
     if not np.isin(matrix, (0, 1)).all():
-        raise DataError(f"{path} holds other numbers than 0 and 1", "1 marks the task of an image")
+        raise DataError(f"{path} holds other numbers than 0 and 1", "write 1 in the column of the image's task, else 0")
     double = np.flatnonzero(matrix.sum(1) > 1)
     ordered = sorted(range(len(names)), key=names.__getitem__)
     if len(double):
@@ -91,10 +92,10 @@ def _text(path: Path, names: Sequence[str], tasks: int) -> Rows:
         if name not in row_of:
             raise DataError(f"{where}: no training image '{name}'", f"names look like '{names[0]}'")
         if task >= tasks:
-            raise DataError(f"{where}: there is no task {task}", f"tasks run from 0 to {tasks - 1}")
+            raise DataError(f"{where}: there is no task {task}", f"tasks are numbered from 0 to {tasks - 1}")
         if result[row_of[name]] >= 0:
             raise DataError(f"{where}: image '{name}' occurs twice")
         result[row_of[name]] = task
     if (result < 0).all():
-        raise DataError(f"{path} names no image", "one image a line: NAME TASK")
+        raise DataError(f"{path} names no image", "write one image per line: NAME TASK")
     return result

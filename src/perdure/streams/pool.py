@@ -1,4 +1,4 @@
-"""Images that a protocol grants without their labels, beside those of the task (``stream.pool``)."""
+"""Unlabelled images that a protocol grants besides those of the task (``stream.pool``)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from perdure.labels import IGNORE, TABLE_SIZE
 from perdure.streams import lists
 
 Pool = Literal["val", "test"] | Source
-"""A split of the stream's own data set, or images of another place, all of which are granted from the start."""
+"""A split of the stream's data set, or another source, all images of which are granted from the first task on."""
 
 
 def pool_view(
@@ -25,15 +25,15 @@ def pool_view(
     preparation: Preparation,
     check: Callable[[], None],
 ) -> Dataset:
-    """What a task may use: of a split the images that show a class seen so far; every label hidden.
+    """Granted images of a task: of a split those that show a class seen so far. All labels are ``IGNORE``.
 
     Args:
         source: The stream's data set.
-        pool: What is granted.
+        pool: The granted images.
         groups: Classes of each task.
-        index: The task.
-        preparation: As of training images.
-        check: Called before every read; raises when the task is sealed.
+        index: Number of the task.
+        preparation: That of training images.
+        check: Called before every read; raises if the task is sealed.
     """
     hidden = np.full(TABLE_SIZE, IGNORE, np.int16)
     if not isinstance(pool, str):
@@ -43,7 +43,7 @@ def pool_view(
 
 
 def find_pool(source: Source, pool: Pool) -> None:
-    """Raise DataError if the pool is not there: now, and not after the first task."""
+    """Raise DataError if the pool is missing, before any work starts."""
     if isinstance(pool, str):
         lists.cached_presence(source, pool)
     else:
@@ -51,7 +51,7 @@ def find_pool(source: Source, pool: Pool) -> None:
 
 
 def pool_words(pool: Pool) -> str:
-    """What a protocol's name says of a pool."""
+    """Text about the pool in the protocol."""
     if not isinstance(pool, str):
         return f", {len(pool.names('train'))} unlabelled images of their own in training"
     images = {"val": "validation images", "test": "test images (transductive)"}[pool]

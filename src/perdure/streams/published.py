@@ -1,4 +1,4 @@
-"""Published numbers of images per step, as data, and their comparison with the lists made here."""
+"""Published numbers of images per step, and their comparison with our image lists."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def datasets() -> list[str]:
 
 
 def published(dataset: str) -> dict[str, Any]:
-    """Everything published of a data set: images, splits, orders. Raises UsageError where there is nothing."""
+    """All published counts of a data set: images, splits, orders. Raises UsageError if there are none."""
     if dataset not in datasets():
         raise UsageError(f"no counts are published for data set '{dataset}'", nearest(dataset, datasets()))
     text = (resources.files(__package__) / "published" / f"{dataset}.json").read_text(encoding="utf-8")
@@ -36,7 +36,7 @@ def published(dataset: str) -> dict[str, Any]:
 
 
 def published_counts(dataset: str, split_name: str, setting: str, order: str = "natural") -> dict[str, list[int]]:
-    """Images per step of ``train``, ``validation`` and ``test`` as far as they are published; empty where nothing is.
+    """Images per step of ``train``, ``validation`` and ``test``, as far as published.
 
     Args:
         dataset: Name of the data set, e.g. ``"voc"``.
@@ -72,7 +72,7 @@ def compare_counts(
         order: See :func:`published_counts`.
 
     Returns:
-        One row a number; empty where nothing is published.
+        One row per number; empty if nothing is published.
 
     Raises:
         DataError: The number of steps differs.
@@ -85,16 +85,16 @@ def compare_counts(
         if len(sizes) != len(known):
             raise DataError(
                 f"{dataset} {split_name} has {len(known)} published steps, but {len(sizes)} here",
-                "compare a stream of the same split",
+                "compare a stream with the same split",
             )
         rows += [Comparison(step, split, k, s, k == s) for step, (k, s) in enumerate(zip(known, sizes, strict=True))]
     return rows
 
 
 def published_left_out(dataset: str) -> list[int] | None:
-    """Zero-based places, in lexicographic name order, of training images that no step of the partition holds.
+    """Zero-based positions, in lexicographic name order, of training images outside every step of the partition.
 
-    None where no partition is published.
+    None if no partition is published.
     """
     content = published(dataset) if dataset in datasets() else {}
     return list(content["left_out"]) if "left_out" in content else None

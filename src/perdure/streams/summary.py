@@ -1,4 +1,4 @@
-"""A stream in plain words and numbers: for checks before a run, and for the run folder."""
+"""Summary of a stream, for checks before a run."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from perdure.data.dataset import Samples, members
-from perdure.data.preparation import read_preparation
-from perdure.data.source import AbsentSplitError, Kind, Source
-from perdure.errors import DataError, PerdureError, UsageError
-from perdure.labels import BACKGROUND, ClassInfo, LabelSpace
+from perdure.data.source import AbsentSplitError, Source
+from perdure.errors import UsageError
+from perdure.labels import BACKGROUND, LabelSpace
 from perdure.streams.lists import Presence, cached_presence
-from perdure.streams.task import Stream, Task, TaskData, TaskSpec, make_stream
+from perdure.streams.task import Stream, Task, TaskData
 
 
 def list_sizes(stream: Stream) -> dict[str, list[int] | None]:
     """Images per task of ``train``, ``validation`` and ``test`` (all test sets together).
 
-    ``validation`` is None where the data set has no validation split. No image is read.
+    ``validation`` is None if the data set has no validation split. No image is read.
     """
     sizes: dict[str, list[int] | None] = {"train": [], "validation": [], "test": []}
     for task in stream.tasks:
@@ -33,9 +32,9 @@ def list_sizes(stream: Stream) -> dict[str, list[int] | None]:
 
 
 def left_out_rows(stream: Stream) -> list[int]:
-    """Zero-based places, in lexicographic name order, of training images that no task of the stream holds.
+    """Zero-based positions, in lexicographic name order, of training images outside every task of the stream.
 
-    For class-incremental streams; published partitions state these places.
+    For class-incremental streams; published partitions state these positions.
     """
     datasets = [dataset for task in stream.tasks for dataset in members(_open(task).train())]
     used = {name for dataset in datasets for name in dataset.names}
@@ -44,11 +43,11 @@ def left_out_rows(stream: Stream) -> list[int]:
 
 
 def summarize(stream: Stream) -> dict[str, Any]:
-    """What a stream holds, ready for JSON.
+    """Content of a stream, ready for JSON.
 
-    Each task has its name, classes, numbers of images, and for train, validation and test the number of images that
-    show each class *after* the view's label table (``"background"`` or its name here, classes by name);
-    ``without_images`` names annotated classes that no training image shows.
+    Each task has its name, classes and numbers of images. For train, validation and test it has the number of images
+    that show each class *after* the label table of the task (by class name; label 0 by the background's name).
+    ``without_images`` lists annotated classes that no training image shows.
     """
     memory: dict[tuple[int, str], _Known] = {}
     tasks = [_summary(task, stream.space, memory) for task in stream.tasks]
@@ -80,75 +79,8 @@ def _summary(task: Task, space: LabelSpace, memory: dict[tuple[int, str], _Known
     }
 
 
-def describe(stream: Stream, dataset: str, patients: bool, kind: Kind = "segmentation") -> dict[str, Any]:
-    """The content of ``stream.json``: all that prediction and figures need to know, and nothing of the data.
-
-    Args:
-        stream: The stream.
-        dataset: Name of the data set.
-        patients: Whether images come from patients.
-        kind: What a label describes: every pixel, or the image.
-    """
-    return {
-        "protocol": stream.protocol,
-        "dataset": dataset,
-        "kind": kind,
-        "background": stream.space.background,
-        "patients": patients,
-        "classes": [{"id": c.id, "name": c.name, "kind": c.kind, "color": list(c.color)} for c in stream.space.classes],
-        "tasks": [
-            {
-                "index": task.index,
-                "name": task.name,
-                "new": list(task.new),
-                "old": list(task.old),
-                "annotated": sorted(task.annotated),
-                "recurs": task.recurs,
-                "preparation": task.preparation.model_dump(mode="json"),
-            }
-            for task in stream.tasks
-        ],
-        "groups": [list(group) for group in stream.groups],
-    }
-
-
-def restore(content: Mapping[str, Any]) -> Stream:
-    """The stream of a ``stream.json``, without data: its tasks know their classes but cannot be opened.
-
-    Raises:
-        DataError: The content is damaged: a part is missing, or classes and tasks do not fit together.
-    """
-    try:
-        classes = tuple(
-            ClassInfo(int(c["id"]), str(c["name"]), c["kind"], (c["color"][0], c["color"][1], c["color"][2]))
-            for c in content["classes"]
-        )
-        specs = [
-            TaskSpec(
-                str(t["name"]),
-                tuple(map(int, t["new"])),
-                frozenset(map(int, t["annotated"])),
-                bool(t["recurs"]),
-                read_preparation(t["preparation"], "stream.json"),
-            )
-            for t in content["tasks"]
-        ]
-        groups = [tuple(map(int, group)) for group in content["groups"]]
-        stream = make_stream(LabelSpace(classes, content["background"]), specs, str(content["protocol"]), groups)
-        fits = all(tuple(t["old"]) == task.old for t, task in zip(content["tasks"], stream.tasks, strict=True))
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, PerdureError) as error:
-        raise DataError(f"the description of the stream is damaged: {error!r}", "restore stream.json") from error
-    known = set(stream.space.ids)
-    used = {c for task in stream.tasks for c in (*task.new, *task.annotated)}
-    if not fits or not used <= known or not stream.tasks:
-        raise DataError(
-            "the description of the stream is damaged: its tasks do not fit its classes", "restore stream.json"
-        )
-    return stream
-
-
 class _Known(NamedTuple):
-    """Lists of a split read so far; holds the source so that its identity stays taken."""
+    """Presence matrix of a split. Holds the source, so that no other object gets its ``id()``, the cache key."""
 
     source: Source
     presence: Presence
@@ -156,7 +88,7 @@ class _Known(NamedTuple):
 
 
 def _views(task: Task) -> dict[str, Mapping[str, Samples] | None]:
-    """All views of a task by split and name. Reading samples stays forbidden: only sizes and lists are used."""
+    """All data sets of a task by split and name. Only sizes and lists are used; reading samples would raise."""
     data = _open(task)
     validation = _or_none(data.validation)
     return {
@@ -180,7 +112,7 @@ def _or_none(opener: Callable[[], Samples]) -> Samples | None:
 
 
 def _histogram(samples: Samples, space: LabelSpace, memory: dict[tuple[int, str], _Known]) -> dict[str, int]:
-    """Images that show each class through the label table, by class name; ignore is left out."""
+    """Number of images that show each class after the label table, by class name; IGNORE is left out."""
     counts = dict.fromkeys((BACKGROUND, *space.ids), 0)
     for dataset in members(samples):
         key = (id(dataset.source), dataset.split)

@@ -1,4 +1,4 @@
-"""Tasks, streams and the rule that past data stays closed."""
+"""Tasks and streams; training data can be read only while its task is open."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ from perdure.labels import ChannelMap, LabelSpace
 
 @dataclass(frozen=True)
 class TaskData:
-    """How to open what belongs to a task; nothing is read until a view is indexed.
+    """Functions that open the data of a task. Nothing is read until a data set is indexed.
 
-    ``train`` and ``validation`` belong to this task alone. ``tests`` are named test sets for *all* classes seen so
-    far (one pooled set in class-incremental streams, one set a task in task-incremental ones). ``joint`` opens the
-    task's ``"train"`` or ``"val"`` images with every label they have; upper bounds only, through
-    :func:`perdure.streams.merged.merged`. ``pool`` opens
-    unlabelled images that may show any class seen so far, where the protocol grants them.
+    Attributes:
+        train: Training set of this task.
+        validation: Validation set of this task.
+        tests: Test sets, by name, for *all* classes seen so far: one in class-incremental streams, one per task in
+            task-incremental ones.
+        joint: The task's ``"train"`` or ``"val"`` images with all their labels, for upper bounds only
+            (:func:`perdure.streams.merged.merged`).
+        pool: Unlabelled images that may show any class seen so far. ``None`` unless the protocol grants them.
     """
 
     train: Callable[[], Samples]
@@ -41,11 +44,11 @@ class Task:
         name: Short name for folders and tables, e.g. ``"16"`` or ``"sheep"``.
         new: Global ids of the classes this task teaches, in learning order.
         old: Ids of all classes of earlier tasks, in learning order.
-        annotated: Ids that are labelled in this task's training data (partial labels); other classes may be
-            in the images as background.
-        recurs: True where images of other tasks may come back here with other labels (overlap).
-        preparation: How a case becomes what the network sees, and the way back.
-        data: How to open its data; ``None`` for a task that is only described (prediction).
+        annotated: Ids that are annotated in this task's training data (partial labels). Other classes may occur in the
+            images, labelled as background.
+        recurs: True if images of other tasks may recur here with other labels (overlap).
+        preparation: How a case becomes the network's input, and how predictions return to the case's grid.
+        data: Opens its data; ``None`` for a task that is only described (prediction).
     """
 
     index: int
@@ -73,7 +76,7 @@ class Task:
         return self._open().train()
 
     def validation(self) -> Samples:
-        """Validation data with the new classes, for information while training."""
+        """Validation set with the new classes, for figures during training."""
         return self._open().validation()
 
     def tests(self) -> dict[str, Dataset]:
@@ -85,7 +88,7 @@ class Task:
         return self.data.tests()
 
     def pool(self) -> Dataset | None:
-        """Unlabelled images of the classes seen so far (every label is ``IGNORE``), if the protocol grants any."""
+        """Unlabelled images of the classes seen so far (all labels are ``IGNORE``), if the protocol grants any."""
         opener = self._open().pool
         return None if opener is None else opener()
 
@@ -101,7 +104,7 @@ class Task:
 
 @dataclass
 class _Gate:
-    """Which task is open. Views hold a check bound to it, so a kept view dies with its task."""
+    """Which task is open. Data sets hold a check bound to it, so one that a method kept raises after its task."""
 
     current: int | None = None
 
@@ -110,7 +113,7 @@ class _Gate:
             state = "no task is open" if self.current is None else f"task {self.current} is open"
             raise SealedDataError(
                 f"training data of task {index} was opened while {state}",
-                "a method may read the data of the current task only; keep what it needs of the past as Kept items",
+                "a method may read only data of the current task; retain what it needs of earlier tasks as Kept items",
             )
 
 
@@ -122,8 +125,8 @@ class Stream:
         space: All classes of the data.
         tasks: The tasks in order, each attached to this stream's gate by :func:`make_stream`.
         protocol: Short description, e.g. ``"class-incremental 15-1 overlap"``.
-        groups: Classes by the task that teaches them; in a merged stream (joint training) these stay as they
-            were, so that figures of old and new classes mean the same.
+        groups: Classes by the task that teaches them. In a merged stream (joint training) they are those of the
+            original stream, so that figures of old and new classes have the same definition.
     """
 
     space: LabelSpace
@@ -137,7 +140,7 @@ class Stream:
 
     @contextmanager
     def opened(self, task: Task) -> Iterator[Task]:
-        """Make ``task`` the current one: its training data can be read, that of every other task cannot."""
+        """Make ``task`` the current one: only its training data can be read."""
         self._gate.current = task.index
         try:
             yield task
@@ -147,9 +150,9 @@ class Stream:
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """What a protocol says of one task, before it is bound to a stream.
+    """Description of one task, before it is bound to a stream.
 
-    ``data`` receives the check that its views have to carry.
+    ``data`` receives the check that its data sets must call before every read.
     """
 
     name: str
@@ -172,7 +175,7 @@ def make_stream(
     tasks: list[Task] = []
     for index, spec in enumerate(specs):
         ChannelMap(old + spec.new)
-        check = partial(gate.check, index)  # not a closure: views have to travel to spawned loader workers
+        check = partial(gate.check, index)  # a partial, not a closure: spawned loader workers receive data sets pickled
         data = spec.data(check) if spec.data is not None else None
         tasks.append(Task(index, spec.name, spec.new, old, spec.annotated, spec.recurs, spec.preparation, data, gate))
         old += spec.new

@@ -1,1 +1,1 @@
-"""One file a layout: how a data set on disk, or made on the fly, becomes cases."""
+"""Readers: one file per layout of a data set on disk, or per generated data set."""

@@ -18,7 +18,7 @@ _TABLE = Path(__file__).parent / "tables" / "ade20k.csv"
 
 
 def ade20k_space() -> LabelSpace:
-    """The 150 classes in the benchmark's order, named by their first synonym."""
+    """The 150 classes in the benchmark's order, with their first synonym as name."""
     with _TABLE.open(encoding="utf-8", newline="") as stream:
         rows = list(csv.DictReader(stream))
     colors = spread_colors(len(rows))
@@ -30,16 +30,16 @@ def ade20k_space() -> LabelSpace:
 
 
 def open_ade20k(root: Path) -> PairSource:
-    """Open ADE20K; images are taken in sorted file order. Test is the same as val (test masks are not public).
+    """Open ADE20K; images are in sorted file order. Test is the same as val (test masks are not public).
 
-    ``objectInfo150.txt``, where the folder has it, is compared with the built-in class table, so that a folder
-    in the same layout but with other classes is not taken for ADE20K.
+    If the folder has ``objectInfo150.txt``, it is compared with the built-in class table, so that a data set in the
+    same layout with other classes is an error.
 
     Args:
         root: ``ADEChallengeData2016`` or the folder that holds it.
 
     Raises:
-        DataError: The layout is not there, or ``objectInfo150.txt`` lists other classes.
+        DataError: The folder has another layout, or ``objectInfo150.txt`` lists other classes.
     """
     for base in (root, root / "ADEChallengeData2016"):
         if (base / "images").is_dir() and (base / "annotations").is_dir():

@@ -1,4 +1,4 @@
-"""CamVid road scenes with the 11 classes of the SegNet release; every pixel has a class, 11 is void."""
+"""CamVid road scenes with the 11 classes of the SegNet release. Every pixel has a class; raw label 11 is void."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def open_camvid(root: Path) -> PairSource:
     """Open CamVid: ``{train,val,test}/``, ``{train,val,test}annot/`` and ``{train,val,test}.txt``.
 
     A line of a list is a name, or an image path and a mask path with any prefix (the original lists say
-    ``/SegNet/CamVid/train/x.png``); images may be JPEG or PNG. Label 0 does not occur in the masks: it appears
-    only in views, for pixels of classes that a view does not show.
+    ``/SegNet/CamVid/train/x.png``). Images may be JPEG or PNG. Id 0 does not occur here: it appears only in the data
+    sets of tasks, for pixels of classes that a task does not label.
 
     Args:
         root: The folder that holds the lists.
 
     Raises:
-        DataError: The layout is not there.
+        DataError: The folder has another layout.
     """
     if not any((root / f"{split}.txt").is_file() for split in SPLITS):
         raise DataError(

@@ -38,13 +38,13 @@ RAW_LABELS: Final = (*range(34), 255)  # labelIds of the annotation format; -1 (
 
 
 def open_cityscapes(root: Path) -> PairSource:
-    """Open Cityscapes fine; sample names are file names without ``_leftImg8bit``. Test is the same as val.
+    """Open Cityscapes (fine annotations). Names are file names without ``_leftImg8bit``. Test is the same as val.
 
     Args:
         root: The folder that holds ``leftImg8bit`` and ``gtFine``.
 
     Raises:
-        DataError: The layout is not there.
+        DataError: The folder has another layout.
     """
     if not (root / "leftImg8bit").is_dir() or not (root / "gtFine").is_dir():
         raise DataError(

@@ -1,9 +1,9 @@
-"""Your own images sorted into one folder a class.
+"""Images sorted into one folder per class.
 
 ::
 
     ROOT/{train,val,test}/CLASS/*.png    (or .jpg, .tif, ...)
-    ROOT/classes.txt                     optional: the folders' names in learning order, one a line
+    ROOT/classes.txt                     optional: the folders' names in learning order, one per line
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from perdure.errors import DataError, nearest
 from perdure.labels import IGNORE, LabelSpace, label_space
 
 CLASS_LIST: Final = "classes.txt"
-_LAYOUT: Final = "expected train/CLASS/*.png, test/CLASS/*.png and perhaps val/CLASS/*.png, one folder a class"
+_LAYOUT: Final = "expected train/CLASS/*.png, test/CLASS/*.png and perhaps val/CLASS/*.png, one folder per class"
 
 
 @dataclass(frozen=True, eq=False)
 class ClassFolders(Source):
-    """Images whose folder tells their class; implements :class:`~perdure.data.source.Source`.
+    """Images whose folder is their class; implements :class:`~perdure.data.source.Source`.
 
     Args:
         root: Folder that holds the splits' folders.
@@ -46,7 +46,7 @@ class ClassFolders(Source):
     _listed: dict[Split, Mapping[str, int]] = field(default_factory=dict, init=False, repr=False)
 
     def names(self, split: Split) -> Sequence[str]:
-        """``CLASS/FILE`` with the file's suffix, class by class in the order of the class list."""
+        """``CLASS/FILE`` with the file's suffix, sorted by class in the order of the class list."""
         return tuple(self._samples(split))
 
     def image(self, split: Split, name: str) -> Image:
@@ -80,15 +80,15 @@ class ClassFolders(Source):
 
 
 def open_class_folders(root: Path, channels: Literal[1, 3] = 3, patients: bool = False) -> ClassFolders:
-    """Open images in one folder a class; the classes are the folders of ``train``, sorted or as in ``classes.txt``.
+    """Open images in one folder per class. The classes are the folders of ``train``, sorted or as in ``classes.txt``.
 
     Args:
         root: The folder that holds ``train``, ``test`` and perhaps ``val``.
         channels: 3 reads images as RGB, 1 as grey.
-        patients: True where the images come from patients: a run then keeps no picture of them.
+        patients: True if the images come from patients: a run then stores no picture of them.
 
     Raises:
-        DataError: The layout is not there; a class folder has no image; ``classes.txt`` and the folders disagree.
+        DataError: The folder has another layout, a class folder has no image, or ``classes.txt`` does not match.
     """
     if not (root / "train").is_dir():
         there = sorted(path.name for path in _visible(root) if path.is_dir())
@@ -111,7 +111,7 @@ def open_class_folders(root: Path, channels: Literal[1, 3] = 3, patients: bool =
 
 
 def _visible(folder: Path) -> Iterator[Path]:
-    """What a folder holds, in name order, without hidden files and folders."""
+    """Content of a folder in name order, without hidden files and folders."""
     try:
         yield from sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as error:
@@ -123,7 +123,7 @@ def _in_order(path: Path, folders: Sequence[str]) -> list[str]:
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}", "write one class folder's name a line") from error
+        raise DataError(f"{path} cannot be read: {error}", "write one class folder's name per line") from error
     names = [line for line in lines if line and not line.startswith("#")]
     for name in names:
         if name not in folders:
@@ -132,7 +132,7 @@ def _in_order(path: Path, folders: Sequence[str]) -> list[str]:
             raise DataError(f"{path} names '{name}' twice", "name each class once")
     missing = [name for name in folders if name not in names]
     if missing:
-        raise DataError(f"{path} lacks the folder train/{missing[0]}", "name every class folder, one a line")
+        raise DataError(f"{path} lacks the folder train/{missing[0]}", "name every class folder, one per line")
     return names
 
 

@@ -1,7 +1,7 @@
-"""Class files: which number in the masks means what.
+"""Class files: the class of each number in the masks.
 
 Text (``classes.txt``, ``class_names.txt``): either ``id name`` on each line (the name may contain spaces), or one
-name a line. Names alone are numbered from 1, or from 0 if the first one is a word for background. ``#`` starts a
+name per line. Names alone are numbered from 1, or from 0 if the first one is a word for background. ``#`` starts a
 comment line. JSON (``classes.json``): a list of names, ``{"1": "cat", ...}``, ``{"cat": 1, ...}``, or a list of
 ``{"id": 1, "name": "cat", "kind": "thing", "color": [r, g, b]}`` (the last two are optional).
 """
@@ -19,7 +19,7 @@ from perdure.labels import BACKGROUND, IGNORE, ClassInfo, Kind, LabelSpace, spre
 CLASS_FILES: Final = ("classes.txt", "class_names.txt", "classes.json")
 _NUMBERED = re.compile(r"(\d+)[\s,:;]+(\S.*)")
 _BACKGROUND_WORDS: Final = {"background", "bg", "backgrd", "unlabelled", "unlabeled"}
-_HELP: Final = "write one class a line: its number, a space, its name"
+_HELP: Final = "write one class per line: its number, a space, its name"
 Row = tuple[int, str, dict[str, Any]]
 
 
@@ -35,10 +35,10 @@ def find_class_file(*folders: Path) -> Path | None:
 
 
 def read_class_file(path: Path) -> LabelSpace:
-    """Read a class file into a label space; the name of class 0, if given, names the background.
+    """Read a class file into a label space. The name of class 0, if given, is that of the background.
 
     Raises:
-        DataError: The file is unreadable, empty, repeats an id or a name, or has an id outside 0..4094.
+        DataError: The file is unreadable or empty, repeats an id or a name, or has an id outside 0..4094.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")

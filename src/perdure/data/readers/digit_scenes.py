@@ -1,7 +1,7 @@
-"""Paints one digit scene: ground, clutter, digits, light. Everything is drawn from one generator.
+"""Renders one digit scene: texture, clutter, digits, light. All random draws come from one generator.
 
-Coordinates run over the unit square, so that a scene of another size is a different scene in the same style.
-Low-frequency fields and enlarged digits are small arrays between two fixed interpolation matrices.
+Coordinates are those of the unit square, so a scene of another size is a different scene in the same style.
+Low-frequency fields and enlarged digits are small arrays, interpolated by multiplication with a fixed matrix per axis.
 """
 
 from __future__ import annotations
@@ -12,27 +12,27 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-VERSION: Final = 1  # raise whenever the same seed gives other pixels
+VERSION: Final = 1  # increase it when the same seed gives other pixels: caches depend on it
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.int16]
 
 _GLYPH: Final = 32  # pixels of an enlarged digit
-_BODY: Final = 0.8  # share of an enlarged digit's side that is ink, the rest is an empty rim
-_SPAN: Final = (0.33, 0.54)  # height of a digit's ink over the scene's height
-_TRIES: Final = 24  # places looked at for each digit
+_BODY: Final = 0.8  # share of an enlarged digit's side that is ink; the rest is an empty margin
+_SPAN: Final = (0.33, 0.54)  # height of a digit's ink relative to the scene's height
+_TRIES: Final = 24  # random positions per digit to choose from
 _LUMA: Final = np.asarray([0.299, 0.587, 0.114], np.float32)
 
 
 class Scene(NamedTuple):
-    """Image ``(3, S, S)`` uint8 and mask ``(S, S)`` uint8 (0 ground, digit + 1)."""
+    """Image ``(3, S, S)`` uint8 and mask ``(S, S)`` int16 (0 background, else digit + 1)."""
 
     image: Bytes
     mask: Mask
 
 
 def paint(seed: int, size: int, per_scene: tuple[int, int], writers: tuple[int, int]) -> Scene:
-    """Paint a scene.
+    """Render a scene.
 
     Args:
         seed: Seed of the scene.
@@ -57,7 +57,7 @@ def paint(seed: int, size: int, per_scene: tuple[int, int], writers: tuple[int, 
 
 
 def _ground(rng: np.random.Generator, size: int) -> Floats:
-    """Two or three colours mixed by noise of several scales and, in half of the scenes, by waves. ``(3, S, S)``."""
+    """Textured background ``(3, S, S)``: two colours mixed by noise of four scales and, in half of them, by waves."""
     field = np.zeros((size, size), np.float32)
     for cells, weight in ((3, 1.0), (6, 0.6), (12, 0.35), (24, 0.2)):
         spread = _spread(size, cells)
@@ -70,7 +70,7 @@ def _ground(rng: np.random.Generator, size: int) -> Floats:
         field += np.float32(rng.uniform(0.4, 1.0)) * np.sin(along + np.float32(phase) + warp)
     mix = 1 / (1 + np.exp(np.float32(-rng.uniform(0.8, 3.0)) * field))
     low, high = (_color(rng, rng.uniform(0.15, 0.85), 0.16) for _ in range(2))
-    high = low + np.float32(0.5) * (high - low)  # near enough that a digit stands out from both
+    high = low + np.float32(0.5) * (high - low)  # similar colours, so that a digit is distinct from both
     canvas = low[:, None, None] + (high - low)[:, None, None] * mix
     grain = np.float32(rng.uniform(0.01, 0.05)) * rng.standard_normal((size, size), np.float32)
     out: Floats = canvas + grain
@@ -78,7 +78,7 @@ def _ground(rng: np.random.Generator, size: int) -> Floats:
 
 
 def _clutter(rng: np.random.Generator, canvas: Floats) -> None:
-    """Blend 2 to 6 soft discs, rings and bars into the ground: things that are not digits."""
+    """Blend 2 to 6 soft discs, rings and bars into the background as distractors."""
     size, count = canvas.shape[-1], int(rng.integers(2, 7))
     y, x = _grid(size)
     cy, cx = rng.uniform(0, 1, (2, count, 1, 1)).astype(np.float32)
@@ -92,19 +92,19 @@ def _clutter(rng: np.random.Generator, canvas: Floats) -> None:
     kind = rng.integers(0, 3, (count, 1, 1))
     inside = np.where(kind == 0, disc, np.where(kind == 1, np.abs(disc) - width, bar))
     alpha = np.clip(0.5 - inside * np.float32(size), 0, 1) * rng.uniform(0.3, 0.8, (count, 1, 1)).astype(np.float32)
-    for k in range(count):  # later things lie on earlier ones
+    for k in range(count):  # later shapes cover earlier ones
         canvas += alpha[k] * (_color(rng, rng.uniform(0.1, 0.9), 0.3)[:, None, None] - canvas)
 
 
 def _places(rng: np.random.Generator, spans: Floats) -> Floats:
-    """Centres ``(count, 2)`` inside the unit square, each the least crowded of some random ones."""
+    """Centres ``(count, 2)`` in the unit square, chosen among random positions by distance to earlier digits."""
     centres = np.empty((len(spans), 2), np.float32)
     for k, span in enumerate(spans):
         margin = 0.46 * span
         tries = rng.uniform(margin, 1 - margin, (_TRIES, 2)).astype(np.float32)
         gaps = np.linalg.norm(tries[:, None] - centres[None, :k], axis=-1) / (span + spans[:k])
         nearest = gaps.min(1, initial=1.0)
-        # any place that is free enough is as good as another: the first one, else the freest
+        # the first position with enough distance, else the one with the largest distance
         free = np.flatnonzero(nearest > 0.44)
         centres[k] = tries[free[0] if len(free) else int(nearest.argmax())]
     return centres
@@ -113,9 +113,9 @@ def _places(rng: np.random.Generator, spans: Floats) -> Floats:
 def _stamp(
     rng: np.random.Generator, canvas: Floats, mask: Mask, glyph: Floats, label: int, span: np.float32, place: Floats
 ) -> None:
-    """Bend, colour and blend one digit into the scene and write its label."""
+    """Transform, colour and blend one digit into the scene, and write its label."""
     size = canvas.shape[-1]
-    half = 0.75 * float(span)  # of the square that is touched: room for rotation
+    half = 0.75 * float(span)  # of the square that is changed, with room for rotation
     top, left = (max(0, int((float(c) - half) * size)) for c in place)
     bottom, right = (min(size, int((float(c) + half) * size) + 1) for c in place)
     ink = _bend(rng, glyph, size, span, place, (slice(top, bottom), slice(left, right)))
@@ -147,13 +147,13 @@ def _bend(
     upper = glyph[i, j] * (1 - b) + glyph[i, j + 1] * b
     lower = glyph[i + 1, j] * (1 - b) + glyph[i + 1, j + 1] * b
     level = upper * (1 - a) + lower * a
-    threshold = np.float32(rng.uniform(0.36, 0.46))  # thick and thin pens
+    threshold = np.float32(rng.uniform(0.36, 0.46))  # varies the stroke width
     out: Floats = np.clip((level - threshold) * np.float32(16 / scale / 3) + np.float32(0.5), 0, 1)
     return out
 
 
 def _ink_color(rng: np.random.Generator, ground: Floats) -> Floats:
-    """A random colour clearly lighter or darker than the ground."""
+    """A random colour that is lighter or darker than the background by 0.3 to 0.5."""
     light = float(ground @ _LUMA)
     gap = rng.uniform(0.30, 0.50)
     up = light < 0.4 or (light < 0.6 and rng.random() < 0.5)
@@ -168,7 +168,7 @@ def _color(rng: np.random.Generator, light: float, chroma: float) -> Floats:
 
 
 def _light(rng: np.random.Generator, canvas: Floats) -> None:
-    """A slope of brightness over the scene, contrast and sensor noise; values end in 0..1."""
+    """Apply a brightness gradient, contrast and sensor noise in place; values are clipped to 0..1."""
     y, x = _grid(canvas.shape[-1])
     dy, dx = rng.uniform(-0.25, 0.25, 2).astype(np.float32)
     canvas *= np.float32(rng.uniform(0.85, 1.1)) + dy * (y - np.float32(0.5)) + dx * (x - np.float32(0.5))
@@ -178,7 +178,7 @@ def _light(rng: np.random.Generator, canvas: Floats) -> None:
 
 @cache
 def _glyphs() -> tuple[Floats, npt.NDArray[np.int64]]:
-    """All digits enlarged to ``(1797, 32, 32)``, about 0..1, and which digit each is. Loaded once a process."""
+    """All digits enlarged to ``(1797, 32, 32)``, about 0..1, and their values. Loaded once per process."""
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
@@ -189,7 +189,7 @@ def _glyphs() -> tuple[Floats, npt.NDArray[np.int64]]:
 
 @cache
 def _spread(size: int, cells: int) -> Floats:
-    """Interpolation matrix ``(size, cells)``, rows add up to 1: Mitchell's cubic, smooth but not blurred."""
+    """Interpolation matrix ``(size, cells)`` whose rows sum to 1 (Mitchell-Netravali cubic filter)."""
     at = (np.arange(size) + 0.5) / size * cells - 0.5
     far = np.abs(at[:, None] - np.arange(cells))
     near = (7 * far**3 - 12 * far**2) / 6 + 8 / 9

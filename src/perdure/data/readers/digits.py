@@ -1,9 +1,9 @@
-"""Built-in scenes of real handwritten digits on textured ground: a segmentation data set without a download.
+"""Built-in scenes of real handwritten digits on textured background: a segmentation data set without a download.
 
 Each scene shows a few digits of scikit-learn's collection (UCI optical recognition, 8×8, 1,797 samples), enlarged,
-bent, coloured and put on a textured ground with clutter. The collection is ordered by writer, so splits take
-contiguous parts of it: test scenes show handwriting of people who do not occur in training. A scene is a function
-of (seed, split, number, size, digits a scene) alone; :mod:`perdure.data.readers.digit_scenes` paints it.
+transformed, coloured and blended into a textured background with clutter. The collection is ordered by writer and the
+splits are contiguous parts of it, so test scenes show other writers than training scenes. A scene depends only on
+seed, split, number, size and digits per scene; :mod:`perdure.data.readers.digit_scenes` renders it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from perdure.seeds import derive_seed
 
 CLASSES: Final = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 WRITERS: Final[dict[Split, tuple[int, int]]] = {"train": (0, 1150), "val": (1150, 1437), "test": (1437, 1797)}
-_CACHE_BYTES: Final = 128 << 20  # painted scenes kept in each process
+_CACHE_BYTES: Final = 128 << 20  # rendered scenes cached per process
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,9 +29,9 @@ class Digits(Source):
     """Digit scenes; implements :class:`~perdure.data.source.Source`. Class ids are digit + 1.
 
     Args:
-        counts: Scenes a split.
-        size: Height and width in pixels; digits are a third to a half of it high.
-        per_scene: Fewest and most digits a scene, all different.
+        counts: Scenes per split.
+        size: Height and width in pixels. The height of a digit is a third to a half of it.
+        per_scene: Fewest and most digits per scene, all different.
         seed: Seed of the whole data set.
     """
 
@@ -63,7 +63,7 @@ class Digits(Source):
         return self._scene(split, name).mask
 
     def fingerprint(self, split: Split) -> str:
-        """Digest of the parameters and of the painter's version; no scene is painted for it."""
+        """Digest of the parameters and of the version of the rendering. No scene is rendered."""
         parts = (VERSION, split, self.counts[split], self.size, *self.per_scene, self.seed)
         return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
@@ -80,7 +80,7 @@ class Digits(Source):
         return scene
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave painted scenes behind when the source is sent to a worker process."""
+        """Leave the cached scenes out when the source is sent to a worker process."""
         return self.__dict__ | {"_painted": {}}
 
 
@@ -92,15 +92,15 @@ def open_digits(
     per_scene: tuple[int, int] = (2, 4),
     seed: int = 0,
 ) -> Digits:
-    """Digit scenes; nothing is painted or loaded before a scene is read.
+    """Open the digit scenes. Nothing is rendered or loaded before a scene is read.
 
     Args:
         size: Height and width in pixels.
         train: Training scenes.
         val: Validation scenes.
         test: Test scenes.
-        per_scene: Fewest and most digits a scene. Beyond about four they begin to hide each other.
-        seed: Another seed gives other scenes, of the same handwriting.
+        per_scene: Fewest and most digits per scene. More than about four overlap.
+        seed: Another seed gives other scenes with the same handwriting.
 
     Raises:
         UsageError: A number is out of range.

@@ -1,12 +1,12 @@
-"""Your own data in plain folders: images, masks and a class file.
+"""Plain folders of images and masks with a class file.
 
 Splits are given in one of three ways::
 
     ROOT/classes.txt  ROOT/{train,val,test}/images/  ROOT/{train,val,test}/masks/
-    ROOT/classes.txt  ROOT/images/  ROOT/masks/  ROOT/{train,val,test}.txt        one sample name a line
+    ROOT/classes.txt  ROOT/images/  ROOT/masks/  ROOT/{train,val,test}.txt        one sample name per line
     ROOT/classes.txt  ROOT/images/  ROOT/masks/                                   with the option holdout
 
-An image and its mask have the same name but for the suffix. Class files: :mod:`perdure.data.readers.classfile`.
+An image and its mask have the same name except for the suffix. Class files: :mod:`perdure.data.readers.classfile`.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ def open_folders(
 ) -> PairSource:
     """Open a folder of images, masks and a class file.
 
-    Val and test stand in for each other where only one of them exists.
+    If only one of val and test exists, it is used for both.
 
     Args:
         root: The folder.
-        classes: Class file elsewhere than in ``root``.
+        classes: Class file outside ``root``.
         values: Number in the masks -> class id, 0 or ``ignore``, for masks without class ids, e.g.
-            ``{255: 1, 128: ignore}``; numbers that are not given are then errors, except 0.
+            ``{255: 1, 128: ignore}``. Numbers that it does not list are then errors, except 0.
         holdout: Without lists or split folders: every ``holdout``-th image of the sorted names is test (and val),
             the others are train.
-        patients: True where the images come from patients: a run then keeps no picture of them.
-        every_pixel: True where every pixel has a class, so that figures leave label 0 out.
+        patients: True if the images come from patients: a run then stores no picture of them.
+        every_pixel: True if every pixel has a class: figures then leave label 0 out.
 
     Raises:
         DataError: Folder, class file or masks are missing.
-        UsageError: An option makes no sense.
+        UsageError: An option is invalid.
     """
     if not root.is_dir():
         raise DataError(f"{root} is not a folder", "give the folder that holds images/, masks/ and a class file")
@@ -61,10 +61,10 @@ def open_folders(
     path = classes or find_class_file(root)
     if path is None:
         raise DataError(
-            f"{root} has no class file ({', '.join(CLASS_FILES)})", "write a classes.txt with one 'id name' a line"
+            f"{root} has no class file ({', '.join(CLASS_FILES)})", "write a classes.txt with one 'id name' per line"
         )
     if holdout is not None and holdout < 2:
-        raise UsageError(f"holdout is {holdout}", "2 or more: every n-th image is set aside for testing")
+        raise UsageError(f"holdout is {holdout}", "give 2 or more: every n-th image is for testing")
     space = read_class_file(path)
     if every_pixel:
         space = LabelSpace(space.classes, background=None)
@@ -82,7 +82,7 @@ def _decoder(space: LabelSpace, values: Mapping[int, int | Literal["ignore"]] | 
             raise UsageError(f"values: {raw} cannot occur in a mask", "masks hold 0 to 65535")
         if class_id not in (BACKGROUND, "ignore", *space.ids):
             hint = f"classes: {', '.join(map(str, space.ids))}; also 0 and ignore"
-            if class_id == IGNORE_IN_FILES:  # by the custom of the published sets, but here it could be a class
+            if class_id == IGNORE_IN_FILES:  # published sets use 255 for ignore, but here it could be a class id
                 hint = f"write {raw}: ignore for pixels that count nowhere; {class_id} has to be a class"
             raise UsageError(f"values: {raw} means class {class_id}, which is not in the class file", hint)
         table[raw] = IGNORE if class_id == "ignore" else class_id
@@ -104,7 +104,7 @@ def _samples(root: Path, holdout: int | None, split: Split) -> dict[str, Pair]:
         if holdout is None:
             raise DataError(
                 f"{root} does not say which images are for training and which for testing",
-                "write train.txt and test.txt, one sample name a line, or give holdout=5 to test on every fifth image",
+                "write train.txt and test.txt, one sample name per line, or holdout=5 for every fifth image",
             )
         pairs = _folder(root)
         return {name: pair for k, (name, pair) in enumerate(pairs.items()) if (k % holdout == 0) != (split == "train")}

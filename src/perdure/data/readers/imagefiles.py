@@ -1,4 +1,4 @@
-"""Reading image and mask files, with every way in which a file can be bad told plainly."""
+"""Reading image and mask files. Every defect of a file is a DataError that names the file and the remedy."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _load(path: Path) -> Pil.Image:
             picture.load()
             return picture
     except FileNotFoundError as error:
-        raise DataError(f"{path} does not exist", "restore the file or take its name off the list") from error
+        raise DataError(f"{path} does not exist", "restore the file, or remove its name from the list") from error
     except _UNREADABLE as error:
         raise DataError(
             f"{path} is not a readable image: {error}", "the file is damaged or not an image: copy it again"
@@ -38,12 +38,12 @@ def _load(path: Path) -> Pil.Image:
 def read_image(path: Path) -> npt.NDArray[np.uint8]:
     """Read a photograph as RGB ``(3, H, W)`` uint8; grey and palette images become RGB.
 
-    The pixels are taken as stored: a rotation flag of the camera is not applied, because masks are drawn on
-    the stored pixels in all published data sets.
+    The pixels are returned as stored. A rotation flag of the camera is not applied, because the masks of published data
+    sets refer to the stored pixels.
 
     Raises:
-        DataError: The file is missing or damaged, has more than 8 bits a channel, or has transparent pixels
-            (whose colour would be invented).
+        DataError: The file is missing or damaged, has more than 8 bits per channel, or has transparent pixels
+            (their colour is undefined).
     """
     picture = _load(path)
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
@@ -52,7 +52,7 @@ def read_image(path: Path) -> npt.NDArray[np.uint8]:
             raise DataError(f"{path} has transparent pixels", "save it without an alpha channel")
     elif picture.mode not in _EIGHT_BIT:
         raise DataError(
-            f"{path} has pixel format {picture.mode}, not 8 bits a channel", "convert it to 8-bit RGB or grey"
+            f"{path} has pixel format {picture.mode}, not 8 bits per channel", "convert it to 8-bit RGB or grey"
         )
     return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB")).transpose(2, 0, 1)
 

@@ -1,4 +1,4 @@
-"""Image lists and folder contents: which sample has which two files."""
+"""Image lists and folder contents: the image and mask file of each sample."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ class Pair(NamedTuple):
 
 
 class Line(NamedTuple):
-    """One line of an image list: its number in the file, from 1, and its columns."""
+    """One line of an image list: its number in the file, counted from 1, and its columns."""
 
     number: int
     columns: tuple[str, ...]
 
 
 def read_list(path: Path, columns: int = 2) -> list[Line]:
-    """Read an image list: one or, where ``columns`` is 2, two white-space separated entries a line.
+    """Read an image list with one entry or, if ``columns`` is 2, up to two white-space separated entries per line.
 
     Blank lines are skipped. With ``columns=1`` a line is one entry and may contain spaces.
 
@@ -36,7 +36,7 @@ def read_list(path: Path, columns: int = 2) -> list[Line]:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
-            f"the image list {path} cannot be read: {error}", "a list is a text file with one sample a line"
+            f"the image list {path} cannot be read: {error}", "a list is a text file with one sample per line"
         ) from error
     lines: list[Line] = []
     for number, line in enumerate(text.splitlines(), 1):
@@ -48,7 +48,7 @@ def read_list(path: Path, columns: int = 2) -> list[Line]:
         if any(parts):
             lines.append(Line(number, parts))
     if not lines:
-        raise DataError(f"the image list {path} is empty", "write one sample name a line")
+        raise DataError(f"the image list {path} is empty", "write one sample name per line")
     return lines
 
 
@@ -56,12 +56,12 @@ def index_folder(folder: Path, suffixes: Iterable[str], ending: str = "") -> dic
     """Map sample name -> file for the files of a folder, sorted by name.
 
     Args:
-        folder: Where to look; sub-folders and hidden files are left alone.
-        suffixes: File suffixes that count, lower case.
-        ending: What the stem must end with (taken off the name), e.g. ``"_leftImg8bit"``.
+        folder: The folder. Sub-folders and hidden files are skipped.
+        suffixes: File suffixes to include, lower case.
+        ending: Required end of the stem, removed from the name, e.g. ``"_leftImg8bit"``.
 
     Raises:
-        DataError: The folder is missing, or two of its files have the same name but for the suffix.
+        DataError: The folder is missing, or two of its files differ only in their suffix.
     """
     wanted = tuple(suffixes)
     found: dict[str, Path] = {}
@@ -77,7 +77,7 @@ def index_folder(folder: Path, suffixes: Iterable[str], ending: str = "") -> dic
         name = file.stem[: len(file.stem) - len(ending)]
         if name in found:
             raise DataError(
-                f"{folder} holds both {found[name].name} and {file.name}", "one sample needs one file: remove one"
+                f"{folder} holds both {found[name].name} and {file.name}", "a sample has one file: remove one of them"
             )
         found[name] = file
     return found
@@ -87,7 +87,7 @@ def match(images: Mapping[str, Path], masks: Mapping[str, Path], where: str) -> 
     """Pair images and masks of the same name, in name order.
 
     Raises:
-        DataError: There are none, or an image has no mask, or a mask has no image.
+        DataError: There is no image, an image has no mask, or a mask has no image.
     """
     for these, those, what, lacks in ((images, masks, "image", "mask"), (masks, images, "mask", "image")):
         alone = [these[name] for name in these if name not in those]
@@ -101,16 +101,16 @@ def match(images: Mapping[str, Path], masks: Mapping[str, Path], where: str) -> 
 
 
 Locate = Callable[[Line], tuple[Path, Path]]
-"""Where the image and the mask of a line of a list should be; the suffix does not matter."""
+"""Expected paths of the image and the mask of a line of a list; their suffix is not used."""
 
 
 def from_list(path: Path, lines: list[Line], locate: Locate) -> dict[str, Pair]:
-    """Find the files of every line of an image list, in list order; a sample's name is its image's stem.
+    """Find the files of every line of an image list, in list order. A sample's name is its image's stem.
 
-    Folders are read once each, so long lists cost no file-system call a line.
+    Each folder is read once, so that long lists need no file-system call per line.
 
     Raises:
-        DataError: A file is missing (the first is named, the others counted), or a sample is listed twice.
+        DataError: A file is missing (the message names the first and counts the others), or a sample is listed twice.
     """
     folders: dict[tuple[Path, bool], dict[str, Path]] = {}
 
@@ -119,7 +119,9 @@ def from_list(path: Path, lines: list[Line], locate: Locate) -> dict[str, Pair]:
         if key not in folders:
             folders[key] = index_folder(file.parent, MASK_SUFFIXES if mask else IMAGE_SUFFIXES)
         found = folders[key].get(file.stem)
-        if found is None and Path(file.stem).suffix.lower() in IMAGE_SUFFIXES:  # the list gave a file name as a name
+        if (
+            found is None and Path(file.stem).suffix.lower() in IMAGE_SUFFIXES
+        ):  # the list has file names instead of sample names
             found = folders[key].get(Path(file.stem).stem)
         return found
 

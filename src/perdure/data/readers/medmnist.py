@@ -1,7 +1,7 @@
-"""MedMNIST's 2D sets, and any other ``.npz`` file in their layout: small images with one class each.
+"""MedMNIST's 2D sets, and other ``.npz`` files in their layout: small images with one class per image.
 
 A file holds ``{train,val,test}_images``, ``(N, H, W)`` or ``(N, H, W, 3)`` uint8, and ``{train,val,test}_labels``,
-``(N,)`` or ``(N, 1)`` from 0. What is known of the official files stands in ``tables/medmnist.json``.
+``(N,)`` or ``(N, 1)`` from 0. ``tables/medmnist.json`` describes the official files.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ from perdure.labels import IGNORE, LabelSpace, label_space
 Size = Literal[28, 64, 128, 224]
 Verify = Literal["warn", "strict", "off"]
 Pixels = npt.NDArray[np.uint8]
-_LOADING = threading.Lock()  # readers of several threads shall not load the same images twice
+_LOADING = threading.Lock()  # several threads must not load the same images twice
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
 class NpzImages(Source):
-    """Images with one class each from an ``.npz`` file; implements :class:`~perdure.data.source.Source`.
+    """Images with one class per image from an ``.npz`` file; implements :class:`~perdure.data.source.Source`.
 
-    Labels are in memory from the start, the images of a split from the first one that is read.
+    Labels are loaded at once, the images of a split when the first of them is read.
 
     Args:
         name: Short name of the data set.
         path: The file.
         space: Its classes; id k + 1 is label k of the file.
-        headers: What the file says of its arrays.
-        ids: Class id of every image, a split; splits that the file lacks are left out.
+        headers: Shape, type and checksum of the file's arrays.
+        ids: Class id of every image by split, without splits that the file lacks.
         patients: See :class:`~perdure.data.source.Source`.
     """
 
@@ -63,7 +63,7 @@ class NpzImages(Source):
     _loaded: dict[Split, Pixels | DataError] = field(default_factory=dict, init=False, repr=False)
 
     def names(self, split: Split) -> Sequence[str]:
-        """Places in the file, with five digits or more: ``00000``, ``00001``, ..."""
+        """Positions in the file, with five digits or more: ``00000``, ``00001``, ..."""
         count = len(self._ids(split))
         width = _width(count)
         return tuple(f"{k:0{width}d}" for k in range(count))
@@ -78,7 +78,7 @@ class NpzImages(Source):
         return np.asarray(self._ids(split)[self._row(split, name)])
 
     def fingerprint(self, split: Split) -> str:
-        """Digest of classes, labels, shape and the checksum that the file keeps of its images."""
+        """Digest of classes, labels, shape and the file's checksum of the images."""
         ids, images = self._ids(split), self.headers[f"{split}_images"]
         digest = hashlib.blake2b(ids.tobytes(), digest_size=16)
         digest.update(repr((self.space.ids, [c.name for c in self.space.classes], images.shape, images.crc)).encode())
@@ -112,7 +112,7 @@ class NpzImages(Source):
             return error
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave loaded images behind when the source is sent to another process."""
+        """Leave the loaded images out when the source is sent to another process."""
         return self.__dict__ | {"_loaded": {}}
 
 
@@ -138,15 +138,15 @@ def open_medmnist(
         file: Name of a file in ``root`` where it is no official set or has another name.
         classes: Class names in the order of the labels, for a file without ``flag``; ``class 0``, ``class 1``, ...
             if not given.
-        download: Fetch the official file into ``root`` if it is not there, with the package medmnist.
-        verify: What to do if the file with a ``flag`` is not the official one (MD5): ``warn`` tells what differs and
-            goes on, ``strict`` refuses it, ``off`` does not look.
-        patients: False for images that may be shown; otherwise a run keeps no picture of them.
+        download: Download the official file into ``root`` if it is missing, with the package medmnist.
+        verify: What to do if the file with a ``flag`` is not the official one (MD5): ``warn`` logs the differences and
+            continues, ``strict`` refuses it, ``off`` does not check.
+        patients: False for images that may be shown; otherwise a run stores no picture of them.
 
     Raises:
-        UsageError: Neither ``flag`` nor ``file``, an unknown flag, or options that exclude each other.
-        DataError: The file is missing or damaged, has another layout, several labels an image, or labels outside
-            the class list; it is not the official one and ``verify`` is ``strict``; it could not be fetched.
+        UsageError: Neither ``flag`` nor ``file`` is given, the flag is unknown, or options exclude each other.
+        DataError: The file is missing or damaged, has another layout, several labels per image, or labels outside
+            the class list; it is not the official one and ``verify`` is ``strict``; it could not be downloaded.
     """
     facts = _facts(root, flag, file, classes, download)
     path = root / (file or file_name(str(flag), size))
@@ -170,14 +170,14 @@ def open_medmnist(
 def _facts(
     root: Path, flag: str | None, file: str | None, classes: Sequence[str] | None, download: bool
 ) -> OfficialSet | None:
-    """What is known of the wanted set, None for a file of the user's own."""
+    """Description of the official set, or None for a file of the user."""
     if flag is None:
         if file is None:
             raise UsageError("medmnist: which set is wanted?", f"give flag=bloodmnist or file=NAME.npz; {_found(root)}")
         if download:
-            raise UsageError("medmnist: download needs a flag", "only official sets can be fetched")
+            raise UsageError("medmnist: download needs a flag", "only official sets can be downloaded")
         if classes is not None and not 0 < len(classes) < IGNORE:
-            raise UsageError(f"medmnist: {len(classes)} classes are given", f"1 to {IGNORE - 1}")
+            raise UsageError(f"medmnist: {len(classes)} classes are given", f"give 1 to {IGNORE - 1}")
         return None
     if flag not in official_sets():
         hint = "only the 2D sets are read" if flag.endswith("3d") else nearest(flag, official_sets())
@@ -190,7 +190,7 @@ def _facts(
     if facts.multilabel:
         raise UsageError(
             f"medmnist: '{flag}' marks any number of its {len(facts.classes)} findings in an image",
-            "one class an image is needed: choose another set",
+            "one class per image is needed: choose another set",
         )
     return facts
 
@@ -204,7 +204,7 @@ def _found(root: Path) -> str:
 
 
 def _splits(path: Path, headers: Mapping[str, Header]) -> tuple[Split, ...]:
-    """Splits that a file has. Arrays of an unfit kind are a DataError."""
+    """Splits of the file. Raises DataError for arrays that are not images and labels."""
     found = tuple(split for split in SPLITS if f"{split}_images" in headers or f"{split}_labels" in headers)
     if "train" not in found:
         raise DataError(
@@ -229,12 +229,10 @@ def _splits(path: Path, headers: Mapping[str, Header]) -> tuple[Split, ...]:
 
 
 def _labels(path: Path, key: str, images: int) -> npt.NDArray[np.int64]:
-    """Labels ``(N,)`` as they stand in the file."""
+    """Labels ``(N,)`` as stored in the file."""
     values = read_array(path, key)
     if values.ndim == 2 and values.shape[1] > 1:
-        raise DataError(
-            f"{key} in {path} has {values.shape[1]} labels an image", "one class an image is needed, not several marks"
-        )
+        raise DataError(f"{key} in {path} has {values.shape[1]} labels per image", "one class per image is needed")
     if values.ndim not in (1, 2) or not np.issubdtype(values.dtype, np.integer):
         shape = "×".join(map(str, values.shape)) or "none"
         raise DataError(f"{key} in {path} has type {values.dtype} and shape {shape}", "expected N whole numbers")

@@ -1,4 +1,4 @@
-"""The official MedMNIST files: what is known of them, whether a file is one, and fetching one when asked."""
+"""The official MedMNIST files: their description, comparison of a file with them, and download."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from perdure.labels import Kind
 
 
 class OfficialSet(NamedTuple):
-    """What is known of an official set; ``md5`` is by image size, class k of ``classes`` has label k in the file."""
+    """Description of an official set. ``md5`` is by image size; class k of ``classes`` has label k in the file."""
 
     about: str
     source: str
@@ -42,7 +42,7 @@ def official_sets() -> dict[str, OfficialSet]:
 
 
 def file_name(flag: str, size: int) -> str:
-    """Name of the official file of a set at an image size."""
+    """File name of an official set at an image size."""
     return f"{flag}.npz" if size == 28 else f"{flag}_{size}.npz"
 
 
@@ -52,7 +52,7 @@ def channels_of(images: Header) -> int:
 
 
 def difference(path: Path, facts: OfficialSet, size: int, headers: Mapping[str, Header]) -> str:
-    """In which way a file is not the official one; empty if it is, byte for byte (MD5)."""
+    """Differences between a file and the official one; empty if the MD5 is the same."""
     ours, official = _md5(path), facts.md5[str(size)]
     if ours == official:
         return ""
@@ -75,24 +75,24 @@ def _md5(path: Path) -> str:
 
 
 def download_official(flag: str, size: int, path: Path) -> None:
-    """Fetch an official file with its authors' package, check it, and put it in place in one step.
+    """Download an official file with its authors' package, check its MD5, and rename it to ``path``.
 
     Args:
         flag: Name of the set, e.g. ``bloodmnist``.
         size: Height and width of its images.
-        path: Where it shall lie.
+        path: Destination.
 
     Raises:
         PerdureError: The package medmnist is not installed, or ``path`` cannot be written.
-        DataError: The file could not be fetched or is not the official one.
+        DataError: The file could not be downloaded or is not the official one.
     """
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # the package talks; standard output is ours
+        with contextlib.redirect_stdout(sys.stderr):  # the package prints; standard output belongs to the command
             import medmnist
     except ImportError as error:
         raise PerdureError(
             f"fetching '{flag}' needs the package medmnist, which is not installed: {error}",
-            "pip install 'perdure[medmnist]', or put the file there yourself",
+            "run pip install 'perdure[medmnist]', or download the file yourself",
         ) from error
     try:
         with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=path.parent) as folder:
@@ -110,7 +110,7 @@ def _fetch(medmnist: Any, flag: str, size: int, folder: Path, path: Path) -> Pat
     try:
         with contextlib.redirect_stdout(sys.stderr):
             getattr(medmnist, facts["python_class"])(split="val", root=str(folder), size=size, download=True)
-    except Exception as error:  # the package turns every failure into a bare RuntimeError
+    except Exception as error:  # the package raises RuntimeError for every failure
         raise DataError(
             f"{path.name} could not be fetched ({type(error).__name__})",
             f"check the network, or fetch {facts['url' if size == 28 else f'url_{size}']} into {path.parent} yourself",

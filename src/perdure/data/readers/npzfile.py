@@ -1,4 +1,4 @@
-"""Reading ``.npz`` files (zip archives of NumPy arrays) without pickle, with every way of being bad told plainly."""
+"""Reading ``.npz`` files (zip archives of NumPy arrays) without pickle. Every defect of a file is a DataError."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _UNREADABLE: Final = (
 
 
 class Header(NamedTuple):
-    """What an archive says of an array before it is read; ``crc`` is the checksum of its bytes."""
+    """Shape, type and checksum (CRC-32 of its bytes) of an array, known before it is read."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -26,10 +26,10 @@ class Header(NamedTuple):
 
 
 def read_headers(path: Path) -> dict[str, Header]:
-    """Shape and type of every array of an archive; no array is read.
+    """Header of every array of an archive; no array is read.
 
     Raises:
-        DataError: The file is missing, damaged, or no archive of arrays.
+        DataError: The file is missing, damaged, or not an archive of arrays.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -43,10 +43,10 @@ def read_headers(path: Path) -> dict[str, Header]:
 
 
 def read_array(path: Path, key: str) -> npt.NDArray[Any]:
-    """Read one array; pickled objects are refused.
+    """Read one array. Pickled objects are refused.
 
     Raises:
-        DataError: The array is missing, damaged, made of Python objects, or larger than the memory.
+        DataError: The array is missing, damaged, contains Python objects, or does not fit into memory.
     """
     try:
         with np.load(path, allow_pickle=False) as archive:
@@ -75,4 +75,6 @@ def _unreadable(path: Path, error: Exception) -> DataError:
     if isinstance(error, FileNotFoundError):
         return DataError(f"{path} does not exist")
     why = (str(error) or type(error).__name__).splitlines()[0]
-    return DataError(f"{path} is not a readable .npz file: {why}", "it is damaged or something else: fetch it again")
+    return DataError(
+        f"{path} is not a readable .npz file: {why}", "the file is damaged or of another type: download it again"
+    )

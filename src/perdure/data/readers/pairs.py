@@ -1,7 +1,7 @@
-"""A data set made of image files and index-mask files: the one reader behind all photograph layouts.
+"""Data sets of image files and index-mask files: the one reader of all photograph layouts.
 
-What differs between layouts is data: a function that lists the files of a split, a label space, and a table
-from the numbers in the mask files to global ids.
+A layout provides only data: a function that lists the files of a split, a label space, and a table from the numbers in
+the mask files to global ids.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from perdure.labels import BACKGROUND, IGNORE, IGNORE_IN_FILES, LabelSpace
 
 UNKNOWN = -1
 Decoder = npt.NDArray[np.int16]
-"""Table ``(65536,)``: number in a mask file -> global id, or -1 where the number has no meaning."""
+"""Table ``(65536,)``: number in a mask file -> global id, or -1 for numbers without a meaning."""
 
 
 def decoder(raw_to_id: Mapping[int, int], other: int = UNKNOWN) -> Decoder:
-    """Build a :data:`Decoder`; numbers that are not given become ``other``."""
+    """Build a :data:`Decoder`. Numbers that are not listed become ``other``."""
     table = np.full(1 << 16, other, np.int16)
     table[list(raw_to_id)] = list(raw_to_id.values())
     return table
 
 
 def identity(space: LabelSpace) -> Decoder:
-    """Decoder of masks that already hold global ids; 255 is ignore unless it is a class."""
+    """Decoder of masks that hold global ids. 255 becomes IGNORE, unless the space has a class 255."""
     return decoder({IGNORE_IN_FILES: IGNORE, BACKGROUND: BACKGROUND} | {k: k for k in space.ids})
 
 
@@ -44,9 +44,9 @@ class PairSource(Source):
     Args:
         name: Short name of the data set.
         space: Its classes.
-        lister: Split -> files of its samples by name, in order. Called once a split.
-        decode: What the numbers in the mask files mean.
-        remedy: Hint for a mask with a number outside ``decode``.
+        lister: Split -> files of its samples by name, in order. Called once per split.
+        decode: Table from the numbers in the mask files to global ids.
+        remedy: Hint of the error for a number that ``decode`` does not list.
         other_label: See :class:`~perdure.data.source.Source`.
         patients: See :class:`~perdure.data.source.Source`.
     """
@@ -62,13 +62,13 @@ class PairSource(Source):
     _listed: dict[Split, Mapping[str, Pair]] = field(default_factory=dict, init=False, repr=False)
 
     def pairs(self, split: Split) -> Mapping[str, Pair]:
-        """Files of every sample of a split, in order. Raises DataError where list and files disagree."""
+        """Files of every sample of a split, in order. Raises DataError if list and files do not match."""
         if split not in self._listed:
             self._listed[split] = self.lister(split)
         return self._listed[split]
 
     def names(self, split: Split) -> Sequence[str]:
-        """Sample names in the order of the list, or sorted where the layout has no list."""
+        """Sample names in the order of the list, or sorted if the layout has no list."""
         return tuple(self.pairs(split))
 
     def image(self, split: Split, name: str) -> Image:
@@ -76,7 +76,7 @@ class PairSource(Source):
         return read_image(self._pair(split, name).image)
 
     def mask(self, split: Split, name: str) -> Mask:
-        """Label map ``(H, W)`` int16 in global ids. Raises DataError that names file, label and place."""
+        """Label map ``(H, W)`` int16 in global ids. Unknown number: DataError with file and position."""
         path = self._pair(split, name).mask
         raw = read_index_mask(path)
         ids = self.decode.take(raw)

@@ -1,7 +1,7 @@
-"""Built-in classification data: scikit-learn's real handwritten digits, one an image.
+"""Built-in classification data: scikit-learn's real handwritten digits, one per image.
 
-1,797 grey images of 8×8 (UCI optical recognition), enlarged smoothly. They are ordered by writer; splits are those
-of :mod:`perdure.data.readers.digits`, so test images come from people who do not occur in training.
+1,797 grey images of 8×8 (UCI optical recognition), enlarged by bicubic interpolation. They are ordered by writer. The
+splits are those of :mod:`perdure.data.readers.digits`, so test images come from other writers than training images.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ VERSION: Final = 1  # of the enlargement
 
 @dataclass(frozen=True, eq=False)
 class SingleDigits(Source):
-    """One digit an image; implements :class:`~perdure.data.source.Source`. Class ids are digit + 1.
+    """One digit per image; implements :class:`~perdure.data.source.Source`. Class ids are digit + 1.
 
     Args:
         size: Height and width in pixels.
@@ -40,7 +40,7 @@ class SingleDigits(Source):
     other_label: int = field(default=0, init=False)
 
     def names(self, split: Split) -> Sequence[str]:
-        """Places in scikit-learn's collection: ``0000`` to ``1796``."""
+        """Positions in scikit-learn's collection: ``0000`` to ``1796``."""
         return tuple(f"{k:04d}" for k in range(*WRITERS[split]))
 
     def image(self, split: Split, name: str) -> Image:
@@ -66,7 +66,7 @@ class SingleDigits(Source):
 
 
 def open_single_digits(size: int = 28) -> SingleDigits:
-    """Handwritten digits: 1,150 images to train on, 287 to validate and 360 to test.
+    """Open the digits: 1,150 images for training, 287 for validation and 360 for testing.
 
     Args:
         size: Height and width in pixels.
@@ -81,7 +81,7 @@ def open_single_digits(size: int = 28) -> SingleDigits:
 
 @cache
 def _collection(size: int) -> tuple[npt.NDArray[np.uint8], Mask]:
-    """All digits enlarged, ``(1797, size, size)``, and their class ids ``(1797,)``. Made once a process."""
+    """All digits enlarged, ``(1797, size, size)``, and their class ids ``(1797,)``. Computed once per process."""
     from sklearn.datasets import load_digits
 
     small, digits = load_digits(return_X_y=True)

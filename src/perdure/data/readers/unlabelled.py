@@ -1,4 +1,4 @@
-"""Images without labels in a folder: what a protocol may grant a method beside the images of its tasks."""
+"""Unlabelled images in a folder, which a protocol may grant besides the images of the tasks."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _HINT: Final = f"put images ({', '.join(IMAGE_SUFFIXES)}) into it; folders insid
 
 @dataclass(frozen=True, eq=False)
 class Unlabelled(Source):
-    """Image files whose labels nobody knows; implements :class:`~perdure.data.source.Source` for the split ``train``.
+    """Image files without labels; implements :class:`~perdure.data.source.Source` for the split ``train``.
 
     Args:
-        root: Folder of the images; folders inside are searched too.
-        kind: What the labels of the data set beside it describe: here they say "ignore" everywhere.
-        space: The classes of the data set beside it.
+        root: Folder of the images, searched recursively.
+        kind: Kind of the stream's data set. All labels here are ``IGNORE``.
+        space: Classes of the stream's data set.
         channels: 3 for RGB images, 1 for grey ones.
     """
 
@@ -34,7 +34,7 @@ class Unlabelled(Source):
     kind: Kind
     space: LabelSpace
     channels: Literal[1, 3] = 3
-    patients: bool = field(default=True, init=False)  # nobody said that they show none
+    patients: bool = field(default=True, init=False)  # unknown origin: treated as patient data
     name: str = field(default="unlabelled", init=False)
     other_label: int = field(default=IGNORE, init=False)
 
@@ -42,7 +42,7 @@ class Unlabelled(Source):
     def _files(self) -> dict[str, Path]:
         """Files by their path inside the folder."""
         if not self.root.is_dir():
-            raise DataError(f"{self.root} is no folder", "stream.pool_folder names a folder of images")
+            raise DataError(f"{self.root} is no folder", "stream.pool_folder must be a folder of images")
         found = sorted(path for path in self.root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
         shown = [path for path in found if path.is_file() and not path.name.startswith(".")]
         files = {path.relative_to(self.root).as_posix(): path for path in shown}
@@ -64,7 +64,7 @@ class Unlabelled(Source):
         return pixels if self.channels == 3 else to_grey(pixels)
 
     def mask(self, split: Split, name: str) -> Mask:
-        """Nothing but ignore: ``()`` in classification, else ``(H, W)``."""
+        """``IGNORE`` everywhere: shape ``()`` in classification, else ``(H, W)``."""
         shape = () if self.kind == "classification" else self.image(split, name).shape[1:]
         return np.full(shape, IGNORE, np.int16)
 
@@ -76,10 +76,10 @@ class Unlabelled(Source):
 
 
 def open_unlabelled(root: Path, kind: Kind, space: LabelSpace, channels: Literal[1, 3] = 3) -> Source:
-    """Open a folder of images beside a data set of the given kind and classes; see :class:`Unlabelled`.
+    """Open a folder of unlabelled images for a stream of the given kind and classes; see :class:`Unlabelled`.
 
     Raises:
-        DataError: There is no such folder, or no image in it.
+        DataError: The folder does not exist or contains no image.
     """
     source = Unlabelled(root, kind, space, channels)
     source.names("train")

@@ -1,4 +1,4 @@
-"""PASCAL VOC 2012, and any folder in its layout that brings its own class file.
+"""PASCAL VOC 2012, and other data sets in its layout with a class file of their own.
 
 Layout: ``JPEGImages/NAME.jpg``, ``SegmentationClass/NAME.png`` (palette PNG, 255 = boundary or ignore) and
 ``ImageSets/Segmentation/{train,val}.txt``. With the augmented annotations (Hariharan et al. 2011) there are also
@@ -43,17 +43,17 @@ def voc_space() -> LabelSpace:
 def open_voc(root: Path, train_list: str | None = None, val_list: str = "val") -> PairSource:
     """Open VOC 2012 or another data set in its layout.
 
-    Train is ``train_aug.txt`` where that list exists, else ``train.txt``. Val is the official val list with
-    ``SegmentationClass``. Test is the same as val for VOC itself (its test masks are not public); a data set with
-    its own class file may bring a ``test.txt``.
+    Train is ``train_aug.txt`` if that list exists, else ``train.txt``. Val is the official val list with
+    ``SegmentationClass``. Test is the same as val for VOC itself (its test masks are not public). A data set with its
+    own class file may have a ``test.txt``.
 
     Args:
         root: The folder that holds ``VOCdevkit/VOC2012``, ``VOCdevkit``, or ``VOC2012`` itself.
-        train_list: Another list for train, e.g. ``"train"`` to leave the augmented list aside.
-        val_list: Another list for val.
+        train_list: Name of the list for train, e.g. ``"train"`` instead of the augmented list.
+        val_list: Name of the list for val.
 
     Raises:
-        DataError: The layout is not there, or the class file is wrong.
+        DataError: The folder has another layout, or the class file is invalid.
     """
     base = _base(root)
     own = _own_classes(base)
@@ -79,7 +79,7 @@ def _base(root: Path) -> Path:
 
 
 def _own_classes(base: Path) -> LabelSpace | None:
-    """Label space of the folder's class file, or None where there is none or it lists VOC's own classes."""
+    """Label space of the folder's class file, or None if there is none or it lists VOC's own classes."""
     path = find_class_file(base)
     if path is None:
         return None

@@ -8,8 +8,8 @@ from pathlib import Path
 from perdure.data.readers.imagefiles import IMAGE_SUFFIXES, read_image
 from perdure.errors import DataError
 from perdure.files import write_json
-from perdure.inference.trained import Trained
 from perdure.outputs.images import refuse_unwritable, table_names, write_masks, write_predictions
+from perdure.trained import Trained
 
 
 def find_images(inputs: Iterable[Path]) -> list[Path]:
@@ -78,7 +78,7 @@ def predict_images(model: Trained, inputs: Iterable[Path], out: Path, done: Call
         first[path.stem] = path
     written: list[Path] = []
     for number, path in enumerate(paths, 1):
-        labels = model.segment(read_image(path).transpose(1, 2, 0))
+        labels = model.predict(read_image(path)).labels
         if number == 1:
             write_json(out / "classes.json", model.classes())
         written += write_masks(out, path.stem, labels, model.space, max(model.seen))
@@ -111,7 +111,7 @@ def classify_images(model: Trained, inputs: Iterable[Path], out: Path, done: Cal
     refuse_unwritable(out)
     rows: list[tuple[str, dict[int, float]]] = []
     for number, (path, name) in enumerate(zip(paths, names, strict=True), 1):
-        rows.append((name, model.classify(read_image(path).transpose(1, 2, 0))))
+        rows.append((name, model.predict(read_image(path)).scores))
         done(number, len(paths))
     write_json(out / "classes.json", model.classes())
     write_predictions(out / "predictions.csv", rows, model.space, sorted(model.seen))

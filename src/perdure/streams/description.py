@@ -1,0 +1,259 @@
+"""A stream as its run folder describes it (``stream.json``): classes, tasks and groups, nothing of the data.
+
+The one writer and the one reader of the file. Torch-free at import: figures and reports need names and ids only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+
+from perdure.data.source import Kind
+from perdure.errors import DataError, RunError, UsageError
+from perdure.files import read_json, write_json
+from perdure.labels import BACKGROUND, ClassInfo, LabelSpace
+
+if TYPE_CHECKING:
+    from perdure.streams.task import Stream, Task
+
+_HINT = "the file was changed or is damaged: restore it"
+
+
+class DescribedTask(BaseModel):
+    """One task: position from 0, name, the ids it teaches, knows already and annotates, and what it learned from.
+
+    Args:
+        recurs: See :class:`perdure.streams.task.Task`.
+        preparation: Plain data of a :class:`perdure.data.preparation.Preparation`.
+        data: The part of the recipe that names the task's data, without places on a machine.
+        images: Number of its training images.
+        digest: Of its training list: names, order and label table.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    index: int
+    name: str
+    new: tuple[int, ...]
+    old: tuple[int, ...]
+    annotated: tuple[int, ...]
+    recurs: bool
+    preparation: dict[str, JsonValue]
+    data: dict[str, JsonValue] = {}
+    images: int = 0
+    digest: str = ""
+
+    @property
+    def seen(self) -> tuple[int, ...]:
+        """All classes known after this task, in learning order."""
+        return self.old + self.new
+
+
+class DescribedStream(BaseModel):
+    """What ``stream.json`` says; the fields stand there in this order.
+
+    Args:
+        protocol: Short description of how the stream was made.
+        dataset: Name of the data set.
+        kind: What a label describes: every pixel (segmentation) or the whole image (classification).
+        background: Name of label 0, or ``None`` where every pixel has a class.
+        patients: True where images come from patients.
+        classes: All classes, in label order.
+        tasks: The tasks in order.
+        groups: Classes by the task that teaches them; several groups and one task mean joint training.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    protocol: str
+    dataset: str
+    kind: Kind = "segmentation"  # runs made before classification came do not say it
+    background: str | None
+    patients: bool
+    classes: tuple[ClassInfo, ...]
+    tasks: tuple[DescribedTask, ...]
+    groups: tuple[tuple[int, ...], ...]
+
+    @property
+    def space(self) -> LabelSpace:
+        """The classes as a label space."""
+        return LabelSpace(self.classes, self.background)
+
+    @property
+    def names(self) -> dict[int, str]:
+        """Names by id, label 0 included."""
+        space = self.space
+        return {label: space.name(label) for label in (BACKGROUND, *space.ids)}
+
+    @property
+    def merged(self) -> bool:
+        """True where one task teaches the classes of several groups (joint training)."""
+        return len(self.tasks) == 1 and len(self.groups) > 1
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """All taught class ids in learning order."""
+        return tuple(c for group in self.groups for c in group)
+
+    def group_of(self, class_id: int) -> int:
+        """Index of the group that teaches a class."""
+        return next(j for j, group in enumerate(self.groups) if class_id in group)
+
+    def refuse_other(self, other: DescribedStream) -> None:
+        """Raise RunError unless ``other`` begins with this stream: a stream only ever grows at its end."""
+        for key in ("protocol", "kind", "background", "patients"):
+            if getattr(self, key) != getattr(other, key):
+                raise RunError(
+                    f"the run has {key} '{getattr(self, key)}', the recipe makes '{getattr(other, key)}'",
+                    "use the same recipe, or another folder with --out",
+                )
+        if other.classes[: len(self.classes)] != self.classes:
+            raise RunError(
+                "the classes of the data set are not those that the run began with",
+                "bring the class list back as it was, or choose another folder with --out",
+            )
+        for mine in self.tasks:
+            theirs = other.tasks[mine.index] if mine.index < len(other.tasks) else None
+            if theirs != mine or ((self.merged or other.merged) and other.groups != self.groups):
+                what = _changed(mine, theirs)
+                raise RunError(
+                    f"task {mine.index + 1} ('{mine.name}') of the run is not the same any more: {what}",
+                    "bring data and recipe back as they were; new tasks can only be added at the end",
+                )
+
+
+def _changed(old: DescribedTask, new: DescribedTask | None) -> str:
+    """In words, what differs between two descriptions of a task."""
+    if new is None:
+        return "the recipe has no such task"
+    fields = (key for key in DescribedTask.model_fields if getattr(old, key) != getattr(new, key))
+    key = next(fields, "groups")
+    said = {"digest": "other training images", "images": f"{new.images} training images instead of {old.images}"}
+    return said.get(key, f"it has another value of '{key}'")
+
+
+def describe(
+    stream: Stream,
+    dataset: str,
+    patients: bool,
+    kind: Kind = "segmentation",
+    data: Mapping[str, JsonValue] | None = None,
+) -> DescribedStream:
+    """All that prediction and figures need to know of a stream.
+
+    Args:
+        stream: The stream.
+        dataset: Name of the data set.
+        patients: Whether images come from patients.
+        kind: What a label describes: every pixel, or the image.
+        data: The part of the recipe that names the data, without places on a machine.
+    """
+    lists = [_training_list(task) for task in stream.tasks]
+    return DescribedStream(
+        protocol=stream.protocol,
+        dataset=dataset,
+        kind=kind,
+        background=stream.space.background,
+        patients=patients,
+        classes=stream.space.classes,
+        tasks=tuple(
+            DescribedTask(
+                index=task.index,
+                name=task.name,
+                new=task.new,
+                old=task.old,
+                annotated=tuple(sorted(task.annotated)),
+                recurs=task.recurs,
+                preparation=task.preparation.model_dump(mode="json"),
+                data=dict(data or {}),
+                images=images,
+                digest=digest,
+            )
+            for task, (images, digest) in zip(stream.tasks, lists, strict=True)
+        ),
+        groups=stream.groups,
+    )
+
+
+def _training_list(task: Task) -> tuple[int, str]:
+    """Number of a task's training images and a digest of their list; nothing of a task without data."""
+    from perdure.data.dataset import members  # loads torch
+
+    if task.data is None:
+        return 0, ""
+    samples, digest = task.data.train(), hashlib.blake2b(digest_size=12)
+    for dataset in members(samples):
+        digest.update("\0".join(dataset.names).encode(errors="surrogateescape") + dataset.table.tobytes())
+    return len(samples), digest.hexdigest()
+
+
+def restore(described: DescribedStream) -> Stream:
+    """The stream of a description, without data: its tasks know their classes but cannot be opened.
+
+    Raises:
+        DataError: The preparation of a task is damaged.
+    """
+    from perdure.data.preparation import read_preparation  # these load torch
+    from perdure.streams.task import TaskSpec, make_stream
+
+    specs = [
+        TaskSpec(t.name, t.new, frozenset(t.annotated), t.recurs, read_preparation(t.preparation, "stream.json"))
+        for t in described.tasks
+    ]
+    return make_stream(described.space, specs, described.protocol, described.groups)
+
+
+def write_stream(path: Path, described: DescribedStream) -> None:
+    """Write ``stream.json`` atomically; equal descriptions give equal bytes."""
+    write_json(path, described.model_dump(mode="json"))
+
+
+def read_stream(path: Path) -> DescribedStream:
+    """Read ``stream.json``. Raises DataError where it is missing, damaged or contradicts itself."""
+    return parse_stream(read_json(path), str(path))
+
+
+def parse_stream(value: object, where: str = "stream.json") -> DescribedStream:
+    """Turn the content of ``stream.json`` into a description that fits together.
+
+    Args:
+        value: The content: plain values as :func:`write_stream` writes them.
+        where: The file, for messages.
+
+    Raises:
+        DataError: A part is missing or of a wrong type, or classes, tasks and groups contradict each other.
+    """
+    try:
+        stream = DescribedStream.model_validate(value)
+        known = set(stream.space.ids)
+    except ValidationError as error:
+        first = error.errors()[0]
+        what = ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
+        raise DataError(f"{where} does not describe a stream: {what}", _HINT) from error
+    except UsageError as error:  # two classes of one name, an id out of range
+        raise DataError(f"{where} does not describe a stream: {error.what}", _HINT) from error
+    wrong = None
+    old: tuple[int, ...] = ()
+    for index, task in enumerate(stream.tasks):
+        unknown = [c for c in (*task.new, *task.annotated) if c not in known]
+        if unknown:
+            wrong = f"task '{task.name}' has class {unknown[0]}, which is not in the class list"
+        elif task.index != index:
+            wrong = "tasks are not numbered 0, 1, 2, …"
+        elif task.old != old:
+            wrong = f"the classes before task '{task.name}' are not those that earlier tasks teach"
+        old = task.seen
+    groups = [sorted(group) for group in stream.groups]
+    if not wrong and not stream.tasks:
+        wrong = "it has no task"
+    if not wrong and (sorted(old) != sorted(stream.order) or len(set(old)) != len(old)):
+        wrong = "the groups do not hold each taught class exactly once"
+    if not wrong and len(stream.tasks) > 1 and [sorted(t.new) for t in stream.tasks] != groups:
+        wrong = "groups and tasks disagree on which task teaches which class"
+    if wrong:
+        raise DataError(f"{where} does not describe a stream: {wrong}", _HINT)
+    return stream

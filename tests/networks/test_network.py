@@ -1,0 +1,119 @@
+"""The contract of networks, and scoring of some channels only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from perdure.errors import UsageError
+from perdure.methods.options import Options, Setup, TrainingOptions
+from perdure.methods.training import make_optimizer
+from perdure.networks.classifier import Classifier
+from perdure.networks.network import GrowingNetwork, Network
+from perdure.networks.segmenter import Segmenter
+
+
+class Generator(Network):
+    """Noise -> image: a network without classes, with parts of its own."""
+
+    def __init__(self) -> None:
+        super().__init__(2, in_channels=1)
+        self.text = nn.Embedding(4, 8)
+        self.decoder = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Conv2d(4, 1, 1))
+
+    def forward(self, noise: Tensor) -> Tensor:
+        self.check_images(noise)
+        return self.decoder(noise)
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        return {"text": list(self.text.parameters()), "neck": list(self.decoder.parameters())}
+
+
+def segmenter(dims: int) -> Segmenter:
+    conv = nn.Conv2d if dims == 2 else nn.Conv3d
+    return Segmenter(nn.Sequential(conv(3, 6, 4, 4), nn.ReLU()), 6, 4, dims, in_channels=3)
+
+
+def classifier() -> Classifier:
+    body = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return Classifier(body, 6, in_channels=3)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (13, 17)])
+@pytest.mark.parametrize("make", [lambda: segmenter(2), lambda: segmenter(3), classifier], ids=["2d", "3d", "class"])
+def test_scoring_in_parts_equals_scoring_at_once(make: Callable[[], GrowingNetwork], size: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    network = make().eval()
+    images = torch.randn(2, 3, *size, *size[: network.dims - 2])
+    assert network.full_logits(images).shape[:2] == (2, 0), "before the first task"
+    for classes in (3, 1, 4):
+        network.grow(classes)
+    encoded = network.encode(images)
+    full = network.score(encoded)
+    assert full.dtype == torch.float32
+    assert torch.equal(full, network.full_logits(images))
+    assert full.shape == ((2, 8, *images.shape[2:]) if network.kind == "segmentation" else (2, 8))
+    assert encoded.size == tuple(images.shape[2:])
+    for channels in ([], [0], [7, 0, 3], [4, 5, 6], list(range(8))):
+        torch.testing.assert_close(network.score(encoded, channels), full[:, channels], rtol=0, atol=1e-6)
+    newest = network.classify(encoded.features, first=-1, channels=[2, 0])
+    torch.testing.assert_close(newest, network.classify(encoded.features)[:, [6, 4]], rtol=0, atol=1e-6)
+    with pytest.raises(IndexError):
+        network.score(encoded, [8])
+
+
+def test_the_kind_of_label_belongs_to_the_class_of_the_network() -> None:
+    assert (Segmenter.kind, Classifier.kind) == ("segmentation", "classification")
+
+
+def test_any_network_fulfils_the_contract() -> None:
+    network = Generator()
+    assert network(torch.zeros(2, 1, 5, 7)).shape == (2, 1, 5, 7)
+    assert network.compilable() == [network]
+    assert (network.weights.source, network.least_batch) == ("random", 1)
+    with pytest.raises(UsageError, match="1 channels, not 3"):
+        network(torch.zeros(2, 3, 5, 7))
+    with pytest.raises(UsageError, match="3 axes"):
+        network.check_size((4, 4, 4))
+    network.freeze_norm()
+    network.train()
+    assert network.decoder.training
+    assert not network.decoder[1].training
+    plain = Network(2)
+    plain.weight = nn.Parameter(torch.ones(2))
+    assert plain.parameter_groups() == {"network": [plain.weight]}
+    assert plain.requires_grad_(False).parameter_groups() == {"network": []}
+
+
+def test_parts_without_a_setting_learn_at_the_base_rate() -> None:
+    groups = make_optimizer(Generator(), TrainingOptions(lr=0.5, neck_lr=4.0), later=False).param_groups
+    assert [group["lr"] for group in groups] == [0.5, 2.0]
+
+
+def test_a_growing_network_is_compiled_by_its_body() -> None:
+    assert [network.compilable()[0] is network.body for network in (segmenter(2), classifier())] == [True, True]
+
+
+def test_setup_builds_the_network_that_a_method_needs() -> None:
+    setup = Setup(Options(), TrainingOptions(), classifier)
+    assert isinstance(setup.network(Classifier), Classifier)
+    assert isinstance(setup.network(GrowingNetwork), Classifier)
+    with pytest.raises(UsageError, match="of type Segmenter, the recipe's is a Classifier") as caught:
+        setup.network(Segmenter)
+    assert "network.name" in caught.value.hint
+
+
+def test_old_classifiers_are_frozen_whatever_they_are_made_of() -> None:
+    for network in (segmenter(3), classifier()):
+        for classes in (2, 3):
+            network.grow(classes)
+        network.freeze_old_classifiers()
+        parts = network.classifier_parameters()
+        assert [{p.requires_grad for p in part} for part in parts] == [{False}, {True}]
+        kept = {id(p) for part in network.parameter_groups().values() for p in part}
+        assert kept == {id(p) for p in network.parameters() if p.requires_grad}
+        assert all(not {*map(id, a)} & {*map(id, b)} for a, b in pairwise(network.parameter_groups().values()))
