@@ -116,8 +116,10 @@ class FileSamples(TorchDataset[Case]):
             else:
                 image, label = (file.get_slice(key)[row] for key in ("images", "labels"))
                 name = f"{path.stem}:{row}"
+        # a copy: what was read is a view of the mapped file, all of which a tensor that is held would keep mapped
+        case = Case(image.clone(), label.clone(), name, self.annotated, group=name)
         with seeded(seed):
-            return self.preparation.train(Case(image, label, name, self.annotated, group=name))
+            return self.preparation.train(case)
 
 
 def _samples_in(path: Path) -> int:
