@@ -26,11 +26,11 @@ from torch.utils.data import DataLoader
 
 from perdure.data.case import collate
 from perdure.data.dataset import Dataset
+from perdure.data.sampling import Batches
 from perdure.engine.checkpoint import Checkpoint, Position
 from perdure.engine.engine import Engine
 from perdure.engine.machine import Machine
 from perdure.engine.options import EngineOptions
-from perdure.data.sampling import Batches
 from perdure.engine.phases import Train
 from perdure.engine.run_logger import RunLogger
 from perdure.labels import label_space

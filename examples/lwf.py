@@ -1,29 +1,27 @@
-"""Learning without Forgetting with one sigmoid a class: the worked example of docs/adding-a-method.md.
+"""Learning without Forgetting with one sigmoid per class: the worked example of docs/adding-a-method.md.
 
-After Li and Hoiem: "Learning without Forgetting", ECCV 2016. A frozen copy of the network from before the task says
-what it sees in the new images; the network has to go on saying the same while it learns the new classes. Nothing is
-kept but the weights.
+After Li and Hoiem: "Learning without Forgetting", ECCV 2016. A frozen copy of the network from before the task
+predicts old classes in the new images; the network has to keep predicting the same while it learns the new classes.
+Nothing is kept but the weights.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, Field
-from torch import Tensor, nn
+from pydantic import Field
+from torch import Tensor
 
 from perdure.data.case import Batch
-from perdure.data.source import Kind
 from perdure.engine.phases import Phase, Terms
-from perdure.kept.items import Kept
 from perdure.methods import training
 from perdure.methods.losses import class_bce
-from perdure.methods.method import Prediction
+from perdure.methods.method import Method
 from perdure.methods.options import Options, Setup
+from perdure.methods.prediction import Prediction
+from perdure.networks.frozen import Frozen
 from perdure.networks.segmenter import Segmenter
 from perdure.streams.task import Task
 
@@ -34,29 +32,23 @@ class LwFOptions(Options):
     distill: float = Field(1.0, ge=0, description="weight of agreeing with the old network about old classes")
 
 
-class LwF(nn.Module):
+class LwF(Method[LwFOptions]):
     """Binary cross-entropy for the new classes, agreement with the old network for the old ones."""
 
-    Options: ClassVar[type[BaseModel]] = LwFOptions
-    kinds: ClassVar[frozenset[Kind]] = frozenset({"segmentation"})
-    sees_all_tasks: ClassVar[bool] = False
+    Options = LwFOptions
+    kinds = frozenset({"segmentation"})
 
-    def __init__(self, setup: Setup) -> None:
-        super().__init__()
-        assert isinstance(setup.options, LwFOptions)
-        self.options = setup.options
-        self.training_options = setup.training
+    def __init__(self, setup: Setup[LwFOptions]) -> None:
+        super().__init__(setup)
         self.network = setup.network(Segmenter)
         self.old: tuple[int, ...] = ()
         self.new: tuple[int, ...] = ()
-        # In a tuple, so that the frozen copy is no submodule: it is neither trained nor saved.
-        self.teacher: tuple[Segmenter, ...] = ()
+        self.teacher: Frozen[Segmenter] | None = None
 
     def begin(self, task: Task) -> None:
         """Freeze a copy of the network, then append a classifier for the task's classes."""
-        self.old, self.new = task.old, task.new
-        if task.index > 0:
-            self.teacher = (copy.deepcopy(self.network).eval().requires_grad_(False),)
+        self.old, self.new, self.class_ids = task.old, task.new, task.seen
+        self.teacher = Frozen(self.network) if task.index > 0 else None
         training.grow(self.network, task, self.training_options)
 
     def phases(self, task: Task) -> Sequence[Phase]:
@@ -66,23 +58,20 @@ class LwF(nn.Module):
     def loss(self, batch: Batch) -> Terms:
         """Named, weighted terms: the engine minimises their sum and logs each."""
         logits, _ = self.network(batch.images)
-        pos_weight = self.training_options.pos_weight
-        terms = {"current": class_bce(logits[:, len(self.old) :], batch.labels, self.new, pos_weight).sum()}
-        if self.old:
-            terms["distill"] = self.options.distill * self.distillation(logits[:, : len(self.old)], batch.images)
+        new, pos_weight = logits[:, len(self.old) :], self.training_options.pos_weight
+        terms = {"current": class_bce(new, batch.labels, self.new, pos_weight, annotated=batch.annotated).sum()}
+        if self.teacher is not None:
+            old = logits[:, : len(self.old)]
+            terms["distill"] = self.options.distill * self.distillation(old, batch.images, self.teacher.module)
         return terms
 
-    def distillation(self, logits: Tensor, images: Tensor) -> Tensor:
+    def distillation(self, logits: Tensor, images: Tensor, teacher: Segmenter) -> Tensor:
         """Cross-entropy between old and new probability of each old class, mean over cells, sum over classes."""
         with torch.no_grad():
-            wanted = self.teacher[0].to(images.device)(images)[0].sigmoid()
+            wanted = teacher(images)[0].sigmoid()
         by_cell = F.binary_cross_entropy_with_logits(logits.float(), wanted.float(), reduction="none")
         return by_cell.transpose(0, 1).flatten(1).mean(1).sum()
 
     def predict(self, images: Tensor) -> Prediction:
         """Sigmoid scores of all classes seen so far; background where none exceeds 0.5."""
-        return training.sigmoid_scores(self.network, images, self.old + self.new)
-
-    def kept(self) -> Sequence[Kept]:
-        """Nothing besides the weights, which the ledger lists by itself."""
-        return []
+        return training.sigmoid_scores(self.network, images, self.class_ids)

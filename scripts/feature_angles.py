@@ -16,37 +16,35 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from perdure.config.build import as_module, build_method
-from perdure.config.recipe import AugmentSection
+from perdure.config.build import build_method
 from perdure.data.catalog import open_source
+from perdure.data.preparation import Preparation
 from perdure.data.source import Source
-from perdure.data.transforms import class_transform
 from perdure.networks.classifier import Classifier
 from perdure.run_folder import RunFolder
 from perdure.sealing import restore_sealed
 from perdure.streams.description import restore
 
 
-def network_after(folder: Path, task: int) -> Classifier:
-    """The network of a classification run after a task, by its index."""
+def network_after(folder: Path, task: int) -> tuple[Classifier, Preparation]:
+    """The network of a classification run after a task, by its index, and how images are shown to it."""
     run = RunFolder.existing(folder)
     recipe = run.recipe()
-    method = build_method(recipe, pretrained=False)
-    restore_sealed(method, restore(run.stream()).tasks, run, run.sealed()[: task + 1], recipe.seed)
-    network = as_module(method).eval().network
+    tasks = restore(run.stream()).tasks
+    method = build_method(recipe, tasks[0].preparation, pretrained=False)
+    restore_sealed(method, tasks, run, run.sealed()[: task + 1], recipe.seed)
+    network = method.eval().get_submodule("network")
     assert isinstance(network, Classifier)
-    return network
+    return network, tasks[task].preparation
 
 
-def directions(network: Classifier, source: Source, wanted: Sequence[int], augment: AugmentSection) -> list[Tensor]:
+def directions(network: Classifier, source: Source, wanted: Sequence[int], shown: Preparation) -> list[Tensor]:
     """Features of length 1 ``(n, d)`` of the test images of each wanted class, shown as the run shows them."""
-    show = class_transform(augment.crop, augment.mean, augment.std)
     images: dict[int, list[Tensor]] = {class_id: [] for class_id in wanted}
     for name in source.names("test"):
         label = source.mask("test", name)
         if int(label) in images:
-            image = torch.from_numpy(source.image("test", name).copy())
-            images[int(label)].append(show(image, torch.from_numpy(label))[0])
+            images[int(label)].append(shown.show(source.read("test", name).image))
     with torch.no_grad():
         return [torch.nn.functional.normalize(network.features(torch.stack(images[c]))) for c in wanted]
 
@@ -79,7 +77,8 @@ def main() -> None:
         recipe = RunFolder.existing(folder).recipe()
         source = open_source(recipe.data.name, asked.root, recipe.data.settings)
         wanted = [source.space.id_of(name) for name in asked.classes]
-        found = angles(*directions(network_after(folder, asked.after), source, wanted, recipe.augment))
+        network, shown = network_after(folder, asked.after)
+        found = angles(*directions(network, source, wanted, shown))
         print(f"| {folder.name} | " + " | ".join(f"{value:.1f}" for value in found) + " |")
 
 

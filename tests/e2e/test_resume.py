@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import importlib
 import json
 import os
 import shutil
@@ -17,14 +18,17 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from perdure import experiment
+from perdure import experiment, sealing
 from perdure.config.build import build_experiment
 from perdure.config.load import parse_recipe
 from perdure.data.sampling import Batches, Mix
@@ -37,10 +41,13 @@ from perdure.engine.trainer import Trainer
 from perdure.errors import PerdureError
 from perdure.experiment import run_experiment
 from perdure.files import TEMPORARY, read_tensors
+from perdure.inference import case
 from perdure.kept.audit import audit
 from perdure.kept.items import Kept
 from perdure.methods import training
 from perdure.methods.finetune import Finetune
+from perdure.metrics import evaluate
+from perdure.metrics.confusion import read_counts
 from perdure.run_folder import RunFolder
 
 pytestmark = [
@@ -550,9 +557,9 @@ def test_reading_processes_change_nothing_and_do_not_hold_the_folder(
 
     collate = loader._collate
 
-    def stop_all(samples: Any) -> Any:
+    def stop_all(gather: Any, samples: Any) -> Any:
         os.killpg(0, signal.SIGTERM)  # from the reading process, while the main one waits for it
-        return collate(samples)
+        return collate(gather, samples)
 
     def say(text: str) -> None:
         if text == "replaced run/recipe.yaml":
@@ -568,3 +575,151 @@ def test_reading_processes_change_nothing_and_do_not_hold_the_folder(
     shown = ("recipe.yaml", "report.html")  # they show the number of workers
     expected = {name: data for name, data in reference.items() if name not in shown}
     assert_same(out, expected | {name: data for name, data in content(out).items() if name in shown})
+
+
+# A stream that grows at its end -----------------------------------------------------------------------------------
+
+
+def in_order(*names: str, **data: int) -> dict[str, Any]:
+    enough = {"train": 40, "val": 16, "test": 16, **data}  # each task needs images of its one class
+    return tiny(stream={"base": 1, "step": 1, "order": list(names)}, data=enough)
+
+
+def test_a_sealed_run_goes_on_with_a_stream_that_has_grown(tmp_path: Path) -> None:
+    whole, grown = tmp_path / "whole" / "run", tmp_path / "grown" / "run"
+    assert run(in_order("three", "one", "seven"), whole)[0] == 0
+    assert run(in_order("three", "one"), grown)[0] == 0
+    assert [task.name for task in RunFolder(grown).stream().tasks] == ["three", "one"]
+    first = content(grown / "tasks")
+    assert run(in_order("three", "one", "seven"), grown, resume=True)[0] == 0
+    assert {name: data for name, data in content(grown / "tasks").items() if name in first} == first
+    assert_same(grown, content(whole))
+
+
+def test_a_stream_grows_after_a_kill_in_the_middle_of_it(tmp_path: Path) -> None:
+    whole, grown = tmp_path / "whole" / "run", tmp_path / "grown" / "run"
+    assert run(in_order("three", "one"), whole)[0] == 0
+    assert run(in_order("three"), grown)[0] == 0
+    for moment in ("replaced run/stream.json", "saved 1.1.1"):
+        assert run(in_order("three", "one"), grown, resume=True, say=at(moment, 1, kill))[0] == -signal.SIGKILL
+    resumed(in_order("three", "one"), grown)
+    assert_same(grown, content(whole))
+
+
+DISJOINT = in_order("three", "one")["stream"] | {"setting": "disjoint"}
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (in_order("three", "seven", "one"), "task 2 ('one') of the run is not the same any more: it has another value"),
+        (in_order("three"), "task 2 ('one') of the run is not the same any more: the recipe has no such task"),
+        (in_order("three", "one", train=39), "task 1 ('three') of the run is not"),
+        (
+            in_order("three", "one") | {"stream": in_order("three", "one")["stream"] | {"setting": "disjoint"}},
+            "has protocol",
+        ),
+        (in_order("three", "one") | {"augment": TINY["augment"] | {"flip": 0.5}}, "another value of 'augment.flip'"),
+    ],
+    ids=["other order", "fewer tasks", "other data", "other protocol", "other augmentation"],
+)
+def test_what_has_been_learned_cannot_be_changed_afterwards(tmp_path: Path, other: dict[str, Any], said: str) -> None:
+    out = tmp_path / "run"
+    assert run(in_order("three", "one"), out)[0] == 0
+    before = content(out)
+    status, text = run(other, out, resume=True)
+    assert status == 1 and said in text
+    assert content(out) == before
+
+
+# Methods of the kinds that are planned ------------------------------------------------------------------------------
+
+COMING = {
+    "Heads": ["saved 1.0.2", "replaced 01-05-07/weights.safetensors"],
+    "TextTable": ["saved 1.0.1", "saved 1.1.1"],
+    "Gate": ["saved 1.1.1", "saved 1.2.1", "saved 2.2.0"],
+}
+
+
+def coming(kind: str) -> dict[str, Any]:
+    plain = tiny(method={"name": f"coming_kinds:{kind}"}) | {"network": {"name": "coming_kinds:encoder", "width": 8}}
+    return plain | {"engine": TINY["engine"] | {"validate_every": 0}}
+
+
+@pytest.fixture
+def kinds(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    return importlib.import_module("coming_kinds")
+
+
+@pytest.mark.parametrize("kind", COMING)
+def test_planned_kinds_of_methods_run_resume_and_are_audited(
+    tmp_path: Path, kinds: ModuleType, cli: Callable[..., Any], kind: str
+) -> None:
+    whole = tmp_path / "whole" / "run"
+    assert run(coming(kind), whole) == (0, "")
+    for number, moment in enumerate(COMING[kind]):
+        out = tmp_path / str(number) / "run"
+        assert run(coming(kind), out, say=at(moment, 1, kill))[0] == -signal.SIGKILL, moment
+        resumed(coming(kind), out)
+        assert_same(out, content(whole))
+    audited = cli("audit", whole)
+    assert audited.code == 0, audited.out
+    Image.fromarray(np.full((40, 50, 3), 90, np.uint8)).save(tmp_path / "photo.png")
+    told = cli("predict", whole, "-i", tmp_path / "photo.png", "-o", tmp_path / "masks")
+    assert told.code == 0, told.err
+    with Image.open(tmp_path / "masks" / "index" / "photo.png") as mask:
+        assert mask.size == (50, 40)
+
+
+def test_a_gate_chooses_its_phases(tmp_path: Path, kinds: ModuleType) -> None:
+    out = tmp_path / "run"
+    assert run(coming("Gate"), out)[0] == 0
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    done = {(line["task"], line["phase"]) for line in lines if "phase" in line}
+    recovered = [(task, "recover") in done for task in range(3)]
+    assert recovered == [False, True, True]
+
+
+def test_a_decision_that_does_not_follow_from_saved_state_is_refused(
+    tmp_path: Path, kinds: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    assert run(coming("Gate"), out, say=at("saved 1.2.1", 1, kill))[0] == -signal.SIGKILL
+    phases = kinds.Gate.phases
+    monkeypatch.setattr(
+        kinds.Gate, "phases", lambda self, task: [replace(p, name=f"{p.name} again") for p in phases(self, task)]
+    )
+    status, text = run(coming("Gate"), out, resume=True)
+    assert status == 1 and "phase 1 of the task was 'learn', but the method now asks for 'learn again'" in text
+
+
+def test_143_classes_are_predicted_head_by_head(tmp_path: Path, kinds: ModuleType) -> None:
+    """Two heads of 71 and 72 classes on images that show all of them; no part holds more than one head."""
+    draw, folder = np.random.default_rng(0), tmp_path / "data"
+    for split in ("train", "test"):
+        for part in ("images", "masks"):
+            (folder / split / part).mkdir(parents=True)
+        for number in range(4):
+            mask = draw.permutation(144).reshape(12, 12).repeat(2, 0).repeat(2, 1).astype(np.uint8)
+            Image.fromarray(mask).save(folder / split / "masks" / f"{number}.png")
+            picture = draw.integers(0, 255, (24, 24, 3), np.uint8)
+            Image.fromarray(picture).save(folder / split / "images" / f"{number}.png")
+    (folder / "classes.txt").write_text("".join(f"{k} c{k}\n" for k in range(1, 144)))
+    raw = coming("Heads") | {
+        "data": {"name": "folders", "root": str(folder)},
+        "stream": {"base": 71, "step": 72},
+        "augment": TINY["augment"] | {"crop": 24},
+        "report": {"samples": 0},
+    }
+
+    def work() -> None:
+        case.SCORES_AT_ONCE = 72 * 4 * 24 * 24
+        predict = partial(case.predict_cases, scores_at_once=case.SCORES_AT_ONCE)
+        evaluate.predict_cases = sealing.predict_cases = predict
+        run_experiment(parse_recipe(raw, "heads"), tmp_path / "run", quiet=True)
+        assert kinds.Heads.largest_part == 72, kinds.Heads.largest_part  # background and the first head; the second
+
+    assert child(work) == (0, "")
+    counts = read_counts(RunFolder(tmp_path / "run").sealed()[-1] / "counts.json")["test"]
+    assert len(counts.labels) == 144 and counts.cases == 4 and int(counts.truth.sum()) == 4 * 24 * 24

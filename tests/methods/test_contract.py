@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from perdure.config.build import kinds_of, method_class
+from perdure.config.build import method_class
 from perdure.data.preparation import Preparation
 from perdure.data.source import Source
 from perdure.engine.checkpoint import Checkpoint
@@ -48,7 +48,7 @@ NETWORKS = {
 def _fits(method: str, network: tuple) -> bool:
     """Whether a method claims the kind and the dimensions of a network."""
     kind = method_class(method)
-    return BUILT[network[2]].kind in kinds_of(kind) and network[0] in getattr(kind, "dims", (2, 3))
+    return BUILT[network[2]].kind in kind.kinds and network[0] in getattr(kind, "dims", (2, 3))
 
 
 FITTING = [(m, n) for m in METHODS for n, built in NETWORKS.items() if _fits(m, built)]

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from perdure.data.case import Batch
 from perdure.errors import UsageError
 from perdure.methods.options import Options, Setup, TrainingOptions
-from perdure.methods.training import make_optimizer
+from perdure.methods.training import current_loss, make_optimizer, scores
 from perdure.networks.classifier import Classifier
 from perdure.networks.network import GrowingNetwork, Network
 from perdure.networks.segmenter import Segmenter
@@ -117,3 +118,82 @@ def test_old_classifiers_are_frozen_whatever_they_are_made_of() -> None:
         kept = {id(p) for part in network.parameter_groups().values() for p in part}
         assert kept == {id(p) for p in network.parameters() if p.requires_grad}
         assert all(not {*map(id, a)} & {*map(id, b)} for a, b in pairwise(network.parameter_groups().values()))
+
+
+class Decoders(GrowingNetwork[tuple[Tensor, ...]]):
+    """An encoder of two levels and one decoder per task, as in a U-Net with one head per data set."""
+
+    kind = "segmentation"
+
+    def __init__(self) -> None:
+        super().__init__(Pyramid(), 4, 3, in_channels=1)
+        self.decoders = nn.ModuleList()
+
+    def classify(self, features: tuple[Tensor, ...], first: int = 0, channels: Sequence[int] | None = None) -> Tensor:
+        fine, coarse = features
+        joined = torch.cat([fine, nn.functional.interpolate(coarse, size=fine.shape[2:])], 1)
+        logits = torch.cat([decoder(joined) for decoder in self.decoders[first:]], 1)
+        return logits if channels is None else logits[:, list(channels)]
+
+    def grow(self, classes: int) -> None:
+        self.decoders.append(nn.Sequential(nn.Conv3d(8, 4, 3, padding=1), nn.ReLU(), nn.Conv3d(4, classes, 1)))
+
+    def classifier_parameters(self) -> list[list[nn.Parameter]]:
+        return [list(decoder.parameters()) for decoder in self.decoders]
+
+
+class Pyramid(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fine, self.coarse = nn.Conv3d(1, 4, 3, padding=1), nn.Conv3d(4, 4, 2, 2)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        fine = self.fine(images)
+        return fine, self.coarse(fine)
+
+
+class TextTable(GrowingNetwork[Tensor]):
+    """Classes are rows of a table of texts; the body alone learns."""
+
+    kind = "segmentation"
+
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(3, 5, 1), 5, 2)
+        self.register_buffer("texts", torch.empty(0, 5))
+        self.starts: list[int] = []
+
+    def classify(self, features: Tensor, first: int = 0, channels: Sequence[int] | None = None) -> Tensor:
+        logits = torch.einsum("nd...,kd->nk...", features, self.texts[self.starts[first] :])
+        return logits if channels is None else logits[:, list(channels)]
+
+    def grow(self, classes: int) -> None:
+        self.starts.append(len(self.texts))
+        self.texts = torch.cat([self.texts, torch.randn(classes, 5)])
+
+    def classifier_parameters(self) -> list[list[nn.Parameter]]:
+        return []
+
+
+@pytest.mark.parametrize(("make", "shape"), [(Decoders, (2, 1, 4, 4, 4)), (TextTable, (2, 3, 4, 4))])
+def test_unlike_networks_learn_and_predict_as_the_others_do(
+    make: Callable[[], GrowingNetwork], shape: tuple[int, ...]
+) -> None:
+    """What fine-tuning does with a network: grow, freeze, loss, optimiser, scores in parts."""
+    torch.manual_seed(0)
+    network, settings = make(), TrainingOptions(lr=0.1)
+    network.grow(2)
+    network.grow(1)
+    network.freeze_old_classifiers()
+    images = torch.randn(shape)
+    labels = torch.randint(0, 4, (2, *shape[2:]))
+    batch = Batch(images, labels, ("a", "b"), torch.zeros(2, dtype=torch.long))
+    before = [p.clone() for p in network.parameters()]
+    optimizer = make_optimizer(network, settings, later=True)
+    current_loss(network, batch, (3, 1, 2), settings).backward()
+    optimizer.step()
+    moved = [not torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True)]
+    assert moved == [p.requires_grad for p in network.parameters()]
+    predicted = scores(network, images, (3, 1, 2))
+    assert predicted.scores().shape == (2, 4, *shape[2:])
+    assert torch.equal(predicted.score([3, 1]), predicted.scores()[:, [3, 1]])
+    assert predicted.held_bytes == network.encode(images).nbytes > 0

@@ -145,4 +145,5 @@ def _set_buffer(module: nn.Module, name: str, value: Tensor) -> None:
     device = (
         present.device if present is not None else next((p.device for p in module.parameters()), torch.device("cpu"))
     )
-    owner._buffers[leaf] = value.to(device)
+    # a copy: tensors of a file lie in memory as they come, and products of unaligned ones differ in the last bit
+    owner._buffers[leaf] = value.to(device, copy=True)

@@ -29,8 +29,8 @@ class Method(Stateful, ABC, Generic[OptionsT]):
     """A way to learn the next task and keep the past.
 
     A subclass names its ``Options`` and the kinds of data that it can learn, builds its network from
-    ``setup.network()`` and registers what it keeps as buffers. Memory too large for that goes into files: a Generate
-    phase writes them, ``files`` names them, ``store.paths(self.files[...])`` finds them and
+    ``setup.network(TYPE)`` and registers what it keeps as buffers. Memory too large for that goes into files: a
+    Generate phase writes them, ``files`` names them, ``store.paths(self.files[...])`` finds them and
     :class:`~perdure.data.tensors.FileSamples` reads them one by one.
 
     Attributes:

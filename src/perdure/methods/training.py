@@ -17,11 +17,11 @@ from perdure.labels import BACKGROUND
 from perdure.methods.losses import channels_of, class_bce
 from perdure.methods.options import TrainingOptions
 from perdure.methods.prediction import Prediction
-from perdure.networks.network import GrowingNetwork, Network
+from perdure.networks.network import FeaturesT, GrowingNetwork, Network
 from perdure.streams.task import Task
 
 
-def grow(network: GrowingNetwork, task: Task, training: TrainingOptions) -> None:
+def grow(network: GrowingNetwork[FeaturesT], task: Task, training: TrainingOptions) -> None:
     """Append the task's classifier and, after the first task, freeze normalisation if the training says so."""
     network.grow(len(task.new))
     if task.index > 0 and training.freeze_norm:
@@ -89,7 +89,7 @@ def train_phase(
 
 
 def current_loss(
-    network: GrowingNetwork,
+    network: GrowingNetwork[FeaturesT],
     batch: Batch,
     class_ids: Sequence[int],
     training: TrainingOptions,
@@ -116,19 +116,19 @@ def current_loss(
     return class_bce(logits, batch.labels, class_ids, weight, ignore_as_negative, batch.annotated).sum()
 
 
-def scores(network: GrowingNetwork, images: Tensor, class_ids: Sequence[int]) -> Prediction:
+def scores(network: GrowingNetwork[FeaturesT], images: Tensor, class_ids: Sequence[int]) -> Prediction:
     """Sigmoid scores beside background in segmentation, the softmax in classification."""
     return {"segmentation": sigmoid_scores, "classification": softmax_scores}[network.kind](network, images, class_ids)
 
 
 @torch.no_grad()
-def softmax_scores(network: GrowingNetwork, images: Tensor, class_ids: Sequence[int]) -> Prediction:
+def softmax_scores(network: GrowingNetwork[FeaturesT], images: Tensor, class_ids: Sequence[int]) -> Prediction:
     """Probability ``(N, K)`` of each class for whole images."""
     return Prediction.dense(network.full_logits(images).softmax(1), class_ids)
 
 
 @torch.no_grad()
-def sigmoid_scores(network: GrowingNetwork, images: Tensor, class_ids: Sequence[int]) -> Prediction:
+def sigmoid_scores(network: GrowingNetwork[FeaturesT], images: Tensor, class_ids: Sequence[int]) -> Prediction:
     """Probability of each class at the images' size, beside a constant 0.5 for background (STAR, spec 1.7).
 
     A class wins where it is the likeliest and above 0.5. Features are computed now, the scores of a class when they
@@ -147,4 +147,4 @@ def sigmoid_scores(network: GrowingNetwork, images: Tensor, class_ids: Sequence[
             background = probabilities.new_full((len(probabilities), 1, *encoded.size), 0.5)
             return torch.cat([probabilities[:, :place], background, probabilities[:, place:]], 1)
 
-    return Prediction((BACKGROUND, *class_ids), score, held_bytes=encoded.features.nbytes)
+    return Prediction((BACKGROUND, *class_ids), score, held_bytes=encoded.nbytes)

@@ -63,7 +63,7 @@ def build_network(name: str, dims: int, in_channels: int, **options: object) -> 
     """Build a network without classifiers.
 
     Args:
-        name: A name in ``NETWORKS``.
+        name: A name in ``NETWORKS``, or ``package.module:function`` for a builder of one's own.
         dims: Spatial dimensions of the data: 2 or 3.
         in_channels: Channels of the images.
         **options: Of the network, see :func:`network_options`.
@@ -71,10 +71,10 @@ def build_network(name: str, dims: int, in_channels: int, **options: object) -> 
     Raises:
         UsageError: The name, an option or a value is wrong, or the network has no such dimensions.
     """
-    from pydantic import ValidationError, validate_call
+    from pydantic import ValidationError, validate_call  # not for `perdure list`, which only reads the table
 
     entry, builder = _find(name)
-    if dims not in entry.dims:
+    if entry is not None and dims not in entry.dims:
         fitting = ", ".join(n for n, e in NETWORKS.items() if dims in e.dims) or "none"
         raise UsageError(f"network '{name}' does not work in {dims}D", f"networks that do: {fitting}")
     known = network_options(name)
@@ -84,6 +84,7 @@ def build_network(name: str, dims: int, in_channels: int, **options: object) -> 
     given = {"dims": dims, "in_channels": in_channels}  # a builder takes of these what it needs
     taken = {key: value for key, value in given.items() if key in inspect.signature(builder).parameters}
     try:
+        # checks values against the builder's own annotations: there is no second list of types to keep up to date
         network: Network = validate_call(builder)(**taken, **options)
     except ValidationError as error:
         first = error.errors()[0]
@@ -106,10 +107,19 @@ def network_options(name: str) -> dict[str, object]:
     return {key: value.default for key, value in parameters.items() if key not in GIVEN}
 
 
-def _find(name: str) -> tuple[NetworkEntry, Callable[..., Network]]:
-    if name not in NETWORKS:
-        raise UsageError(f"unknown network '{name}'", nearest(name, NETWORKS))
-    entry = NETWORKS[name]
-    module, _, function = entry.target.partition(":")
-    builder: Callable[..., Network] = getattr(importlib.import_module(module), function)
+def _find(name: str) -> tuple[NetworkEntry | None, Callable[..., Network]]:
+    """Entry and builder of a network; a builder of one's own has no entry."""
+    entry = NETWORKS.get(name)
+    module, colon, function = (entry.target if entry else name).partition(":")
+    if not colon:
+        raise UsageError(f"unknown network '{name}'", f"{nearest(name, NETWORKS)}, or write package.module:function")
+    try:
+        builder: Callable[..., Network] = getattr(importlib.import_module(module), function)
+    except Exception as error:  # whatever a user's own module does when it is imported
+        if entry is not None:
+            raise
+        raise UsageError(
+            f"the network '{name}' cannot be imported: {type(error).__name__}: {error}",
+            "start `python -m perdure` in the folder that holds the module; --debug shows where it fails",
+        ) from error
     return entry, builder

@@ -104,7 +104,7 @@ class CosineHead(nn.Module):
         newest.copy_(F.normalize(directions, dim=1, eps=EPS) * length)
 
 
-class Classifier(GrowingNetwork):
+class Classifier(GrowingNetwork[Tensor]):
     """A body that makes one feature vector per image, and a cosine head on top of it.
 
     Args:

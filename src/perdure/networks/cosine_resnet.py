@@ -114,6 +114,7 @@ class ResNetBody(nn.Module):
             stride = plan.stride if number % plan.blocks == 0 else 1
             relu = final_relu or number < len(widths) - 1
             self.blocks.append(BasicBlock(channels, width, stride, norm, relu))
+        # As published, windows of 7x7 and not one average of the whole map: larger images give longer features.
         self.pool = nn.AvgPool2d(WINDOW)  # rows and columns beyond the last whole window are dropped
         init_kaiming(self, "fan_out")
 

@@ -95,6 +95,7 @@ def scaled_dilations(output_stride: int, input_size: int = PAPER_SIZE) -> tuple[
     At stride 8 that is 12, 24, 36, as in DeepLabV3. Never below 1.
     """
     factor = PAPER_STRIDE / output_stride * input_size / PAPER_SIZE
+    # halves go up: round() would send them to the nearest even number
     return tuple(max(1, int(dilation * factor + 0.5)) for dilation in PAPER_DILATIONS)
 
 
@@ -218,6 +219,6 @@ def _tiny_resnet(in_channels: int, output_stride: int, channels: Sequence[int]) 
         stem_type="deep",
         channels=tuple(channels),
     )
-    trunk.pretrained_cfg = {"architecture": TINY}
+    trunk.pretrained_cfg = {"architecture": TINY}  # what messages about its weights call it
     trunk.maxpool = nn.Identity()  # small inputs: a stem of stride 2 instead of 4, hence twice the stride above
     return trunk, channels[-1]

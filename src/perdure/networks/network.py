@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, NamedTuple, Self
+from typing import ClassVar, Generic, NamedTuple, Self, TypeVar
 
 from torch import Tensor, nn
 
@@ -11,6 +11,9 @@ from perdure.data.source import Kind
 from perdure.errors import UsageError
 from perdure.networks.layers import freeze_affine, hold_still
 from perdure.networks.weights import Weights
+
+FeaturesT = TypeVar("FeaturesT", bound=Tensor | tuple[Tensor, ...])
+"""Features of a batch: one tensor, or the maps of several sizes that a decoder needs."""
 
 
 class Network(nn.Module):
@@ -88,22 +91,29 @@ class Network(nn.Module):
         return self
 
 
-class Encoded(NamedTuple):
+class Encoded(NamedTuple, Generic[FeaturesT]):
     """Images after the part of a network that does not depend on the classes: enough to score any of them later.
 
     Args:
-        features: What the classifiers are applied to.
+        features: What the classifiers are applied to; its memory is what keeping an encoding costs.
         padded_size: Size of the images ``*S`` that the features were made from.
         size: Size of the images as they were given.
     """
 
-    features: Tensor
+    features: FeaturesT
     padded_size: tuple[int, ...]
     size: tuple[int, ...]
 
+    @property
+    def nbytes(self) -> int:
+        """Memory that the features take."""
+        return sum(part.nbytes for part in ((self.features,) if isinstance(self.features, Tensor) else self.features))
 
-class GrowingNetwork(Network):
+
+class GrowingNetwork(Network, Generic[FeaturesT]):
     """A body that makes features, and one classifier per task on top of them.
+
+    A classifier may be anything that turns features into logits: a matrix, a table of texts, a decoder.
 
     There is no background channel: which class a channel stands for is decided by the method.
 
@@ -136,22 +146,22 @@ class GrowingNetwork(Network):
         self.body = body
         self.width = width
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor) -> tuple[Tensor, FeaturesT]:
         """Logits ``(N, K, …)`` of all classes, and the features ``(N, width, …)`` they were made from."""
         features = self.features(images)
         return self.classify(features), features
 
-    def features(self, images: Tensor) -> Tensor:
+    def features(self, images: Tensor) -> FeaturesT:
         """Features ``(N, width, …)`` of images ``(N, C, *S)``.
 
         Raises:
             UsageError: The network cannot take images of this shape.
         """
         self.check_images(images)
-        features: Tensor = self.body(images)
+        features: FeaturesT = self.body(images)
         return features
 
-    def classify(self, features: Tensor, first: int = 0, channels: Sequence[int] | None = None) -> Tensor:
+    def classify(self, features: FeaturesT, first: int = 0, channels: Sequence[int] | None = None) -> Tensor:
         """Logits ``(N, K, …)`` of features ``(N, width, …)``, in task order.
 
         Args:
@@ -161,12 +171,12 @@ class GrowingNetwork(Network):
         """
         raise NotImplementedError
 
-    def encode(self, images: Tensor) -> Encoded:
+    def encode(self, images: Tensor) -> Encoded[FeaturesT]:
         """The part of a prediction that is the same for all classes, for images ``(N, C, *S)``; see :meth:`score`."""
         size = tuple(images.shape[2:])
         return Encoded(self.features(images), size, size)
 
-    def score(self, encoded: Encoded, channels: Sequence[int] | None = None) -> Tensor:
+    def score(self, encoded: Encoded[FeaturesT], channels: Sequence[int] | None = None) -> Tensor:
         """Float32 logits, one per label: ``(N, K, *S)`` at the images' size, or ``(N, K)`` for whole images.
 
         Args:

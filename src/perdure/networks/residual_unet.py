@@ -78,6 +78,7 @@ class UNetBody(nn.Module):
         pairs = list(zip(widths[:-1], widths[1:], steps, strict=True))
         self.stem = ResidualBlock(dims, in_channels, widths[0], (1,) * dims, norm)
         self.down = nn.ModuleList(ResidualBlock(dims, fine, coarse, step, norm) for fine, coarse, step in pairs)
+        # Kernel = stride: every output cell has exactly one tap, so that no checkerboard pattern arises.
         # torch's types ask for as many numbers as there are axes, which is known only when the network is built
         transposed: Callable[..., nn.Module] = nn.ConvTranspose2d if dims == 2 else nn.ConvTranspose3d
         self.up = nn.ModuleList(transposed(coarse, fine, step, step) for fine, coarse, step in reversed(pairs))

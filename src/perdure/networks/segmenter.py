@@ -15,7 +15,7 @@ from perdure.networks.network import Encoded, GrowingNetwork
 from perdure.networks.weights import Weights
 
 
-class Segmenter(GrowingNetwork):
+class Segmenter(GrowingNetwork[Tensor]):
     """A body that makes a feature map, and one linear classifier per task on top of it (spec STAR 2.3).
 
     Args:
@@ -76,12 +76,13 @@ class Segmenter(GrowingNetwork):
         if not chosen or (channels is not None and len(channels) == 0):  # a convolution needs a channel
             return features.new_zeros(features.shape[0], 0, *features.shape[2:])
         if channels is None:
+            # one convolution per task: joining their weights first would copy all of them at every step
             logits = [classifier(features) for classifier in chosen]
             return logits[0] if len(logits) == 1 else torch.cat(logits, 1)
         weight, bias = (torch.cat([c.get_parameter(n) for c in chosen])[list(channels)] for n in ("weight", "bias"))
         return (F.conv2d if self.dims == 2 else F.conv3d)(features, weight, bias)
 
-    def encode(self, images: Tensor) -> Encoded:
+    def encode(self, images: Tensor) -> Encoded[Tensor]:
         """Features of images ``(N, C, *S)`` of any size; for prediction, not for training.
 
         Where an axis is no multiple of what the network takes, the image's edge is repeated up to the next one.
@@ -93,7 +94,7 @@ class Segmenter(GrowingNetwork):
             images = F.pad(images, [n for extra in reversed(missing) for n in (0, extra)], mode="replicate")
         return Encoded(self.features(images), tuple(images.shape[2:]), size)
 
-    def score(self, encoded: Encoded, channels: Sequence[int] | None = None) -> Tensor:
+    def score(self, encoded: Encoded[Tensor], channels: Sequence[int] | None = None) -> Tensor:
         """Float32 logits ``(N, K, *S)`` at the images' size, upsampled from the feature map.
 
         Args:

@@ -92,12 +92,12 @@ def read_weight_file(path: Path) -> dict[str, Tensor]:
         )
     if not path.is_file():
         raise DataError(f"weights file {path} does not exist", "check the path; 'random' needs no file")
-    content: Any = read_tensors(path) if suffix == ".safetensors" else _load_torch(path)
+    content: object = read_tensors(path) if suffix == ".safetensors" else _load_torch(path)
     while isinstance(content, Mapping):
-        nest = next((n for n in NESTS if isinstance(content.get(n), Mapping)), None)
-        if nest is None:
+        nested = [content[name] for name in NESTS if isinstance(content.get(name), Mapping)]
+        if not nested:
             break
-        content = content[nest]
+        content = nested[0]
     tensors = dict(content) if isinstance(content, Mapping) else {}
     odd = [name for name, value in tensors.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
     if odd or not tensors:
@@ -181,6 +181,8 @@ def _imagenet(module: nn.Module) -> Weights:
         )
     first = next(p for p in module.parameters() if p.ndim == 4)
     info: Any = module.feature_info
+    # A second network, so that a download that fails leaves the first as it is. It has the stride and the channels of
+    # the first: timm adapts the weights of the first convolution to the number of channels.
     try:
         donor: nn.Module = timm.create_model(
             name,

@@ -48,6 +48,7 @@ class Task:
             images, labelled as background.
         recurs: True if images of other tasks may recur here with other labels (overlap).
         preparation: How a case becomes the network's input, and how predictions return to the case's grid.
+        space: All classes of the stream with their names and kinds, for methods that are told what a class is called.
         data: Opens its data; ``None`` for a task that is only described (prediction).
     """
 
@@ -58,6 +59,7 @@ class Task:
     annotated: frozenset[int]
     recurs: bool = False
     preparation: Preparation = field(default_factory=Preparation)
+    space: LabelSpace = field(default_factory=lambda: LabelSpace(()))
     data: TaskData | None = None
     _gate: _Gate | None = field(default=None, repr=False, compare=False)
 
@@ -177,6 +179,8 @@ def make_stream(
         ChannelMap(old + spec.new)
         check = partial(gate.check, index)  # a partial, not a closure: spawned loader workers receive data sets pickled
         data = spec.data(check) if spec.data is not None else None
-        tasks.append(Task(index, spec.name, spec.new, old, spec.annotated, spec.recurs, spec.preparation, data, gate))
+        tasks.append(
+            Task(index, spec.name, spec.new, old, spec.annotated, spec.recurs, spec.preparation, space, data, gate)
+        )
         old += spec.new
     return Stream(space, tuple(tasks), protocol, tuple(groups or (s.new for s in specs)), gate)
