@@ -79,7 +79,7 @@ class Trained:
             )
         where = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
         method = build_method(recipe, stream.tasks[0].preparation, pretrained=False)
-        restore_sealed(method, stream.tasks, sealed, recipe.seed)
+        restore_sealed(method, stream.tasks, run, sealed, recipe.seed)
         method.to(where).eval()
         newest = stream.tasks[len(sealed) - 1]
         return cls(method, newest.preparation, stream.space, newest.seen, where, described.kind)
