@@ -101,7 +101,7 @@ class Trained:
 
         labels, confidence = predict_cases(predict, images, self.preparation, size)
         scores = {} if size else dict(zip(made[0].class_ids, made[0].scores()[0].tolist(), strict=True))
-        return Answer(labels[0].cpu().numpy().astype(np.int16), confidence[0].cpu().numpy(), scores)
+        return Answer(labels[0].cpu().numpy(), confidence[0].cpu().numpy(), scores)
 
     def classes(self) -> list[dict[str, object]]:
         """What :meth:`predict` may answer: ids with names and colours."""
