@@ -187,7 +187,7 @@ def _confusion_table(results: RunResults, task: DescribedTask) -> ConfusionTable
             if not n:
                 cells.append(Cell("0" if right and total and size == "numbers" else "", kind=kind))
                 continue
-            style = f"background:rgba({_BETTER if right else _WORSE},{0.08 + 0.6 * n / total:.3f})"
+            style = f"background:rgba({_BETTER if right else _WORSE},{0.08 + 0.6 * (n / total):.3f})"
             title = f"{truth} called {called}: {n:,} of {total:,} images, {100 * n / total:.1f} %"
             cells.append(Cell(f"{n:,}" if size == "numbers" else "", style, title, kind))
         rows.append(ConfusionRow(truth, total, begins, tuple(cells)))
