@@ -205,7 +205,7 @@ def ledger_table(ledgers: Mapping[int, Sequence[KeptItem]]) -> LedgerTable:
     rows: dict[tuple[str, str], tuple[KeptItem, int]] = {}
     for item in ledgers[max(ledgers)] if ledgers else ():
         # six samples have eighteen pictures: one row for all of one origin
-        key = (item.kind, item.made_from if item.kind == "preview" else item.file)
+        key = (item.kind, item.made_from if item.kind == "preview" else item.name)
         first, count = rows.get(key, (item, 0))
         if count:
             both = {"bytes": first.bytes + item.bytes, "patient_data": first.patient_data or item.patient_data}
