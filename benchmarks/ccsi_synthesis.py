@@ -28,9 +28,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from perdure.data.readers.single_digits import SingleDigits
-from perdure.methods.ccsi.moments import class_moment_sums, class_moments
-from perdure.methods.ccsi.objective import Objective
-from perdure.methods.ccsi.synthesis import Request, SynthesisOptions, plan_groups, start_images, synthesise
+from perdure.methods.ccsi.impressions import Objective, Request, plan_groups, start_images, synthesise
+from perdure.methods.ccsi.memory import class_moment_sums, class_moments
+from perdure.methods.ccsi.options import SynthesisOptions
 from perdure.networks.classifier import Classifier
 from perdure.networks.cosine_resnet import cosine_resnet
 from perdure.seeds import derive_seed

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
-from perdure.config.build import check_method, kinds_of, method_class
+from perdure.config.build import check_method, method_class
 from perdure.config.load import load_recipe, shipped
 from perdure.data.catalog import DATASETS
 from perdure.methods.ccsi.options import CcsiOptions
@@ -105,7 +105,7 @@ def test_recipe_parses_and_everything_knows_its_keys(name: str) -> None:
     module, _, function = DATASETS[recipe.data.name].target.partition(":")
     known = set(inspect.signature(getattr(import_module(module), function)).parameters) - {"root"}
     assert set(recipe.data.settings) <= known
-    assert NETWORKS[recipe.network.name].kind in kinds_of(method_class(recipe.method.name))
+    assert NETWORKS[recipe.network.name].kind in method_class(recipe.method.name).kinds
     for method in ("finetune", "joint"):
         assert check_method(load_recipe(name, [f"method={method}"])) is not None
 

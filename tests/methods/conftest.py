@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from perdure.data.case import Batch, collate
 from perdure.data.dataset import Dataset, Draw
 from perdure.data.preparation import Preparation
-from perdure.data.sampling import Batches
+from perdure.data.sampling import Batches, Mix
 from perdure.data.source import Source
 from perdure.engine.phases import Collect, Train
 from perdure.labels import IGNORE, TABLE_SIZE, LabelSpace, label_space, remap_table
@@ -134,15 +134,20 @@ def make_setup() -> Callable[..., Setup]:
     return make
 
 
-def read(batches: Batches, epoch: int = 0) -> Iterator[Batch]:
-    """Batches of one epoch, in order."""
-    for step in range(batches.steps()):
-        picked = range(step * batches.size, min((step + 1) * batches.size, len(batches.samples)))
-        yield collate([batches.samples[Draw(i, epoch)] for i in picked])
+def read(data: Batches | Mix, epoch: int = 0) -> Iterator[Batch]:
+    """Batches of one epoch, in order; of a mix, each source from its start."""
+    parts = data.parts if isinstance(data, Mix) else (data,)
+    for step in range(data.steps()):
+        cases = []
+        for part, batches in enumerate(parts):
+            first = step % batches.steps() * batches.size
+            picked = range(first, min(first + batches.size, batches.per_epoch))
+            cases += [(batches.samples[Draw(i % len(batches.samples), epoch)], part) for i in picked]
+        yield collate([case for case, _ in cases], [part for _, part in cases])
 
 
 @pytest.fixture
-def first_batch() -> Callable[[Batches], Batch]:
+def first_batch() -> Callable[[Batches | Mix], Batch]:
     """The first batch of an epoch."""
     return lambda batches: next(read(batches))
 

@@ -14,16 +14,15 @@ from torch import Tensor
 from perdure.data.case import Batch, collate
 from perdure.data.dataset import Dataset, Draw
 from perdure.data.preparation import Preparation
-from perdure.data.sampling import Batches
+from perdure.data.sampling import Batches, Mix
 from perdure.data.source import Source
 from perdure.engine.phases import Collect, Generate, Train
 from perdure.errors import UsageError
 from perdure.files import write_tensors
 from perdure.labels import IGNORE, TABLE_SIZE, label_space
 from perdure.methods.ccsi.ccsi import WORKING, Ccsi
-from perdure.methods.ccsi.gather import class_sums, mean_directions, mean_images
-from perdure.methods.ccsi.memory import Memory
-from perdure.methods.ccsi.neighbours import Neighbours
+from perdure.methods.ccsi.memorisation import Neighbours
+from perdure.methods.ccsi.memory import Memory, class_sums, mean_directions, mean_images
 from perdure.methods.options import Setup, TrainingOptions
 from perdure.networks.cosine_resnet import cosine_resnet
 from perdure.seeds import derive_seed, seeded
@@ -91,12 +90,11 @@ def learn(tmp_path: Path) -> Callable[..., dict[str, Any]]:
 
 def _train(phase: Train, learner: Ccsi, _: Path) -> dict[str, Any]:
     batches = phase.data()
-    beside = None if phase.beside is None else next(read(phase.beside()))
     optimizer = phase.optimizer()
     learner.train()
-    losses, centroids = [], []
+    losses, centroids, first = [], [], next(read(batches))
     for step, batch in enumerate(read(batches)):
-        terms = phase.loss(batch._replace(beside=beside))
+        terms = phase.loss(batch)
         sum(terms.values()).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -106,7 +104,7 @@ def _train(phase: Train, learner: Ccsi, _: Path) -> dict[str, Any]:
         centroids.append(learner.centroids)
     replayed = (learner.replay_images, learner.replay_labels)
     phase.finish()
-    return {"batches": batches, "losses": losses, "replayed": replayed, "centroids": centroids, "beside": beside}
+    return {"batches": batches, "losses": losses, "replayed": replayed, "centroids": centroids, "first": first}
 
 
 def _collect(phase: Collect, learner: Ccsi, _: Path) -> None:
@@ -131,9 +129,16 @@ def _generate(phase: Generate, learner: Ccsi, folder: Path) -> int:
 PLAY: dict[type, Callable[..., Any]] = {Train: _train, Collect: _collect, Generate: _generate}
 
 
-def read(batches: Batches) -> Iterator[Batch]:
-    for first in range(0, len(batches.view), batches.size):
-        yield collate([batches.view[Draw(i, 0)] for i in range(first, min(first + batches.size, len(batches.view)))])
+def read(data: Batches | Mix) -> Iterator[Batch]:
+    """Batches of one epoch, in order; of a mix, each source from its start."""
+    parts = data.parts if isinstance(data, Mix) else (data,)
+    for step in range(data.steps()):
+        cases = []
+        for part, batches in enumerate(parts):
+            first = step % batches.steps() * batches.size
+            picked = range(first, min(first + batches.size, batches.per_epoch))
+            cases += [(batches.samples[Draw(i % len(batches.samples), 0)], part) for i in picked]
+        yield collate([case for case, _ in cases], [part for _, part in cases])
 
 
 def test_a_whole_stream_keeps_statistics_only(learn: Callable) -> None:
@@ -179,13 +184,24 @@ def test_impressions_made_early_are_the_ones_replayed_also_after_a_restart(learn
 
 
 def test_the_update_draws_old_and_new_in_the_wanted_share(learn: Callable) -> None:
-    learner, tasks = method(share=0.75), stream()
+    learner, tasks = method(share=0.75, replacement=True), stream()
     learn(learner, tasks, 0)
-    batches = learn(learner, tasks, 1)["train"]["batches"]
+    batches = learn(learner, tasks, 1)["train"]["batches"].parts[0]
     # 8 new images of weight 1, 16 impressions of weight 8 * 0.75 / (16 * 0.25) = 1.5; draws = 8 / 0.25
     assert batches.weights.tolist() == [1.0] * 8 + [1.5] * 16
     assert float(batches.weights[8:].sum() / batches.weights.sum()) == pytest.approx(0.75)
     assert batches.draws == 32 and not batches.drop_last
+
+
+def test_every_batch_has_the_exact_share(learn: Callable) -> None:
+    learner, tasks = method(share=0.75), stream()
+    learn(learner, tasks, 0)
+    seen = learn(learner, tasks, 1)["train"]
+    mix, batch = seen["batches"], seen["first"]
+    # of 4 labelled images 3 are replayed; 8 new images make 8 steps, as 8 / 0.25 draws in batches of 4 do
+    assert [part.size for part in mix.parts] == [1, 4, 3] and mix.steps() == 8
+    assert set(batch.of(0).labels.tolist()) <= {3, 4} and set(batch.of(2).labels.tolist()) <= {1, 2}
+    assert all(part.weights is None for part in mix.parts) and len(mix.parts[2].samples) == 16
 
 
 def test_every_loss_can_be_switched_off(learn: Callable) -> None:
@@ -196,7 +212,8 @@ def test_every_loss_can_be_switched_off(learn: Callable) -> None:
         gone = {"lambda_lf": "lf", "lambda_margin": "margin", "lambda_idc": "idc"}
         expected = {"ce", "lf", "margin", "idc"} - {gone[key] for key in off if key in gone}
         assert set(seen["losses"][0]) == expected - ({"margin"} if "replay" in off else set())
-        assert (seen["beside"] is None) == ("lambda_idc" in off)
+        parts = len(seen["batches"].parts) if isinstance(seen["batches"], Mix) else 1
+        assert parts == 1 + ("lambda_idc" not in off) + ("replay" not in off)
         assert all(np.isfinite(list(terms.values())).all() for terms in seen["losses"])
 
 
@@ -220,12 +237,13 @@ def test_the_unlabelled_pass_moves_statistics_only_where_asked(learn: Callable) 
             learner.begin(task)
             learner.train()
             images = torch.rand(4, 1, 32, 32)
-            labelled = Batch(images, torch.tensor([3, 4, 3, 4]), ("",) * 4)
+            labels, parts = torch.tensor([3, 4, 3, 4]), torch.tensor([0, 0, 0, 0])
+            both = Batch(torch.cat([images, 1 - images]), labels.repeat(2), ("",) * 8, torch.cat([parts, parts + 1]))
             before = {k: v.clone() for k, v in learner.network.named_buffers()}
-            learner.loss(labelled)
+            learner.network(images)
             once = {k: v.clone() for k, v in learner.network.named_buffers()}
             learner.network.load_state_dict(before, strict=False)
-            learner.loss(labelled._replace(beside=Batch(1 - images, labelled.labels, ("",) * 4)))
+            learner.loss(both)
             twice = dict(learner.network.named_buffers())
             moved.append(any(not torch.equal(once[key], twice[key]) for key in once))
     assert moved == [False, True]
@@ -301,15 +319,15 @@ def test_test_images_need_the_compat_switch(learn: Callable, caplog: pytest.LogC
     learner = method(idc_source="pool", compat=("transductive",))
     learn(learner, tasks, 0)
     assert "transductive" in caplog.text
-    beside = learn(learner, tasks, 1)["train"]["beside"]
-    assert set(beside.labels.tolist()) == {IGNORE}
+    unlabelled = learn(learner, tasks, 1)["train"]["first"].of(1)
+    assert set(unlabelled.labels.tolist()) == {IGNORE}
 
 
 def test_a_validation_pool_shows_images_of_all_seen_classes(learn: Callable) -> None:
     learner, tasks = method(idc_source="pool"), stream(pool="val")
     learn(learner, tasks, 0)
-    beside = learn(learner, tasks, 1)["train"]["beside"]
-    assert set(beside.labels.tolist()) == {IGNORE} and len({int(n) % 4 for n in beside.names}) > 2
+    unlabelled = learn(learner, tasks, 1)["train"]["first"].of(1)
+    assert set(unlabelled.labels.tolist()) == {IGNORE} and len({int(n) % 4 for n in unlabelled.names}) > 2
 
 
 # Memory and neighbours ------------------------------------------------------------------------------------------
@@ -331,7 +349,7 @@ def test_previews_are_the_first_of_each_class_and_black_where_there_is_none() ->
 
 def test_the_nearest_training_image_is_found_and_a_copy_has_no_distance() -> None:
     source = Patterns()
-    view = Dataset(source, "train", tuple(source.names("train")), np.arange(TABLE_SIZE, dtype=np.int16), _plain)  # type: ignore[arg-type]
+    view = Dataset(source, "train", tuple(source.names("train")), np.arange(TABLE_SIZE, dtype=np.int16), Preparation())
     copy = torch.from_numpy(source.image("train", "4"))  # class 1
     far = torch.full_like(copy, 0.5)
     neighbours = Neighbours(torch.stack([copy, far]), torch.tensor([0, 1]), view, (1, 2, 3, 4))

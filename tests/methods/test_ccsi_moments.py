@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from perdure.errors import PerdureError
-from perdure.methods.ccsi.moments import Probe, Raw, class_moment_sums, class_moments, segment_norms
-from perdure.methods.ccsi.taps import NormStatsHook, tap_norms
+from perdure.methods.ccsi.memory import class_moment_sums, class_moments
+from perdure.methods.inversion.norm_statistics import InputMoments, NormStatsHook, Probe, hook_norms, segment_norms
 from perdure.networks.classifier import Classifier
 from perdure.networks.continual_norm import ContinualNorm, continual_norms
 from perdure.networks.cosine_resnet import cosine_resnet
@@ -59,9 +59,9 @@ def test_probe_answers_as_the_network_does(norm):
     network, images = tiny(norm), torch.randn(6, 2, 4, 4)
     before = copy.deepcopy(network.state_dict())
     logits, features = network(images)
-    answer = Probe(network)(images)
-    assert torch.allclose(answer.logits, logits, atol=1e-5)
-    assert torch.allclose(answer.features, features, atol=1e-5)
+    found = Probe(network)(images)
+    assert torch.allclose(found[0], logits, atol=1e-5)
+    assert torch.allclose(found[1], features, atol=1e-5)
     assert all(torch.equal(now, before[name]) for name, now in network.state_dict().items())
     assert not any(isinstance(part, NormStatsHook) for part in network.modules())
 
@@ -71,7 +71,7 @@ def test_batch_moments_are_those_of_every_batchnorm_input(norm):
     network, images = tiny(norm), torch.randn(6, 2, 4, 4)
     seen = inputs_of(network, nn.BatchNorm2d, images)
     probe = Probe(network)
-    mean, var = probe.batch_moments(probe(images).raw, groups=2)
+    mean, var = probe.batch_moments(probe(images)[2], groups=2)
     for group, part in enumerate((slice(0, 3), slice(3, 6))):
         expected = [u[part].mean((0, 2, 3)) for u in seen], [u[part].var((0, 2, 3), correction=0) for u in seen]
         assert torch.allclose(mean[group], torch.cat(expected[0]), atol=1e-5)
@@ -82,14 +82,14 @@ def test_batch_moments_are_those_of_every_batchnorm_input(norm):
 
 
 @pytest.mark.parametrize("norm", [ContinualNorm, nn.BatchNorm2d])
-def test_layers_that_share_statistics_between_processes_are_tapped_too(norm):
+def test_layers_that_share_statistics_between_processes_are_hooked_too(norm):
     network, images = tiny(norm), torch.randn(6, 2, 4, 4)
     expected = Probe(network)(images)
     shared = Probe(nn.SyncBatchNorm.convert_sync_batchnorm(network).eval())
     found = shared(images)
     assert shared.layers == 2
-    torch.testing.assert_close(found.logits, expected.logits)
-    torch.testing.assert_close(found.raw, expected.raw)
+    torch.testing.assert_close(found[0], expected[0])
+    torch.testing.assert_close(found[2], expected[2])
 
 
 def test_group_moments_are_those_of_the_layer():
@@ -97,7 +97,7 @@ def test_group_moments_are_those_of_the_layer():
     seen = inputs_of(network, ContinualNorm, images)
     expected = [norm.group_moments(x) for norm, x in zip(continual_norms(network), seen, strict=True)]
     probe = Probe(network)
-    mean, var = probe.channel_groups(probe(images).raw)
+    mean, var = probe.channel_groups(probe(images)[2])
     assert torch.allclose(mean, torch.cat([pair[0] for pair in expected], 1), atol=1e-5)
     assert torch.allclose(var, torch.cat([pair[1] for pair in expected], 1), atol=1e-5)
     assert probe.group_layers.tolist() == [0] * 4 + [1] * 4
@@ -109,13 +109,13 @@ def test_moments_worked_by_hand():
     network = Classifier(nn.Sequential(norm, nn.Flatten()), 4)
     network.grow(2)
     probe = Probe(network)
-    raw = probe(torch.tensor([1.0, 2, 3, 6]).view(1, 1, 2, 2)).raw
+    raw = probe(torch.tensor([1.0, 2, 3, 6]).view(1, 1, 2, 2))[2]
     assert raw.mean.tolist() == [[3.0]]
     assert raw.square.tolist() == [[12.5]]
     mean, var = probe.batch_moments(raw, 1)
     assert (mean.item(), var.item()) == (3.0, 3.5)
     # A second image of 3, 3, 3, 3: together mean 3, mean square (12.5 + 9) / 2 = 10.75, variance 1.75.
-    mean, var = probe.batch_moments(Raw(torch.tensor([[3.0], [3.0]]), torch.tensor([[12.5], [9.0]])), 1)
+    mean, var = probe.batch_moments(InputMoments(torch.tensor([[3.0], [3.0]]), torch.tensor([[12.5], [9.0]])), 1)
     assert (mean.item(), var.item()) == (3.0, 1.75)
 
 
@@ -144,20 +144,20 @@ def test_gradients_are_those_of_the_plain_layers(norm):
     expected = gradient(value(logits, mean, var), images)
 
     probe = Probe(tiny(norm).double())
-    answer = probe(images)
-    found = gradient(value(answer.logits, *probe.batch_moments(answer.raw, 2)), images)
+    logits, _, moments = probe(images)
+    found = gradient(value(logits, *probe.batch_moments(moments, 2)), images)
     assert torch.allclose(found, expected, atol=1e-9)
 
 
-def test_tap_passes_gradcheck():
+def test_hook_passes_gradcheck():
     torch.manual_seed(1)
     norm = ContinualNorm(8).double()
     norm.batch.running_mean.normal_()
     nn.init.normal_(norm.batch.weight)
-    tap = NormStatsHook(norm.eval())
+    hook = NormStatsHook(norm.eval())
 
     def run(x: Tensor) -> tuple[Tensor, ...]:
-        return tap(x), *tap.take()
+        return hook(x), *hook.take()
 
     assert torch.autograd.gradcheck(run, torch.randn(2, 8, 3, 2, dtype=torch.float64, requires_grad=True))
 
@@ -165,13 +165,12 @@ def test_tap_passes_gradcheck():
 def test_no_gradient_and_no_graph_for_parameters():
     network = tiny()
     probe = Probe(network)
-    answer = probe(torch.randn(4, 2, 4, 4))
-    assert not answer.logits.requires_grad  # nothing that the copy holds asks for gradients
-    assert not any(part.requires_grad for part in probe.parameters())
+    assert not probe(torch.randn(4, 2, 4, 4))[0].requires_grad  # nothing that the copy holds asks for gradients
+    assert not any(part.requires_grad for part in probe.network.parameters())
     images = torch.randn(4, 2, 4, 4, requires_grad=True)
-    probe(images).logits.sum().backward()
+    probe(images)[0].sum().backward()
     assert images.grad is not None
-    assert all(part.grad is None for part in (*network.parameters(), *probe.parameters()))
+    assert all(part.grad is None for part in (*network.parameters(), *probe.network.parameters()))
 
 
 def test_small_network_has_the_published_layers():
@@ -179,9 +178,9 @@ def test_small_network_has_the_published_layers():
     network.grow(2)
     probe = Probe(network)
     assert (probe.layers, probe.groups, len(probe.running_mean)) == (9, SMALL_GROUPS, SMALL_CHANNELS)
-    assert len(tap_norms(copy.deepcopy(network))) == 9
+    assert len(hook_norms(copy.deepcopy(network))) == 9
     logits, _ = network.eval()(images := torch.rand(3, 3, 32, 32))
-    assert torch.allclose(probe(images).logits, logits, atol=1e-5)
+    assert torch.allclose(probe(images)[0], logits, atol=1e-5)
 
 
 def test_bf16_is_near_and_keeps_moments_in_single_precision():
@@ -189,10 +188,10 @@ def test_bf16_is_near_and_keeps_moments_in_single_precision():
     network.grow(2)
     network.train()(images := torch.rand(8, 3, 32, 32))
     exact, rough = (Probe(network, bf16)(images) for bf16 in (False, True))
-    assert rough.raw.mean.dtype == rough.logits.dtype == torch.float32
-    assert not torch.equal(exact.logits, rough.logits)
-    assert torch.allclose(exact.logits, rough.logits, atol=0.02)
-    assert torch.allclose(exact.raw.square, rough.raw.square, rtol=0.05, atol=0.02)
+    assert rough[2].mean.dtype == rough[0].dtype == torch.float32
+    assert not torch.equal(exact[0], rough[0])
+    assert torch.allclose(exact[0], rough[0], atol=0.02)
+    assert torch.allclose(exact[2].square, rough[2].square, rtol=0.05, atol=0.02)
 
 
 def test_segment_norms_and_their_gradient_at_zero():

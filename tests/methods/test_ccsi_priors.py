@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from perdure.methods.ccsi.priors import differences, l2, tv1, tv2
+from perdure.methods.inversion.engine import differences, l2, tv1, tv2
 
 
 @pytest.mark.golden

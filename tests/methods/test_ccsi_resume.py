@@ -21,8 +21,8 @@ from perdure.engine.machine import Machine
 from perdure.engine.options import EngineOptions
 from perdure.engine.run_logger import RunLogger
 from perdure.labels import label_space
-from perdure.methods.ccsi import synthesis
 from perdure.methods.ccsi.ccsi import Ccsi
+from perdure.methods.inversion import engine as inversion
 from perdure.methods.options import Setup, TrainingOptions
 from perdure.networks.cosine_resnet import cosine_resnet
 from perdure.seeds import derive_seed, seeded
@@ -105,7 +105,7 @@ def _run(folder: Path, stop_at: int | None) -> tuple[dict[str, Tensor], int]:
 
 
 def test_every_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(synthesis, "BETWEEN_TICKS", 1)
+    monkeypatch.setattr(inversion, "CHECKPOINT_EVERY", 1)
     whole, moments = _run(tmp_path / "whole", None)
     assert moments > 12, "the run has too few moments to be worth stopping"
     for stop_at in range(1, moments, 5):

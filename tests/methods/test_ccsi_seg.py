@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -12,10 +14,9 @@ from perdure.engine.state import restore
 from perdure.errors import PerdureError, UsageError
 from perdure.files import write_tensors
 from perdure.labels import IGNORE
-from perdure.methods.ccsi_seg import CcsiSeg
-from perdure.methods.ccsi_seg.ground import decode
-from perdure.methods.ccsi_seg.state import SHOWN
-from perdure.methods.ccsi_seg.synthesis import synthesis_terms
+from perdure.methods.ccsi_seg.ccsi_seg import CcsiSeg
+from perdure.methods.ccsi_seg.impressions import plan_impressions, synthesis_terms
+from perdure.methods.ccsi_seg.statistics import SHOWN, decode
 from perdure.methods.losses import class_bce
 
 GROUPS = [(2, 5), (1,), (4, 3)]
@@ -63,7 +64,7 @@ def at_second(make_blocks, make_setup, work, first_batch):
         work(learner, stream, 1, phases=1 if learner.options.replay != "none" else 0)
         task = stream.tasks[1]
         with stream.opened(task):
-            batch = first_batch(learner.phases(task)[-1].data())
+            batch = first_batch(learner.phases(task)[-2].data())
         return learner.train(), batch
 
     return make
@@ -79,8 +80,8 @@ def test_three_tasks(make_blocks, make_setup, work):
         assert set(log["train"][0]) == terms
         seen, known = sum(map(len, GROUPS[: index + 1])), learner.statistics
         assert known.patches.shape == (seen, 3, 8, 8) and known.masks.shape == (seen, 1, 8, 8)
-        assert known.patches.dtype == known.masks.dtype == known.ground.dtype == torch.uint8
-        assert known.together.shape == (seen, seen) and torch.equal(known.together, known.together.T)
+        assert known.patches.dtype == known.masks.dtype == known.background.dtype == torch.uint8
+        assert known.co_occurrence.shape == (seen, seen) and torch.equal(known.co_occurrence, known.co_occurrence.T)
         assert known.class_moments.shape == (seen, 2, 16) and known.class_moments.flatten(1).any(1).all()
         assert known.size.tolist() == [16, 16]
         for name in SHOWN if index else ():  # appended in learning order; old rows stay
@@ -104,19 +105,19 @@ def test_impressions_show_what_the_layout_asks_for(at_second):
     quick = {"epochs": 20, "optimizer": "adamw", "lr": 0.03}
     synthesis = {"steps": 60, "per_class": 8, "batch": 16, "jitter": 0.0, "band": 0}
     learner, _ = at_second(training=quick, synthesis=synthesis)
-    (teacher,) = learner._old_network
+    teacher = learner.old_network.module
     known, options = learner.statistics, learner.options.synthesis
     low, high = known.ends[:, :, None, None]
     torch.manual_seed(0)
     item = learner.make(0)
     torch.manual_seed(0)
-    job = learner._plan(0)
+    job = plan_impressions(known, options, len(learner.old), 0)
     images = decode(item["images"], known.ends)
     assert len(images) == int(item["tried"]) == len(job.layouts) == 16
     assert ((images >= low) & (images <= high)).all() and (job.start > high).any()
     assert all(parameter.grad is None for parameter in teacher.parameters())
     before, after = (
-        synthesis_terms(teacher, shown.clone(), job, known.bank(), options, 0)
+        synthesis_terms(teacher, shown.clone(), job, known, options, 0)
         for shown in (job.start.clamp(low, high), images)
     )
     assert set(before) == {"layout", "tv", "l2", "moments", "class_moments"}
@@ -133,7 +134,7 @@ class Progress:
     def checkpoint(self, done, of, note, state):
         if done == self.stop_at:
             kept = state()
-            self.saved = {**kept, **{k: v.clone() for k, v in kept.items() if isinstance(v, torch.Tensor)}}
+            self.saved = copy.deepcopy(kept)
             raise Interrupted("stopped")
 
 
@@ -142,7 +143,7 @@ def test_a_stopped_item_ends_with_the_same_pixels(at_second):
     torch.manual_seed(7)
     whole = learner.make(1, Progress())
     torch.manual_seed(7)
-    progress = Progress(stop_at=10)
+    progress = Progress(stop_at=20)
     with pytest.raises(Interrupted):
         learner.make(1, progress)
     torch.manual_seed(99)  # a new process draws other numbers
@@ -152,14 +153,14 @@ def test_a_stopped_item_ends_with_the_same_pixels(at_second):
 
 def test_restored_in_the_middle_of_training(at_second, make_setup, make_blocks):
     learner, batch = at_second()
-    copy = method(make_setup)
+    again = method(make_setup)
     stream = make_blocks(GROUPS)
     for task in stream.tasks[:2]:
-        copy.begin(task)
-    restore(copy, learner.state_dict())
-    copy._old_network = learner._old_network
+        again.begin(task)
+    restore(again, learner.state_dict())
+    again.old_network = learner.old_network
     losses = []
-    for each in (learner, copy.train()):
+    for each in (learner, again.train()):
         torch.manual_seed(3)
         losses.append({name: float(value.detach()) for name, value in each.later_loss(batch).items()})
     assert losses[0] == losses[1] and losses[0]["old"] > 0
@@ -183,7 +184,7 @@ def test_nothing_has_changed_yet(at_second):
 def test_pseudo_labels_stand_for_missing_ones_only(at_second):
     learner, batch = at_second(replay="none", confidence=0.5)
     learner.network.eval()
-    (teacher,) = learner._old_network
+    teacher = learner.old_network.module
     with torch.no_grad():
         seen = learner.predict(batch.images[:0]).class_ids
         logits = nn.functional.interpolate(teacher.classify(teacher.features(batch.images)), size=16, mode="bilinear")
@@ -199,7 +200,7 @@ def test_pseudo_labels_stand_for_missing_ones_only(at_second):
 def test_new_classes_are_absent_on_old_pixels(at_second):
     labels = torch.tensor([[[2, 0], [IGNORE, 5]]]).repeat_interleave(8, 1).repeat_interleave(8, 2)
     zero, ten = torch.zeros(1, 2, 16, 16), torch.zeros(1, 1, 16, 16)
-    ten[:, :, :8, 8:] = 10.0  # the new class is seen where synthetic ground is
+    ten[:, :, :8, 8:] = 10.0  # the new class is seen where the synthetic background is
     for chosen, expected in [("old_pixels", 0.6931), ("all", (0.6931 * 2 + 10.0) / 3)]:
         learner, _ = at_second(negatives=chosen, lambda_new=1.0)
         assert float(learner._replay_terms(zero, ten, labels)["new"]) == pytest.approx(expected, abs=1e-3)

@@ -9,15 +9,15 @@ import torch
 import torch.nn.functional as F
 
 from perdure.labels import IGNORE
+from perdure.methods.ccsi.terms import less_forget
 from perdure.methods.ccsi_seg.terms import (
     agreement,
     balanced_bce,
-    believed,
     dice_loss,
     edge_band,
-    hot,
-    less_forget,
+    one_hot,
     pixel_margin,
+    pseudo_labels,
 )
 
 
@@ -63,11 +63,11 @@ def test_agreement():
     assert agreement(seen, layout, 2).tolist() == pytest.approx([(2 / 3 + 2 / 3) / 2, 0.0])
 
 
-def test_believed_where_sure():
+def test_pseudo_labels_where_sure():
     chance = torch.tensor([[[[0.9, 0.6, 0.05, 0.3]], [[0.2, 0.7, 0.1, 0.45]]]])
     ids = torch.tensor([4, 7])
-    assert believed(torch.logit(chance), ids, 0.8).tolist() == [[[4, IGNORE, 0, IGNORE]]]
-    assert believed(torch.logit(chance), ids, 0.5).tolist() == [[[4, 7, 0, 0]]]
+    assert pseudo_labels(torch.logit(chance), ids, 0.8).tolist() == [[[4, IGNORE, 0, IGNORE]]]
+    assert pseudo_labels(torch.logit(chance), ids, 0.5).tolist() == [[[4, 7, 0, 0]]]
 
 
 def test_less_forget():
@@ -87,6 +87,6 @@ def test_pixel_margin():
     assert float(pixel_margin(logits, torch.zeros_like(labels), torch.tensor([4, 7]), 1.0).detach()) == 0.0
 
 
-def test_hot():
+def test_one_hot():
     rows = torch.tensor([[[0, -1], [1, 1]]])
-    assert torch.equal(hot(rows, 3), F.one_hot(rows + 1, 4)[..., 1:].movedim(-1, 1).float())
+    assert torch.equal(one_hot(rows, 3), F.one_hot(rows + 1, 4)[..., 1:].movedim(-1, 1).float())

@@ -12,16 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from perdure.errors import PerdureError, UsageError
-from perdure.methods.ccsi.lots import IMAGENET_RANGE, InversionBatch, JitterFlip
-from perdure.methods.ccsi.objective import Objective
-from perdure.methods.ccsi.synthesis import (
-    FAITHFUL,
+from perdure.methods.ccsi.impressions import (
+    IMAGENET_RANGE,
+    Objective,
     Request,
-    SynthesisOptions,
+    inversion_batches,
     plan_groups,
     start_images,
     synthesise,
 )
+from perdure.methods.ccsi.options import FAITHFUL_SYNTHESIS, SynthesisOptions
+from perdure.methods.inversion.engine import InversionBatch, JitterFlip
 from perdure.networks.classifier import Classifier
 from perdure.networks.continual_norm import ContinualNorm
 
@@ -54,6 +55,12 @@ def job(settings: SynthesisOptions, groups: int = 3, classes: int = 3, seed: int
 
 def part(whole: Request, row: int) -> Request:
     return Request(whole.targets[row : row + 1], [whole.numbers[row]], whole.seed, whole.means, whole.moments)
+
+
+def only_batch(teacher: Classifier, whole: Request, settings: SynthesisOptions) -> InversionBatch:
+    """All groups in one tensor."""
+    (batch,) = inversion_batches(Objective(teacher, settings), whole, settings, torch.device("cpu"))
+    return batch
 
 
 # Terms ------------------------------------------------------------------------------------------------------------
@@ -134,8 +141,12 @@ def test_position_statistics_add_a_value_without_gradient():
             expected += weight * ((mean - layer.group_mean).norm() + (var - layer.group_var).norm())
         x = layer(x)
     assert found.item() == pytest.approx(expected.item(), rel=1e-4)
-    loss, gradient = Objective(teacher, settings).gradient(images, targets)
-    plain_loss, plain = Objective(teacher, options()).gradient(images, targets)
+    images.requires_grad_()
+    loss, plain_loss = (
+        torch.stack(list(Objective(teacher, each).terms(images, targets).values())).sum()
+        for each in (settings, options())
+    )
+    ((gradient,), (plain,)) = (torch.autograd.grad(value, images) for value in (loss, plain_loss))
     assert loss > plain_loss
     assert torch.equal(gradient, plain)
 
@@ -156,7 +167,7 @@ def test_statistics_that_do_not_exist_are_refused():
 
 @pytest.mark.golden
 def test_published_learning_rate():
-    faithful = SynthesisOptions(**FAITHFUL)
+    faithful = SynthesisOptions(**FAITHFUL_SYNTHESIS)
     rates = {0: 5e-4, 49: 0.025, 99: 0.05, 100: 0.02, 2550: 0.01}
     assert {step: faithful.rate(step) for step in rates} == pytest.approx(rates, rel=1e-6)
     assert faithful.rate(4999) == pytest.approx(2e-9, rel=0.05)
@@ -204,19 +215,19 @@ def test_start_is_the_mean_with_noise_or_noise_alone():
 @pytest.mark.parametrize("jitter", [0, 2, 30])
 def test_moves_are_shifts_and_mirrors_and_can_be_undone(jitter):
     settings = options(jitter=jitter, flip=True, steps=40)
-    images = torch.rand(3, 4, 2, 5, 6)
-    moves = JitterFlip([4, 9, 2], (5, 6), settings, 11, torch.device("cpu"))
+    images = torch.rand(3, 4, 2, 5, 6, requires_grad=True)
+    moves = JitterFlip([4, 9, 2], settings.steps, jitter, True, 11)
     for step in range(settings.steps):
-        moved = moves.there(images, step)
-        assert torch.equal(moves.back(moved, step), images)
+        moved = moves(images, step)
+        # the gradient of a pixel arrives where the pixel came from
+        assert torch.equal(torch.autograd.grad(moved, images, moved.detach())[0], images)
         for row, number in enumerate([4, 9, 2]):
             down, right, flip = moves.table[row, step].tolist()
             assert abs(down) <= jitter
             expected = images[row].roll((down, right), (2, 3))
             assert torch.equal(moved[row], expected.flip(3) if flip else expected)
-            single = JitterFlip([number], (5, 6), settings, 11, torch.device("cpu"))
-            assert torch.equal(single.there(images[row : row + 1], step)[0], moved[row])
-            assert torch.equal(single.back(moved[row : row + 1], step)[0], images[row])
+            single = JitterFlip([number], settings.steps, jitter, True, 11)
+            assert torch.equal(single(images[row : row + 1], step)[0], moved[row])
     assert 20 < moves.table[..., 2].sum() < 100
 
 
@@ -228,11 +239,11 @@ def published_loop(teacher: Classifier, whole: Request, settings: SynthesisOptio
     objective = Objective(teacher, settings, whole.moments)
     images = start_images(whole, settings).requires_grad_()
     adam = torch.optim.Adam([images], lr=1.0, betas=settings.betas)
-    moves = JitterFlip(whole.numbers, images.shape[2:], settings, whole.seed, images.device)
+    moves = JitterFlip(whole.numbers, settings.steps, settings.jitter, settings.flip, whole.seed)
     for step in range(settings.steps):
         adam.param_groups[0]["lr"] = settings.rate(step)
         adam.zero_grad()
-        torch.stack(list(objective.terms(moves.there(images[None], step)[0], whole.targets).values())).sum().backward()
+        torch.stack(list(objective.terms(moves(images[None], step)[0], whole.targets).values())).sum().backward()
         adam.step()
         images.data.clamp_(0, 1)
     return images.detach()
@@ -259,26 +270,26 @@ def test_groups_come_out_as_if_alone():
 
 
 @pytest.mark.parametrize("keep", ["last", "best"])
-def test_groups_in_one_tensor_come_out_as_if_alone(keep):
+def test_groups_in_one_tensor_come_out_as_if_alone(keep, monkeypatch):
     """What a GPU does with all groups at once."""
     teacher, settings = tiny(), options(flip=True, keep=keep, settle_window=2, settle_tolerance=0.05)
-    whole, objective = job(settings), Objective(tiny(), settings)
-    images = start_images(whole, settings).view(3, 4, 2, 8, 8)
-    lot = InversionBatch.begin(range(3), whole.numbers, whole.targets, images, keep == "best")
-    lot.advance(objective, settings, whole.seed, 0, 5)
-    lot.advance(objective, settings, whole.seed, 5, settings.steps)
+    whole = job(settings)
+    batch = only_batch(teacher, whole, settings)
+    assert batch.images.shape == (3, 4, 2, 8, 8)
+    batch.advance(0, 5)
+    batch.advance(5, settings.steps)
+    monkeypatch.setattr("perdure.methods.ccsi.impressions.CPU_PIXELS", 1)  # each group by itself
     expected = synthesise(teacher, whole, settings)
-    assert lot.rows == []
-    assert len({done.steps for done in lot.finished}) > 1
-    for done in lot.finished:
-        assert done.steps == expected.steps[done.row]
-        assert torch.allclose(done.images, expected.images[4 * done.row : 4 * done.row + 4], atol=1e-4)
+    assert batch.done
+    assert len(set(batch.steps.tolist())) > 1
+    assert torch.equal(batch.steps, expected.steps)
+    assert torch.allclose(batch.kept.flatten(0, 1), expected.images, atol=1e-4)
 
 
 def test_groups_that_exceed_one_tensor_are_cut(monkeypatch):
     teacher, settings = tiny(), options()
     together = synthesise(teacher, job(settings), settings)
-    monkeypatch.setattr("perdure.methods.ccsi.synthesis.CPU_PIXELS", 2 * 4 * 8 * 8)  # two groups, then one
+    monkeypatch.setattr("perdure.methods.ccsi.impressions.CPU_PIXELS", 2 * 4 * 8 * 8)  # two groups, then one
     cut = synthesise(teacher, job(settings), settings)
     assert torch.allclose(cut.images, together.images, atol=1e-5)
     assert cut.labels.equal(together.labels)
@@ -361,14 +372,14 @@ def test_kept_image_is_the_best_under_the_noisy_criterion():
     # A learning rate far too large: the loss is lowest at the first step, and the image after it is kept.
     settings = options(steps=10, warmup=0, lr=2.0, keep="best", noise=0.0)
     whole = job(settings, groups=1)
-    lot = InversionBatch.begin([0], [0], whole.targets, start_images(whole, settings).view(1, 4, 2, 8, 8), True)
+    batch = only_batch(tiny(), whole, settings)
     seen = []
     for step in range(settings.steps - 1):
-        lot.advance(Objective(tiny(), settings), settings, whole.seed, step, step + 1)
-        seen.append((lot.latest.item(), lot.images.clone()))
+        batch.advance(step, step + 1)
+        seen.append((batch.latest.item(), batch.images.detach().clone()))
     least = min(seen, key=lambda pair: pair[0])
-    assert lot.least.item() == pytest.approx(least[0])
-    assert torch.equal(lot.best, least[1])
+    assert batch.least.item() == pytest.approx(least[0])
+    assert torch.equal(batch.kept, least[1])
 
 
 def test_published_clip_bounds_the_first_channel_only():
@@ -382,7 +393,7 @@ def test_published_clip_bounds_the_first_channel_only():
 
 
 def test_faithful_profile_runs():
-    settings = SynthesisOptions(**{**FAITHFUL, "steps": 4, "warmup": 1, "group_size": 4})
+    settings = SynthesisOptions(**{**FAITHFUL_SYNTHESIS, "steps": 4, "warmup": 1, "group_size": 4})
     made = synthesise(with_positions(), job(settings), settings)
     assert set(made.losses) == {"ce", "tv2", "l2", "moments", "statistics"}
     assert torch.isfinite(made.images).all()

@@ -27,7 +27,7 @@ METHODS: Final[dict[str, Entry]] = {
         "CCSI, MedIA 2024",
     ),
     "ccsi_seg": Entry(
-        "perdure.methods.ccsi_seg:CcsiSeg",
+        "perdure.methods.ccsi_seg.ccsi_seg:CcsiSeg",
         "segmentation: replays images synthesised under drawn layouts (ours, not published)",
         "ours, after CCSI",
     ),

@@ -1,51 +1,60 @@
-"""CCSI: learn new classes beside images of the old ones that the frozen model itself was made to show.
+"""CCSI: learn new classes with replayed images of the old ones, synthesised from the frozen model itself.
 
 Ayromlou, Tsang, Abolmaesumi, Li: "CCSI: Continual Class-Specific Impression for Data-free Class Incremental
 Learning", Medical Image Analysis 2024, and "Class Impression for Data-free Incremental Learning", MICCAI 2022. Of
 every class the mean of its training images is kept, and with Continual Normalization the moments of its features.
 Before the next task, images of old classes are optimised from those means until the frozen network takes them for
-their class and they move its normalisation layers as real images did. The update learns new images and impressions
-together, with cosine logits, a margin between old and new classes, features held in direction, and centroids of
-unlabelled images drawn to those of labelled ones.
+their class and its normalisation layers receive the statistics of real images. The update learns new images and
+impressions together, with cosine logits, a margin between old and new classes, features held in direction, and
+centroids of unlabelled images drawn to those of labelled ones.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar, Final, Self
+from typing import Final
 
 import torch
-from pydantic import BaseModel
-from torch import Tensor, nn
+from torch import Tensor
 
-from perdure.data.dataset import Batch, Dataset
-from perdure.data.source import Kind
-from perdure.engine.phases import Batches, Collect, Generate, Phase, Progress, Terms, Train
+from perdure.data.case import Batch
+from perdure.data.dataset import Joined, members
+from perdure.data.sampling import Batches, Mix
+from perdure.data.tensors import tensor_view
+from perdure.engine.phases import Collect, Generate, Phase, Progress, Terms, Train
 from perdure.errors import UsageError
 from perdure.files import read_tensors
 from perdure.kept.items import Kept
 from perdure.methods import training
-from perdure.methods.ccsi import gather, terms
-from perdure.methods.ccsi.memory import Memory
-from perdure.methods.ccsi.mixture import first_batches, mixed_batches
-from perdure.methods.ccsi.moments import class_moment_sums, class_moments
-from perdure.methods.ccsi.neighbours import Neighbours
+from perdure.methods.ccsi import terms
+from perdure.methods.ccsi.impressions import Request, plan_groups, synthesise
+from perdure.methods.ccsi.memorisation import Neighbours
+from perdure.methods.ccsi.memory import (
+    Memory,
+    class_moment_sums,
+    class_moments,
+    class_sums,
+    mean_directions,
+    mean_images,
+)
 from perdure.methods.ccsi.options import CcsiOptions
-from perdure.methods.ccsi.studio import ImpressionGenerator, frozen
-from perdure.methods.ccsi.update import Update
 from perdure.methods.losses import channels_of
-from perdure.methods.method import Prediction
+from perdure.methods.method import Method
 from perdure.methods.options import Setup
+from perdure.methods.prediction import Prediction
 from perdure.networks.classifier import Classifier
 from perdure.networks.continual_norm import GROUP_BUFFERS, continual_norms
+from perdure.networks.frozen import Frozen
+from perdure.networks.layers import without_updates
 from perdure.seeds import derive_seed
 from perdure.streams.task import Task
 
 WORKING: Final = ("counts", "replay_images", "replay_labels", "checked_images", "checked_labels", "centroids")
-LOOK_AT_ONCE: Final = 128
+COLLECT_BATCH: Final = 128
 SINGLE: Final = (
     "means and variances of groups of channels for each single image of the last full training batch, in every "
     "normalisation layer; test images, where the unlabelled pass moves statistics (as published)"
@@ -53,18 +62,17 @@ SINGLE: Final = (
 _log = logging.getLogger(__name__)
 
 
-class Ccsi(nn.Module):
+class Ccsi(Method[CcsiOptions]):
     """Class impressions for classification.
 
     ``memory`` holds what crosses the boundary of a task. The buffers of :data:`WORKING` exist only within one: the
-    ``counts (new,)`` of the task's images, the images that stand for old classes, the impressions that are held
-    against training images (both with their channels), and the moving centroids ``(2, K, K)`` of labelled and
-    unlabelled images.
+    ``counts (new,)`` of the task's images, the images replayed for old classes and the impressions compared with
+    training images (both with their channels), and the moving centroids ``(2, K, K)`` of labelled and unlabelled
+    images.
     """
 
-    Options: ClassVar[type[BaseModel]] = CcsiOptions
-    kinds: ClassVar[frozenset[Kind]] = frozenset({"classification"})
-    sees_all_tasks: ClassVar[bool] = False
+    Options = CcsiOptions
+    kinds = frozenset({"classification"})
     counts: Tensor | None
     replay_images: Tensor | None
     replay_labels: Tensor | None
@@ -72,38 +80,25 @@ class Ccsi(nn.Module):
     checked_labels: Tensor | None
     centroids: Tensor | None
 
-    def __init__(self, setup: Setup) -> None:
-        super().__init__()
-        assert isinstance(setup.options, CcsiOptions)
-        network = setup.network(Classifier)
-        if self._wants_group_moments(setup.options) and not continual_norms(network):
+    def __init__(self, setup: Setup[CcsiOptions]) -> None:
+        super().__init__(setup)
+        self.network, statistics = setup.network(Classifier), self.options.synthesis.statistics
+        if self.options.replay == "impressions" and statistics != "none" and not continual_norms(self.network):
             raise UsageError(
-                f"method.synthesis.statistics is {setup.options.synthesis.statistics}, but the network has no "
-                "Continual Normalization",
+                f"method.synthesis.statistics is {statistics}, but the network has no Continual Normalization",
                 "set network.norm=continual, or method.synthesis.statistics=none",
             )
-        self.all_options = self.options = setup.options
-        self.training_options = setup.training
-        self.network = network
+        self.all_options = self.options
         self.memory = Memory()
         self.seed = int(torch.randint(2**31, ()))  # of the impressions; drawn from the run's seed
-        self.class_ids: tuple[int, ...] = ()
         self.old: tuple[int, ...] = ()
         self.new: tuple[int, ...] = ()
         self.task, self.step = 0, 1
-        # In a tuple, so that the frozen copy is no submodule: it is neither trained nor saved.
-        self._old_network: tuple[Classifier, ...] = ()
-        # Impressions made before their task, by task and lot. After a resume they are made again, the same ones.
+        self.old_network: Frozen[Classifier] | None = None
+        # Impressions made before their task, by task and item. After a resume they are made again, the same ones.
         self._early: dict[tuple[int, int], Mapping[str, Tensor]] = {}
         for name in WORKING:
             self.register_buffer(name, None)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move the frozen copy along with the module."""
-        for network in self._old_network:
-            network._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        return self
 
     def begin(self, task: Task) -> None:
         """Freeze a copy of the network, append the new classifier, freeze the old ones."""
@@ -111,7 +106,7 @@ class Ccsi(nn.Module):
         self.class_ids, self.old, self.new = task.seen, task.old, task.new
         if task.index == 1:
             self.step = len(task.new)  # the regular size of a step, which the last task may fall short of
-        self._old_network = (frozen(self.network),) if task.index > 0 else ()
+        self.old_network = Frozen(self.network) if task.index > 0 else None
         for name in WORKING:
             setattr(self, name, None)
         training.grow(self.network, task, self.training_options)
@@ -119,32 +114,26 @@ class Ccsi(nn.Module):
             self.network.freeze_old_classifiers()
 
     def phases(self, task: Task) -> Sequence[Phase]:
-        """Look at the new classes, make images of the old ones, learn, then make those that the next task replays.
+        """Measure the new classes, make impressions of the old ones, train, then make those that the next task replays.
 
-        The last are made already now because only now the training images can be held against them.
+        The last are made already now because only now can they be compared with the training images.
         """
         self._check_pool(task)
-        following = self.all_options.at(task.index + 1)
         impressions = self.options.replay == "impressions"
 
         def in_order() -> Batches:
-            return Batches(task.train(), LOOK_AT_ONCE, shuffle=False, drop_last=False)
+            return Batches(task.train(), COLLECT_BATCH, shuffle=False, drop_last=False)
 
-        stages: list[Phase] = [Collect("classes", self, in_order, self._look, self._keep_look)]
+        phases: list[Phase] = [Collect("classes", self, in_order, self._class_sums, self._keep_class_sums)]
         if impressions and self.old:
-            stages.append(self._generate("impressions", task.index, lambda: self._old_network[0], self._set_replay))
-        stages.append(self._train(task))
-        if impressions and following.synthesis.statistics == "class":
-            stages.append(Collect("moments", self, in_order, self._measure_moments, self._keep_moments))
+            phases.append(self._generate("impressions", task.index, self._teacher, self._set_replay))
+        phases.append(self._train(task))
+        if impressions and self.all_options.at(task.index + 1).synthesis.statistics == "class":
+            phases.append(Collect("moments", self, in_order, self._moment_sums, self._keep_moment_sums))
         if impressions and self.options.checked != "none":
-            now = lambda: frozen(self.network)  # noqa: E731
-            stages.append(self._generate("next impressions", task.index + 1, now, self._set_checked))
-            stages.append(self._compare(task))
-        return stages
-
-    @staticmethod
-    def _wants_group_moments(options: CcsiOptions) -> bool:
-        return options.replay == "impressions" and options.synthesis.statistics != "none"
+            phases.append(self._generate("next impressions", task.index + 1, lambda: self.network, self._set_checked))
+            phases.append(self._compare(task))
+        return phases
 
     def _check_pool(self, task: Task) -> None:
         """Raise UsageError unless the protocol grants the unlabelled images that the contrastive loss asks for."""
@@ -161,59 +150,79 @@ class Ccsi(nn.Module):
         if pool.split == "test":
             _log.warning("unlabelled test images take part in training, as published: the figures are transductive")
 
-    # Looking at the new classes -----------------------------------------------------------------------------------
+    # Statistics of the new classes --------------------------------------------------------------------------------
 
-    def _look(self, batch: Batch) -> dict[str, Tensor]:
-        features = self.network.features(batch.images) if self._imprints else None
-        return gather.class_sums(batch.images, channels_of(batch.labels, self.new), len(self.new), features)
+    def _class_sums(self, batch: Batch) -> dict[str, Tensor]:
+        imprint = self.options.imprint and bool(self.old)
+        features = self.network.features(batch.images) if imprint else None
+        return class_sums(batch.images, channels_of(batch.labels, self.new), len(self.new), features)
 
-    def _keep_look(self, sums: dict[str, Tensor]) -> None:
+    def _keep_class_sums(self, sums: dict[str, Tensor]) -> None:
         self.counts = sums["counts"]
-        if self._imprints:
-            self.network.imprint(gather.mean_directions(sums))
+        if "directions" in sums:
+            self.network.imprint(mean_directions(sums))
         if self.old and self.options.replay == "means":
-            self._set_replay(*self._studio(self.task).means_alone(self.memory))
-        self.memory.add_means(gather.mean_images(sums))
+            assert self.memory.means is not None
+            means, plan = self.memory.means[: len(self.old)], self._plan(self.task).flatten()
+            self._set_replay(means[plan.to(means.device)].float() / 255, plan)
+        self.memory.add_means(mean_images(sums))
 
-    @property
-    def _imprints(self) -> bool:
-        return self.options.imprint and bool(self.old)
-
-    def _measure_moments(self, batch: Batch) -> dict[str, Tensor]:
+    def _moment_sums(self, batch: Batch) -> dict[str, Tensor]:
         codes = channels_of(batch.labels, self.new)
         return class_moment_sums(self.network, batch.images, codes, len(self.new))
 
-    def _keep_moments(self, sums: dict[str, Tensor]) -> None:
+    def _keep_moment_sums(self, sums: dict[str, Tensor]) -> None:
         self.memory.add_moments(class_moments(sums))
 
-    # Making and checking impressions ------------------------------------------------------------------------------
+    # Impressions --------------------------------------------------------------------------------------------------
 
-    def _studio(self, task: int) -> ImpressionGenerator:
-        """Where the images that stand for the old classes of a task are made."""
+    def _plan(self, task: int) -> Tensor:
+        """Channel of every image that a task replays ``(groups, group_size)``: this task, or the next."""
         options, known = self.all_options.at(task), len(self.old if task == self.task else self.class_ids)
-        return ImpressionGenerator(
-            options.synthesis, known, options.groups_before(task, known), derive_seed(self.seed, "task", task)
-        )
+        return plan_groups(options.groups_before(task, known), known, options.synthesis, self._seed(task))
+
+    def _seed(self, task: int) -> int:
+        return derive_seed(self.seed, "task", task)
 
     def _generate(
         self, name: str, task: int, teacher: Callable[[], Classifier], take: Callable[[Tensor, Tensor], None]
     ) -> Generate:
-        """Phase that makes the impressions that a task replays: in it, or early, at the end of the task before."""
-        studio = self._studio(task)
-        early = task > self.task
-        first_only = early and self.options.checked == "first"
+        """Phase that makes the impressions that a task replays: in it, or early, at the end of the task before.
 
-        def make(lot: int, progress: Progress) -> Mapping[str, Tensor]:
-            ready = self._early.pop((task, lot), None)
-            return ready if ready is not None else studio.make(lot, teacher(), self.memory, progress)
+        An item holds ``synthesis.groups_at_once`` groups.
+        """
+        plan, early, options = self._plan(task), task > self.task, self.all_options.at(task).synthesis
+        size = options.groups_at_once
+        count = 1 if early and self.options.checked == "first" else -(-len(plan) // size)
+
+        def make(item: int, progress: Progress) -> Mapping[str, Tensor]:
+            if (task, item) in self._early:
+                return self._early.pop((task, item))
+            assert self.memory.means is not None
+            known, moments = int(plan.max()) + 1, self.memory.moments
+            numbers = range(len(plan))[item * size : (item + 1) * size]
+            request = Request(
+                plan[numbers.start : numbers.stop],
+                numbers,
+                self._seed(task),
+                self.memory.means[:known].float() / 255,
+                moments[:known] if moments is not None and options.statistics == "class" else None,
+            )
+            made = synthesise(teacher(), request, options, progress)
+            loss = torch.stack(list(made.losses.values())).sum(0)
+            return {"images": made.images, "labels": made.labels, "loss": loss, "steps": made.steps}
 
         def finish(files: Iterable[Path]) -> None:
             made = [read_tensors(file) for file in files]
             if early:
-                self._early = {(task, lot): item for lot, item in enumerate(made)}
+                self._early = {(task, number): item for number, item in enumerate(made)}
             take(torch.cat([item["images"] for item in made]), torch.cat([item["labels"] for item in made]))
 
-        return Generate(name, self, 1 if first_only else studio.lots, make, finish)
+        return Generate(name, self, count, make, finish)
+
+    def _teacher(self) -> Classifier:
+        assert self.old_network is not None
+        return self.old_network.module
 
     def _set_replay(self, images: Tensor, labels: Tensor) -> None:
         device = self.network.head.scale.device
@@ -225,8 +234,8 @@ class Ccsi(nn.Module):
         """Keep the new classes' impressions for the comparison, and some of every class for the report."""
         device = self.network.head.scale.device
         self.memory.show(images, labels, len(self.class_ids), self.options.previews)
-        mine = labels >= len(self.old)
-        self.checked_images, self.checked_labels = images[mine].to(device), labels[mine].to(device) - len(self.old)
+        new = labels >= len(self.old)
+        self.checked_images, self.checked_labels = images[new].to(device), labels[new].to(device) - len(self.old)
 
     def _compare(self, task: Task) -> Collect:
         """Phase that measures how close impressions of the new classes come to training images."""
@@ -235,27 +244,24 @@ class Ccsi(nn.Module):
         def data() -> Batches:
             assert self.checked_images is not None
             assert self.checked_labels is not None
-            view = task.train()
-            neighbours.append(Neighbours(self.checked_images, self.checked_labels, view, self.new))
-            return Batches(view, LOOK_AT_ONCE, shuffle=False, drop_last=False)
-
-        def measure(batch: Batch) -> dict[str, Tensor]:
-            return neighbours[-1].measure(batch)
+            train = task.train()
+            neighbours.append(Neighbours(self.checked_images, self.checked_labels, train, self.new))
+            return Batches(train, COLLECT_BATCH, shuffle=False, drop_last=False)
 
         def finish(sums: dict[str, Tensor]) -> None:
             self.memory.add_distances(*neighbours[-1].distances(sums))
             self.checked_images = self.checked_labels = None
 
-        return Collect("neighbours", self, data, measure, finish)
+        return Collect("neighbours", self, data, lambda batch: neighbours[-1].measure(batch), finish)
 
     # The update ---------------------------------------------------------------------------------------------------
 
     def _train(self, task: Task) -> Train:
-        """Phase ``train``: new images, and those that stand for old classes."""
+        """Phase ``train``: new images, and those replayed for old classes."""
         steps = [1]
 
-        def data() -> Batches:
-            batches = self._batches(task.train())
+        def data() -> Batches | Mix:
+            batches = self._replay_batches(task)
             steps[0] = batches.steps()
             return batches
 
@@ -263,38 +269,75 @@ class Ccsi(nn.Module):
             if (step + 1) % steps[0] == 0:
                 self.centroids = None  # 4.6: they start again with every epoch
 
+        def finish() -> None:
+            self.counts = self.replay_images = self.replay_labels = self.centroids = None
+
         phase = training.train_phase(self, self.network, task, self.training_options, self.loss, data)
-        contrast = bool(self.old) and self.options.lambda_idc > 0
-        beside = (lambda: self._unlabelled(task)) if contrast else None
-        return replace(phase, beside=beside, after_step=after_step, finish=self._clear)
+        return replace(phase, after_step=after_step, finish=finish)
 
-    def _batches(self, new: Dataset) -> Batches:
-        options, size = self.options, self.training_options.batch_size
-        if self.replay_images is None or self.replay_labels is None:
-            return first_batches(new, options, size)
-        return mixed_batches(new, self.replay_images, self.replay_labels, self.class_ids, options, size)
+    @property
+    def _contrasts(self) -> bool:
+        return bool(self.old) and self.options.lambda_idc > 0
 
-    def _unlabelled(self, task: Task) -> Batches:
-        """4.6: where the images of the contrastive loss come from; their labels are not looked at."""
-        view = task.pool() if self.options.idc_source == "pool" else task.train()
-        assert view is not None
-        return Batches(view, self.training_options.batch_size)
+    def _replay_batches(self, task: Task) -> Batches | Mix:
+        """4.1: new images, unlabelled ones where :attr:`_contrasts` (4.6), and replayed ones, each with its own size.
 
-    def _clear(self) -> None:
-        self.counts = self.replay_images = self.replay_labels = self.centroids = None
+        With the sampler in ``balance`` replayed images have ``share`` of the labelled ones: exactly, or with
+        ``replacement`` on average, as published. Without it every image comes once per epoch.
+        """
+        options, size, new = self.options, self.training_options.batch_size, task.train()
+        labelled = Batches(new, size, drop_last=False, weights=torch.ones(len(new)) if options.replacement else None)
+        parts: list[Batches] = []
+        if self.replay_images is not None and self.replay_labels is not None:
+            ids = torch.as_tensor(self.class_ids, dtype=torch.int16)[self.replay_labels.cpu()]
+            replayed = tensor_view(self.replay_images, ids, task.space)
+            both = Joined((*members(new), replayed))
+            if "sampler" not in options.balance:
+                labelled = Batches(both, size, drop_last=False)
+            elif options.replacement:
+                weight = len(new) * options.share / (len(replayed) * (1 - options.share))
+                weights = torch.cat([torch.ones(len(new)), torch.full((len(replayed),), weight)])
+                draws = int(len(new) / (1 - options.share))
+                labelled = Batches(both, size, drop_last=False, weights=weights, draws=draws)
+            else:
+                old = max(1, min(round(size * options.share), size - 1))
+                labelled, parts = Batches(new, max(1, size - old), drop_last=False), [Batches(replayed, old)]
+        if self._contrasts:
+            unlabelled = task.pool() if options.idc_source == "pool" else new
+            assert unlabelled is not None
+            parts.insert(0, Batches(unlabelled, size))
+        return Mix((labelled, *parts)) if parts else labelled
 
     def loss(self, batch: Batch) -> Terms:
         """4.7: cross-entropy, less-forget distillation, margin and contrastive loss, each with its weight."""
-        before = self._old_network[0] if self._old_network else None
-        update = Update(self.options, self.network, before, len(self.old), self.step)
-        targets = channels_of(batch.labels, self.class_ids)
-        weights = self._class_weights() if "weights" in self.options.balance else None
-        unlabelled = None if batch.beside is None else batch.beside.images
-        found, self.centroids = update(batch.images, targets, weights, unlabelled, self.centroids)
+        options, old, found = self.options, len(self.old), dict[str, Tensor]()
+        unlabelled = batch.parts == (1 if self._contrasts else -1)
+        images, targets = batch.images[~unlabelled], channels_of(batch.labels[~unlabelled], self.class_ids)
+        features = self.network.features(images)
+        cosines = self.network.cosines(features).float()
+        weights = self._class_weights() if "weights" in options.balance else None
+        found["ce"] = terms.weighted_ce(cosines * self.network.head.scale, targets, weights)
+        if old and options.lambda_lf > 0:
+            with torch.no_grad():
+                before = self._teacher().features(images)
+            weight = terms.less_forget_weight(options.lambda_lf, old, self.step)
+            found["lf"] = weight * terms.less_forget(features, before)
+        if old and options.lambda_margin > 0 and options.replay != "none":
+            ranked = terms.margin_ranking(cosines, targets, old, options.margin, options.margin_top)
+            found["margin"] = options.lambda_margin * ranked
+        if self._contrasts:
+            # The unlabelled pass leaves the running statistics alone unless asked to (J4).
+            with nullcontext() if options.idc_moves_statistics else without_updates(self.network):
+                others = self.network.cosines(self.network.features(batch.images[unlabelled])).float()
+            now = torch.stack([terms.centroids(cosines, targets), terms.centroids(others, others.argmax(1))])
+            earlier = torch.zeros_like(now) if self.centroids is None else self.centroids
+            source, target = moved = terms.moving(earlier, now, options.idc_momentum)
+            found["idc"] = options.lambda_idc * terms.idc(source, target, options.idc_temperature)
+            self.centroids = moved.detach()
         return found
 
     def _class_weights(self) -> Tensor:
-        """Weights of 4.2 over all images that are there, new ones and those that stand for old classes."""
+        """Weights of 4.2 over all images, new and replayed ones."""
         assert self.counts is not None
         counts = torch.zeros(len(self.class_ids), dtype=torch.int64, device=self.counts.device)
         counts[len(self.old) :] = self.counts

@@ -1,4 +1,4 @@
-"""How near impressions come to training images: distances that can be counted batch by batch and added up.
+"""How near impressions come to training images, measured while the task's data is open.
 
 The smallest of many numbers is no sum, but a histogram is: every impression counts the training images of its class
 by distance, counts of batches and processes are added, and the first bin that is not empty holds the nearest image.
@@ -6,13 +6,61 @@ by distance, counts of batches and processes are added, and the first bin that i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from perdure.data.case import Batch, collate
+from perdure.data.dataset import Samples
+from perdure.methods.losses import channels_of
+
 BINS: Final = 1025
 """Distances 0, 1/1024, … 1, each rounded to the nearest; greater ones count as 1."""
+REFERENCES: Final = 64
+"""Training images per task whose nearest other training image says how close real images come to each other."""
+
+
+class Neighbours:
+    """Impressions of a task's classes, and some of its training images for comparison.
+
+    Args:
+        images: Impressions ``(n, C, H, W)``.
+        codes: Position of their class among ``class_ids`` ``(n,)`` int64.
+        train: The training images; :data:`REFERENCES` of them, evenly spread, are read now.
+        class_ids: Ids of the task's classes.
+    """
+
+    def __init__(self, images: Tensor, codes: Tensor, train: Samples, class_ids: Sequence[int]) -> None:
+        self.images, self.codes, self.class_ids = images, codes, tuple(class_ids)
+        positions = np.unique(np.linspace(0, len(train) - 1, REFERENCES).round().astype(int)).tolist()
+        own = collate([train[position] for position in positions])
+        self.references, self.names = own.images.to(images.device), own.names
+        self.reference_codes = channels_of(own.labels, self.class_ids).to(images.device)
+
+    def measure(self, batch: Batch) -> dict[str, Tensor]:
+        """Counts of distances to the images of a batch; they add up over batches."""
+        codes = channels_of(batch.labels, self.class_ids)
+        itself = torch.tensor([[a == b for b in batch.names] for a in self.names], device=codes.device)
+        return {
+            "impressions": distance_counts(batch.images, codes, self.images, self.codes),
+            "reference": distance_counts(batch.images, codes, self.references, self.reference_codes, itself),
+        }
+
+    def distances(self, sums: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Nearest distances by class, ``(classes, n)`` of impressions and ``(classes, m)`` of training images."""
+        return (
+            self._by_class(nearest(sums["impressions"]), self.codes),
+            self._by_class(nearest(sums["reference"]), self.reference_codes),
+        )
+
+    def _by_class(self, values: Tensor, codes: Tensor) -> Tensor:
+        """Values of each class in one row, filled up with NaN; at least one column."""
+        rows = [values[codes == row] for row in range(len(self.class_ids))]
+        filled = [*rows, values.new_zeros(1)]
+        return torch.nn.utils.rnn.pad_sequence(filled, batch_first=True, padding_value=float("nan"))[:-1]
 
 
 @torch.no_grad()

@@ -6,9 +6,87 @@ from typing import Any, Final, Literal
 
 from pydantic import Field, model_validator
 
-from perdure.methods.ccsi.synthesis import FAITHFUL as FAITHFUL_SYNTHESIS
-from perdure.methods.ccsi.synthesis import SynthesisOptions
+from perdure.methods.inversion.engine import warmup_cosine
 from perdure.methods.options import Options
+
+
+class SynthesisOptions(Options):
+    """How impressions are made: the clean profile; :data:`FAITHFUL_SYNTHESIS` holds the published values."""
+
+    steps: int = Field(1000, ge=1, description="optimisation steps of a group; published 5000")
+    group_size: int = Field(
+        40, ge=2, description="images whose moments are matched together; TV and moments depend on it"
+    )
+    groups_at_once: int = Field(8, ge=1, description="groups optimised side by side; changes memory and speed only")
+    lr: float = Field(0.05, gt=0, description="base learning rate of Adam")
+    betas: tuple[float, float] = Field((0.5, 0.9), description="decay rates of Adam's two averages")
+    warmup: int = Field(100, ge=0, description="steps in which the learning rate rises to its base")
+    decay: float = Field(
+        0.5, gt=0, description="learning rate after the warm-up, times 2 base: 0.5 goes on from the base; published 0.2"
+    )
+    jitter: int = Field(2, ge=0, description="largest circular shift in pixels along each axis; published 30")
+    flip: bool = Field(False, description="mirror half of the steps left to right; published true")
+    kappa: float = Field(1.0, ge=0, description="weight of cross-entropy")
+    tv1: float = Field(0.0, ge=0, description="weight of total variation, mean absolute differences")
+    tv2: float = Field(
+        0.01, ge=0, description="weight of total variation, norms of differences; published 0.001 to 0.1"
+    )
+    l2: float = Field(0.1, ge=0, description="weight of the images' norms")
+    moments: float = Field(1.0, ge=0, description="weight of the distance to the running statistics")
+    first_layer: float = Field(10.0, ge=0, description="weight of the first normalisation layer in it, others have 1")
+    statistics: Literal["none", "position", "class"] = Field(
+        "class",
+        description="moments of single images to match: none, those kept of each class, or (published, without "
+        "gradient) those of the last training batch by position; other than none needs Continual Normalization",
+    )
+    statistics_weight: float = Field(1.0, ge=0, description="weight of the distance to them")
+    start: Literal["mean", "noise"] = Field(
+        "mean", description="start from class means with noise, or from noise alone"
+    )
+    noise: float = Field(0.1, ge=0, description="standard deviation of the noise on class means")
+    clamp: Literal["range", "channel0"] = Field(
+        "range", description="clip all channels to 0..1, or (published) the first to ImageNet's standardised range"
+    )
+    keep: Literal["last", "best"] = Field(
+        "last", description="images of the last step, or (published) of the one with the lowest loss under jitter"
+    )
+    targets: Literal["balanced", "random"] = Field(
+        "balanced", description="classes in turn, or (published) each image's class drawn at random"
+    )
+    settle_window: int | None = Field(
+        None, ge=1, description="stop a group when its mean loss over so many steps no longer falls; none: never"
+    )
+    settle_tolerance: float = Field(0.01, ge=0, lt=1, description="relative fall from window to window that counts")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto",
+        description="of products in convolutions, all else is fp32; auto: bf16 on a CPU that multiplies it natively",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> SynthesisOptions:
+        if self.warmup >= self.steps:
+            raise ValueError(f"warmup ({self.warmup}) must be shorter than steps ({self.steps})")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError("betas must be at least 0 and less than 1")
+        return self
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step: a linear rise, then half a cosine to 0 (spec 3.4)."""
+        return warmup_cosine(step, self.steps, self.lr, self.warmup, self.decay)
+
+
+FAITHFUL_SYNTHESIS: Final[dict[str, Any]] = {
+    "steps": 5000,
+    "decay": 0.2,
+    "jitter": 30,
+    "flip": True,
+    "statistics": "position",
+    "clamp": "channel0",
+    "keep": "best",
+    "targets": "random",
+    "precision": "fp32",
+}
+"""What the published code does where the clean profile does otherwise (spec 3.3, 3.4, 7.2 Q4 and J3)."""
 
 Compat = Literal["transductive"]
 

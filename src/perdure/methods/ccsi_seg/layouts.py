@@ -8,12 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from perdure.methods.ccsi_seg.ground import root
-from perdure.methods.ccsi_seg.regions import REACH
+from perdure.methods.ccsi_seg.measurements import REACH
 from perdure.methods.ccsi_seg.terms import NOTHING
 
 TRIES: Final = 16
-"""Places that are looked at for each class of a layout; the freest is taken."""
+"""Places drawn for each class of a layout; the freest is taken."""
 KNOTS: Final = 5
 """Knots a side of the elastic warp, over a patch."""
 TURN: Final = 0.14
@@ -26,8 +25,8 @@ EDGE: Final = 0.2
 """Width of a painted edge in units of the mean mask."""
 
 
-class Looks(NamedTuple):
-    """What is known of K classes.
+class ClassAppearance(NamedTuple):
+    """What K classes look like, from the stored statistics.
 
     Args:
         masks: Mean masks ``(K, 1, P, P)``, 0..1.
@@ -58,27 +57,27 @@ class Plan(NamedTuple):
     fill: Tensor
 
 
-def plan(looks: Looks, wanted: Tensor, most: int, size: tuple[int, int]) -> Plan:
-    """Draw layouts that show the wanted classes, and others beside them as often as they occurred together.
+def plan(appearance: ClassAppearance, wanted: Tensor, most: int, size: tuple[int, int]) -> Plan:
+    """Draw layouts that show the wanted classes, and others with them as often as they occurred together.
 
     Uses torch's generator.
 
     Args:
-        looks: What is known of the classes.
+        appearance: Of the classes.
         wanted: Row of the class that each image is made for ``(N,)``.
         most: Most classes an image.
         size: H, W.
     """
-    count, classes = len(wanted), len(looks.masks)
+    count, classes = len(wanted), len(appearance.masks)
     device = wanted.device
-    beside = torch.rand(count, classes, device=device) < looks.chance[wanted]
-    rank = torch.rand(count, classes, device=device) * beside
+    others = torch.rand(count, classes, device=device) < appearance.chance[wanted]
+    rank = torch.rand(count, classes, device=device) * others
     slots = min(most - 1, classes)
-    value, others = rank.topk(slots, 1)
-    rows = torch.cat([wanted[:, None], torch.where(value > 0, others, NOTHING)], 1)
+    value, drawn = rank.topk(slots, 1)
+    rows = torch.cat([wanted[:, None], torch.where(value > 0, drawn, NOTHING)], 1)
 
-    deviates = torch.randn(count, slots + 1, looks.facts.shape[1], device=device).clamp(-FAR, FAR)
-    mean, deviation = looks.facts[rows.clamp_min(0)].unbind(-1)
+    deviates = torch.randn(count, slots + 1, appearance.facts.shape[1], device=device).clamp(-FAR, FAR)
+    mean, deviation = appearance.facts[rows.clamp_min(0)].unbind(-1)
     fill, scale, *_ = (mean + deviation * deviates).unbind(-1)
     radius = scale.exp() * (size[0] * size[1]) ** 0.5
     centre = _places(rows, mean[..., 2:], deviation[..., 2:], radius, size)
@@ -107,33 +106,38 @@ def _places(rows: Tensor, mean: Tensor, deviation: Tensor, radius: Tensor, size:
     return centre
 
 
-def paint(looks: Looks, layout: Plan, ground: Tensor, warp: float, recolor: bool) -> tuple[Tensor, Tensor]:
-    """Paint a plan on ground: start images ``(N, C, H, W)`` and rows ``(N, H, W)``, −1 where there is no class.
+def paint(
+    appearance: ClassAppearance, layout: Plan, background: Tensor, warp: float, recolor: bool
+) -> tuple[Tensor, Tensor]:
+    """Paint a plan on backgrounds: start images ``(N, C, H, W)`` and rows ``(N, H, W)``, −1 where there is no class.
 
     Larger classes first, so that smaller ones stay visible. Uses torch's generator.
 
     Args:
-        looks: What is known of the classes.
+        appearance: Of the classes.
         layout: The plan.
-        ground: ``(N, C, H, W)``.
+        background: ``(N, C, H, W)``.
         warp: Size of the elastic warp in radii.
         recolor: Give each region a colour drawn for its surroundings instead of the mean patch's own.
     """
-    images = ground.clone()
-    labels = torch.full_like(ground[:, 0], NOTHING, dtype=torch.int64)
-    levels = _levels(looks.masks, layout)
+    images = background.clone()
+    labels = torch.full_like(background[:, 0], NOTHING, dtype=torch.int64)
+    levels = _levels(appearance.masks, layout)
     for slot in range(layout.rows.shape[1]):
         rows = layout.rows[:, slot].clamp_min(0)
         there = (layout.rows[:, slot] >= 0)[:, None, None]
-        grid = _grid(layout.centre[:, slot], layout.radius[:, slot], ground.shape[2:], warp)
+        grid = _grid(layout.centre[:, slot], layout.radius[:, slot], background.shape[2:], warp)
         inside = grid.abs().amax(-1) <= 1
         both = F.grid_sample(
-            torch.cat([looks.patches[rows], looks.masks[rows]], 1), grid, padding_mode="border", align_corners=False
+            torch.cat([appearance.patches[rows], appearance.masks[rows]], 1),
+            grid,
+            padding_mode="border",
+            align_corners=False,
         )
         patch, lead = both[:, :-1], both[:, -1] - levels[:, slot, None, None]
         region = (lead >= 0) & inside & there
         if recolor:
-            patch = patch + _recoloring(looks, rows, images, region)[:, :, None, None]
+            patch = patch + _recoloring(appearance, rows, images, region)[:, :, None, None]
         cover = (lead / EDGE + 0.5).clamp(0, 1) * (inside & there)
         images = torch.lerp(images, patch, cover[:, None])
         labels = torch.where(region, rows[:, None, None], labels)
@@ -166,16 +170,23 @@ def _grid(centre: Tensor, radius: Tensor, size: torch.Size, warp: float) -> Tens
     return grid + bend.movedim(1, -1)
 
 
-def _recoloring(looks: Looks, rows: Tensor, images: Tensor, region: Tensor) -> Tensor:
-    """What to add to mean patches ``(N, C)``: a colour drawn given what lies beneath, minus the mean colour."""
+def _recoloring(appearance: ClassAppearance, rows: Tensor, images: Tensor, region: Tensor) -> Tensor:
+    """What to add to mean patches ``(N, C)``: a colour drawn given the pixels beneath, minus the mean colour."""
     channels = images.shape[1]
     weight = region[:, None].to(images)
     beneath = (images * weight).sum((2, 3)) / weight.sum((2, 3)).clamp_min(1.0)
-    spread = looks.color_spread[rows]
+    spread = appearance.color_spread[rows]
     own, cross, ring = spread[:, :channels, :channels], spread[:, :channels, channels:], spread[:, channels:, channels:]
     # a ridge, for a class that was seen a few times has no full covariance
     ridge = 1e-3 * torch.eye(channels, device=images.device)
     slope = torch.linalg.solve(ring + ridge, cross.mT).mT
-    shift = torch.einsum("ndc,nc->nd", slope, beneath - looks.colors[rows, channels:])
+    shift = torch.einsum("ndc,nc->nd", slope, beneath - appearance.colors[rows, channels:])
     rest = root(own - slope @ cross.mT)
     return shift + torch.einsum("ndc,nc->nd", rest, torch.randn(len(rows), channels, device=images.device))
+
+
+def root(covariance: Tensor) -> Tensor:
+    """Symmetric root of a covariance ``(..., C, C)``; rounding errors below 0 count as 0."""
+    values, vectors = torch.linalg.eigh(covariance.double())
+    half: Tensor = (vectors * values.clamp_min(0).sqrt()[..., None, :]) @ vectors.mT
+    return half.to(covariance)

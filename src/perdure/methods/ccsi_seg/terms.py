@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from perdure.labels import BACKGROUND, IGNORE
 
-NOTHING = -1
+NOTHING: Final = -1
 """Row of a pixel without a class in a layout."""
+SLIGHT: Final = 1e-4
+"""Added to variances before they divide."""
 
 
 def edge_band(layouts: Tensor, width: int) -> Tensor:
@@ -27,7 +31,7 @@ def edge_band(layouts: Tensor, width: int) -> Tensor:
     return (highest != lowest)[:, 0]
 
 
-def hot(layouts: Tensor, classes: int) -> Tensor:
+def one_hot(layouts: Tensor, classes: int) -> Tensor:
     """One-hot masks ``(N, K, H, W)`` float32 of rows ``(N, H, W)``; pixels without a class are 0 everywhere."""
     rows = torch.arange(classes, device=layouts.device).view(1, -1, 1, 1)
     return (layouts[:, None] == rows).float()
@@ -61,10 +65,7 @@ def dice_loss(logits: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
         counts: ``(N, H, W)`` bool, pixels that count.
     """
     weight = counts[:, None].to(logits)
-    there = targets.flatten(2).amax(2)
-    chance, wanted = logits.sigmoid() * weight, targets * weight
-    overlap = 2 * (chance * wanted).sum((2, 3))
-    dice = overlap / (chance.sum((2, 3)) + wanted.sum((2, 3))).clamp_min(1e-6)
+    dice, there = _dice(logits.sigmoid() * weight, targets * weight, targets)
     return ((1 - dice) * there).sum() / there.sum().clamp_min(1.0)
 
 
@@ -72,18 +73,23 @@ def agreement(labels: Tensor, layouts: Tensor, classes: int) -> Tensor:
     """Dice of rows against a layout, image by image: mean over the layout's classes, ``(N,)``; 0 without any.
 
     Args:
-        labels: Rows ``(N, H, W)`` that the teacher sees.
+        labels: Rows ``(N, H, W)`` that the teacher predicts.
         layouts: Rows ``(N, H, W)`` that were asked for.
         classes: Number of rows.
     """
-    seen, asked = hot(labels, classes).flatten(2), hot(layouts, classes).flatten(2)
-    there = asked.amax(2)
-    dice = 2 * (seen * asked).sum(2) / (seen.sum(2) + asked.sum(2)).clamp_min(1.0)
+    asked = one_hot(layouts, classes)
+    dice, there = _dice(one_hot(labels, classes), asked, asked)
     return (dice * there).sum(1) / there.sum(1).clamp_min(1.0)
 
 
-def believed(logits: Tensor, class_ids: Tensor, confidence: float) -> Tensor:
-    """What a network sees, where it is sure: global ids ``(N, H, W)``, 0 background, ignore where it is not sure.
+def _dice(found: Tensor, wanted: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Dice of maps ``(N, K, H, W)`` in 0..1, and which classes the targets hold, 0 or 1: ``(N, K)`` each."""
+    overlap = 2 * (found * wanted).sum((2, 3))
+    return overlap / (found.sum((2, 3)) + wanted.sum((2, 3))).clamp_min(1e-6), targets.amax((2, 3))
+
+
+def pseudo_labels(logits: Tensor, class_ids: Tensor, confidence: float) -> Tensor:
+    """What a network predicts, where it is sure: global ids ``(N, H, W)``, 0 background, ignore where it is not sure.
 
     A pixel shows its likeliest class if that has a sigmoid above 0.5, else background. The certainty of a class is
     its sigmoid, that of background 1 − the highest sigmoid (8.2, relabelling; 8.5, pseudo-labels).
@@ -96,11 +102,6 @@ def believed(logits: Tensor, class_ids: Tensor, confidence: float) -> Tensor:
     best, channel = logits.sigmoid().max(1)
     labels = torch.where(best > 0.5, class_ids[channel], BACKGROUND)
     return torch.where(torch.maximum(best, 1 - best) >= confidence, labels, IGNORE)
-
-
-def less_forget(features: Tensor, before: Tensor) -> Tensor:
-    """Less-forget distillation: mean over cells of 1 − cos of features ``(N, D, h, w)`` now and before (8.5)."""
-    return (1.0 - F.cosine_similarity(features, before, dim=1)).mean()
 
 
 def pixel_margin(logits: Tensor, labels: Tensor, class_ids: Tensor, margin: float) -> Tensor:
@@ -120,3 +121,27 @@ def pixel_margin(logits: Tensor, labels: Tensor, class_ids: Tensor, margin: floa
     own, rival = (logits[:, :old] * targets).sum(1), logits[:, old:].amax(1)
     mine = targets.sum(1)
     return (F.relu(margin - own + rival) * mine).sum() / mine.sum().clamp_min(1.0)
+
+
+def moment_loss(now: Tensor, bank: Tensor, layers: Tensor, first: float) -> Tensor:
+    """Distance of moments from the bank per mask: mean over layers of the relative error of means and of variances.
+
+    The error of a mean is in units of the bank's deviation, that of a variance in units of the bank's variance; the
+    channels of a layer are taken together as a root mean square (8.3, relative error per channel).
+
+    Args:
+        now: Mean and variance ``(2, R, T)``.
+        bank: ``(2, R, T)``.
+        layers: Layer of each channel ``(T,)``.
+        first: Weight of the first layer; the others weigh 1.
+
+    Returns:
+        ``(R,)``.
+    """
+    scale = bank[1] + SLIGHT
+    errors = torch.stack([(now[0] - bank[0]).square() / scale, ((now[1] - bank[1]) / scale).square()])
+    channels = torch.bincount(layers)
+    each = errors.new_zeros(2, len(scale), len(channels)).index_add(2, layers, errors) / channels
+    weight = torch.ones_like(channels, dtype=errors.dtype)
+    weight[0] = first
+    return (each + 1e-8).sqrt().sum(0) @ weight / weight.sum()
