@@ -32,7 +32,7 @@ def network_after(folder: Path, task: int) -> tuple[Classifier, Preparation]:
     recipe = run.recipe()
     tasks = restore(run.stream()).tasks
     method = build_method(recipe, tasks[0].preparation, pretrained=False)
-    restore_sealed(method, tasks, run.sealed()[: task + 1], recipe.seed)
+    restore_sealed(method, tasks, run, run.sealed()[: task + 1], recipe.seed)
     network = method.eval().get_submodule("network")
     assert isinstance(network, Classifier)
     return network, tasks[task].preparation

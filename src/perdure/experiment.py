@@ -72,7 +72,7 @@ def _learn(experiment: Experiment, run: RunFolder, machine: Machine, quiet: bool
     sync_batch_norm(method, machine.device)
     sealed = run.sealed()
     logger.say(f"[bold]{escape(recipe.name)}[/] · {escape(f'{recipe.method.name} -> {run.path}')}")
-    restore_sealed(method, stream.tasks, sealed, recipe.seed)
+    restore_sealed(method, stream.tasks, run, sealed, recipe.seed)
     remaining = stream.tasks[len(sealed) :]
     if remaining:
         machine.start_trackers(recipe.name.replace("/", "-"))

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,13 +99,13 @@ def _save(save_file: Callable[..., None], tensors: dict[str, Tensor], part: Path
         raise
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file. Raises DataError if it is missing or damaged."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+def read_tensors(path: Path, names: Iterable[str] | None = None) -> dict[str, Tensor]:
+    """Read a safetensors file, or only some of its tensors. Raises DataError if it is missing or damaged."""
+    from safetensors import SafetensorError, safe_open
 
     try:
-        return dict(load_file(str(path)))
+        with safe_open(str(path), "pt") as opened:
+            return {name: opened.get_tensor(name) for name in (opened.keys() if names is None else names)}
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist") from error
     except (SafetensorError, OSError, ValueError) as error:

@@ -15,6 +15,8 @@ from perdure.config.load import dump_recipe, parse_recipe, read_raw, same_experi
 from perdure.config.recipe import Recipe
 from perdure.errors import RunError, UsageError
 from perdure.files import TEMPORARY, write_json
+from perdure.kept.ledger import sealed_folders, task_folder
+from perdure.kept.store import STORE, FileStore
 from perdure.streams.description import DescribedStream, read_stream, write_stream
 
 STARTED: Final = frozenset({".lock", "stream.json", "environment.json"})
@@ -37,6 +39,11 @@ class RunFolder:
         """State of the current task."""
         return self.path / "resume"
 
+    @property
+    def store(self) -> FileStore:
+        """Files that methods keep; need not exist."""
+        return FileStore(self.path / STORE)
+
     def recipe(self) -> Recipe:
         """Read the recipe. Raises RunError if it is damaged."""
         try:
@@ -50,17 +57,11 @@ class RunFolder:
 
     def task_folder(self, index: int, name: str) -> Path:
         """Folder of a task, ``tasks/00-NAME``."""
-        return self.path / "tasks" / f"{index:02d}-{name.replace('/', '-').replace(' ', '-')}"
+        return task_folder(self.path, index, name)
 
     def sealed(self) -> list[Path]:
         """Folders of sealed tasks, in order, up to the first one that is not sealed."""
-        folders: list[Path] = []
-        for task in self.stream().tasks:
-            folder = self.task_folder(task.index, task.name)
-            if not (folder / "done").is_file():
-                break
-            folders.append(folder)
-        return folders
+        return sealed_folders(self.path, [task.name for task in self.stream().tasks])
 
     @classmethod
     def existing(cls, path: Path) -> RunFolder:
@@ -140,7 +141,7 @@ class RunFolder:
 
     def withdraw(self) -> None:
         """Remove a run without saved state whose recipe or data proved unusable after :meth:`start`."""
-        if not self.resume.exists() and not (self.path / "tasks").exists():
+        if not any((self.path / name).exists() for name in ("resume", "tasks", STORE)):
             shutil.rmtree(self.path, ignore_errors=True)
 
     def _sweep(self) -> None:

@@ -17,7 +17,7 @@ from perdure.engine.run_logger import RunLogger
 from perdure.engine.state import restore
 from perdure.files import write_json
 from perdure.inference.case import predict_cases
-from perdure.kept.ledger import preview_entry, read_kept, write_kept, write_ledger
+from perdure.kept.ledger import DONE, preview_entry, read_files, read_kept, write_kept, write_ledger
 from perdure.methods.method import Method
 from perdure.methods.options import Options
 from perdure.metrics.confusion import ConfusionMatrix, read_counts, write_counts
@@ -40,12 +40,16 @@ def begin(method: Method[Options], task: Task, seed: int) -> None:
         method.begin(task)
 
 
-def restore_sealed(method: Method[Options], tasks: Sequence[Task], sealed: Sequence[Path], seed: int) -> None:
-    """Bring a fresh method to where it was after the last of the sealed task folders."""
+def restore_sealed(
+    method: Method[Options], tasks: Sequence[Task], run: RunFolder, sealed: Sequence[Path], seed: int
+) -> None:
+    """Bring a fresh method to where it was after the last of the sealed task folders, and give it the run's files."""
+    method.store = run.store
     for task, _ in zip(tasks, sealed, strict=False):
         begin(method, task, seed)
     if sealed:
         restore(method, read_kept(sealed[-1]))
+        method.files = read_files(sealed[-1])
 
 
 def seal(experiment: Experiment, task: Task, run: RunFolder, machine: Machine, logger: RunLogger) -> None:
@@ -54,13 +58,14 @@ def seal(experiment: Experiment, task: Task, run: RunFolder, machine: Machine, l
     method.eval()
     counts = {name: _count(experiment, dataset, task, machine) for name, dataset in task.tests().items()}
     if machine.main:
-        folder = run.task_folder(task.index, task.name)
-        patients = experiment.source.patients
-        entries = write_kept(folder, method.state_dict(), method.kept(), len(task.seen))
+        folder, before = run.task_folder(task.index, task.name), run.sealed()[-1:]
+        patients, state = experiment.source.patients, method.state_dict()
+        entries = write_kept(folder, state, method.kept(), len(task.seen), method.files, method.store, *before)
+        method.store.sweep(task.index, [name for names in method.files.values() for name in names])
         write_counts(folder / "counts.json", counts)
         entries += [preview_entry(folder, path, patients) for path in _samples(experiment, task, machine, folder)]
         write_ledger(folder, task.name, entries, patients)
-        write_json(folder / "done", {"task": task.index})
+        write_json(folder / DONE, {"task": task.index})
         figures = record(run, task)
         logger.log(task=task.index, event="sealed", **figures)
         text = "  ".join(f"{name.partition('[')[0]} [bold]{value:.1f}[/]" for name, value in figures.items())

@@ -79,7 +79,7 @@ class Trained:
             )
         where = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
         method = build_method(recipe, stream.tasks[0].preparation, pretrained=False)
-        restore_sealed(method, stream.tasks, sealed, recipe.seed)
+        restore_sealed(method, stream.tasks, run, sealed, recipe.seed)
         method.to(where).eval()
         newest = stream.tasks[len(sealed) - 1]
         return cls(method, newest.preparation, stream.space, newest.seen, where, described.kind)
@@ -101,7 +101,7 @@ class Trained:
 
         labels, confidence = predict_cases(predict, images, self.preparation, size)
         scores = {} if size else dict(zip(made[0].class_ids, made[0].scores()[0].tolist(), strict=True))
-        return Answer(labels[0].cpu().numpy().astype(np.int16), confidence[0].cpu().numpy(), scores)
+        return Answer(labels[0].cpu().numpy(), confidence[0].cpu().numpy(), scores)
 
     def classes(self) -> list[dict[str, object]]:
         """What :meth:`predict` may answer: ids with names and colours."""

@@ -31,6 +31,8 @@ from PIL import Image
 from perdure import experiment, sealing
 from perdure.config.build import build_experiment
 from perdure.config.load import parse_recipe
+from perdure.data.sampling import Batches, Mix
+from perdure.data.tensors import FileSamples
 from perdure.engine import loader
 from perdure.engine.checkpoint import Checkpoint
 from perdure.engine.interrupt import Interrupted
@@ -40,7 +42,9 @@ from perdure.errors import PerdureError
 from perdure.experiment import run_experiment
 from perdure.files import TEMPORARY, read_tensors
 from perdure.inference import case
+from perdure.kept.audit import audit
 from perdure.kept.items import Kept
+from perdure.methods import training
 from perdure.methods.finetune import Finetune
 from perdure.metrics import evaluate
 from perdure.metrics.confusion import read_counts
@@ -430,12 +434,49 @@ class Dreamer(Finetune):
         return [Kept("dreams", "synthetic", ("dreams",), "features of noise")]
 
 
+class Archivist(Finetune):
+    """Keeps what it makes as files, trains on all of them, and drops those of the first task in the third."""
+
+    def __init__(self, setup: Any) -> None:
+        super().__init__(setup)
+        self.frozen = torch.nn.Linear(40, 50).requires_grad_(False)
+
+    def begin(self, task: Any) -> None:
+        super().begin(task)
+        if task.index == 2:
+            self.files["pairs"] = self.files["pairs"][3:]
+
+    def phases(self, task: Any) -> list[Any]:
+        def make(index: int, progress: Any) -> dict[str, torch.Tensor]:
+            label = torch.randint(0, len(task.seen) + 1, (32, 32), dtype=torch.int16)
+            return {"image": torch.rand(3, 32, 32), "label": label}
+
+        def data() -> Mix:
+            pairs = FileSamples(self.store.paths(self.files["pairs"]))
+            return Mix((training.batches(task, self.training_options), Batches(pairs, 2)))
+
+        (first,) = super().phases(task)
+        return [Generate("make pairs", self, 3, make, keep="pairs"), replace(first, data=data)]
+
+    def kept(self) -> list[Kept]:
+        return [Kept("pairs", "synthetic", (), "noise", files="pairs")]
+
+
+def _as_module(kind: type, monkeypatch: pytest.MonkeyPatch) -> str:
+    module = ModuleType("a_method_of_this_test")
+    setattr(module, kind.__name__, kind)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    return f"{module.__name__}:{kind.__name__}"
+
+
 @pytest.fixture
 def dreamer(monkeypatch: pytest.MonkeyPatch) -> str:
-    module = ModuleType("a_method_of_this_test")
-    module.Dreamer = Dreamer  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    return f"{module.__name__}:Dreamer"
+    return _as_module(Dreamer, monkeypatch)
+
+
+@pytest.fixture
+def archivist(monkeypatch: pytest.MonkeyPatch) -> str:
+    return _as_module(Archivist, monkeypatch)
 
 
 def chain(raw: dict[str, Any], out: Path, moments: list[str], act: Callable[[str], None] = kill) -> None:
@@ -456,6 +497,31 @@ def test_generated_items_survive_and_are_made_anew_for_each_task(tmp_path: Path,
     assert_same(tmp_path / "cut" / "run", whole)
     kept = [data for name, data in whole.items() if name.endswith("dreams.safetensors")]
     assert len(set(kept)) == 3
+
+
+def test_kept_files_survive_and_are_never_copied(tmp_path: Path, archivist: str) -> None:
+    raw = tiny(method={"name": archivist}, report={"samples": 0})
+    status, text = run(raw, tmp_path / "whole" / "run")
+    assert status == 0, text
+    out = tmp_path / "cut" / "run"
+    first, last = (f"replaced 0{task}-00-make-pairs/000001.safetensors" for task in (0, 2))
+    sealing = "replaced 00-01-04/weights.safetensors", "replace 02-08-10/ledger.json"
+    chain(raw, out, [first, "saved 0.1.2", sealing[0], "saved 1.1.0", last, "saved 2.1.1", sealing[1]])
+    whole = content(tmp_path / "whole" / "run")
+    assert_same(out, whole)
+    assert audit(out).problems == []
+    pairs = [name for name in whole if name.startswith("kept/")]
+    assert sorted(pairs) == [f"kept/0{t}-00-make-pairs/00000{i}.safetensors" for t in range(3) for i in range(3)]
+    ledgers = [json.loads(whole[name]) for name in sorted(whole) if name.endswith("ledger.json")]
+    assert [len(ledger["items"][1]["files"]) for ledger in ledgers] == [3, 6, 6]
+    size = len(whole[pairs[0]])
+    assert [ledger["total_bytes"]["synthetic"] for ledger in ledgers] == [3 * size, 6 * size, 6 * size]
+    holders = {t["file"] for ledger in ledgers for t in ledger["items"][0]["tensors"] if t["name"].startswith("frozen")}
+    assert holders == {"tasks/00-01-04/weights.safetensors"}
+    damaged = bytearray(whole[pairs[0]])  # dropped since, but the ledger that made it still answers for it
+    damaged[-1] ^= 1
+    (out / pairs[0]).write_bytes(damaged)
+    assert audit(out).problems == [f"{pairs[0]}: its content is not what the ledger says (hash differs)"]
 
 
 VARIANTS = {

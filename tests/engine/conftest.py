@@ -26,6 +26,7 @@ from perdure.engine.machine import Machine
 from perdure.engine.options import EngineOptions
 from perdure.engine.phases import Phase, Train
 from perdure.engine.run_logger import RunLogger
+from perdure.engine.state import Stateful
 from perdure.labels import TABLE_SIZE, label_space
 
 
@@ -72,7 +73,7 @@ def view() -> Callable[[int], Dataset]:
     return make
 
 
-class Toy(nn.Module):
+class Toy(Stateful):
     """Two convolutions and a loss of one term."""
 
     def __init__(self) -> None:

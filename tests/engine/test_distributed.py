@@ -23,6 +23,7 @@ from perdure.engine.checkpoint import Checkpoint
 from perdure.errors import PerdureError
 from perdure.experiment import run_experiment
 from perdure.files import read_tensors
+from perdure.kept.ledger import read_kept
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork"),
@@ -120,7 +121,7 @@ def files(out: Path) -> list[str]:
 
 
 def weights(out: Path, task: str) -> dict[str, torch.Tensor]:
-    return read_tensors(out / "tasks" / task / "weights.safetensors")
+    return read_kept(out / "tasks" / task)
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from perdure.data.sampling import Batches, Mix
 from perdure.engine.interrupt import Interrupted
 from perdure.engine.phases import Collect, Generate, Train
 from perdure.engine.schedules import poly
-from perdure.engine.state import load_tree
+from perdure.engine.state import Stateful, load_tree
 from perdure.errors import PerdureError, UsageError
 from perdure.files import read_tensors
 
@@ -185,7 +185,7 @@ def test_the_monitor_is_asked_every_so_many_epochs(bench: Any, train: Any, toy: 
 
 
 def test_what_is_not_trained_stays_asleep(bench: Any, train: Any, toy: Any, view: Any) -> None:
-    class Two(nn.Module):
+    class Two(Stateful):
         def __init__(self) -> None:
             super().__init__()
             self.trained, self.helper = toy(), nn.Dropout()

@@ -14,6 +14,7 @@ from perdure.data.case import Batch
 from perdure.data.sampling import Batches
 from perdure.engine.machine import Machine
 from perdure.engine.options import EngineOptions
+from perdure.engine.state import Stateful
 from perdure.errors import UsageError
 from perdure.networks.segmenter import Segmenter
 
@@ -68,7 +69,7 @@ def stop(step: int, at: int | None) -> None:
         raise KeyboardInterrupt
 
 
-class WithSegmenter(nn.Module):
+class WithSegmenter(Stateful):
     """A method calls the halves of its network, never the network."""
 
     def __init__(self) -> None:

@@ -56,7 +56,7 @@ def test_a_pointwise_scorer_sees_neither_windows_nor_parts(
     images = torch.rand(2, 3, *shape, generator=torch.Generator().manual_seed(0))
     found = predict_cases(dense(pointwise, (0, 7, 300)), images, windows(8, overlap), shape, at_once)
     best = pointwise(images).max(1)
-    assert torch.equal(found.labels, torch.tensor([0, 7, 300])[best.indices])
+    assert torch.equal(found.labels, torch.tensor([0, 7, 300], dtype=torch.int16)[best.indices])
     torch.testing.assert_close(found.confidence, best.values)
 
 
@@ -78,7 +78,7 @@ def test_scores_come_back_to_the_raw_grid_before_the_best_wins(size: tuple[int, 
     scores = torch.rand(1, 7, 6, 5, generator=torch.Generator().manual_seed(1))
     found = predict_cases(dense(lambda _: scores, range(7)), torch.zeros(1, 3, 6, 5), AS_IS, size, at_once)
     whole = torch.nn.functional.interpolate(scores, size, mode="bilinear", align_corners=False)
-    assert torch.equal(found.labels, whole.argmax(1))
+    assert torch.equal(found.labels.long(), whole.argmax(1))
     torch.testing.assert_close(found.confidence, whole.amax(1))
 
 

@@ -23,14 +23,15 @@ def test_finished_star_run_passes_and_lists_every_byte(cli, star_run: Path) -> N
     assert "2,060" in done.out and "audit passed" in done.out and "mean feature" in done.out
     found = json.loads(cli("audit", star_run, "--json").out)
     assert found["passed"] and found["problems"] == []
-    listed = {f"tasks/{i['task']}/{i['file']}": i for i in found["items"]}
+    listed = {f["file"]: f for i in found["items"] for f in i["files"]}
     stored = [p for p in star_run.rglob("*") if p.suffix in (".safetensors", ".png")]
     assert sorted(listed) == sorted(p.relative_to(star_run).as_posix() for p in stored)
-    for path in stored:
-        item = listed[path.relative_to(star_run).as_posix()]
-        assert item["file_bytes"] == path.stat().st_size
-        if path.suffix == ".safetensors":
-            assert item["bytes"] == sum(t.nbytes for t in load_file(path).values())
+    assert all(listed[p.relative_to(star_run).as_posix()]["bytes"] == p.stat().st_size for p in stored)
+    for item in found["items"]:
+        tensors = {t["name"]: load_file(star_run / t["file"])[t["name"]] for t in item["tensors"]}
+        assert all(list(tensors[t["name"]].shape) == t["shape"] for t in item["tensors"])
+        if item["kind"] != "preview":
+            assert item["bytes"] == sum(t.nbytes for t in tensors.values())
 
 
 def test_star_keeps_2060_bytes_a_class_and_4_more(star_run: Path) -> None:
@@ -210,7 +211,7 @@ def _turn_into_preview(run: Path, **changes: object) -> None:
     """Say of the statistics of the last task that they are a preview."""
     path = run / LAST / "ledger.json"
     ledger = json.loads(path.read_text())
-    entry = next(i for i in ledger["items"] if i["file"] == "kept/statistics.safetensors")
+    entry = next(i for i in ledger["items"] if i["name"] == "statistics")
     entry.update({"kind": "preview", "shows": "images", "made_from": "dreamed up", **changes})
     path.write_text(json.dumps(ledger))
 
@@ -221,7 +222,7 @@ def _of_patients(run: Path) -> None:
     (run / "stream.json").write_text(json.dumps(described | {"patients": True}))
     for path in run.rglob("ledger.json"):
         ledger = json.loads(path.read_text())
-        ledger["items"] = [i for i in ledger["items"] if not i["file"].startswith("samples/")]
+        ledger["items"] = [i for i in ledger["items"] if "/samples/" not in i["files"][0]["file"]]
         path.write_text(json.dumps(ledger))
     for path in run.rglob("samples/*"):
         path.unlink()
@@ -250,12 +251,17 @@ def test_what_says_it_is_raw_is_raw_wherever_it_lies(changes: dict[str, object],
 
 
 @pytest.mark.parametrize(
-    "file", ["samples/1.png", "samples/1.class.json", "kept/1.png", "1.safetensors", "kept/../1.safetensors"]
+    "place", ["samples/1.png", "samples/1.class.json", "kept/1.png", "1.safetensors", "kept/a/1.safetensors"]
 )
-def test_previews_elsewhere_are_raw(file: str) -> None:
-    assert room.is_raw({"kind": "preview", "file": file})
-    assert not room.is_raw({"kind": "statistics", "file": file})
-    assert not room.is_raw({"kind": "preview", "file": "kept/1.safetensors"})
+def test_previews_elsewhere_are_raw(place: str) -> None:
+    def listed(kind: str, *files: str) -> dict[str, object]:
+        return {"kind": kind, "files": [{"file": file} for file in files]}
+
+    made_up = "tasks/0/kept/1.safetensors", "kept/00-00-dream/000000.safetensors"
+    assert room.is_raw(listed("preview", f"tasks/0/{place}"))
+    assert room.is_raw(listed("preview", *made_up, f"tasks/0/{place}"))
+    assert not room.is_raw(listed("statistics", f"tasks/0/{place}"))
+    assert not room.is_raw(listed("preview", *made_up))
 
 
 def test_run_that_kept_other_images(hoard: Callable[..., Path], cli) -> None:

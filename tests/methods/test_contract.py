@@ -21,7 +21,8 @@ from perdure.engine.interrupt import Interrupted
 from perdure.engine.machine import Machine
 from perdure.engine.options import EngineOptions
 from perdure.engine.run_logger import RunLogger
-from perdure.kept.ledger import read_kept, read_ledger, write_kept, write_ledger
+from perdure.kept.ledger import read_files, read_kept, read_ledger, task_folder, write_kept, write_ledger
+from perdure.kept.store import FileStore
 from perdure.labels import label_space
 from perdure.methods import METHODS
 from perdure.methods.options import Setup, TrainingOptions
@@ -175,6 +176,7 @@ def learn(tmp_path: Path, method: str, network: str) -> Callable[..., tuple[torc
         stream = _stream(network, kind.sees_all_tasks)
         machine = Machine(options)
         learner, sealed = built(), []
+        learner.store = FileStore(tmp_path / folder / "kept")
         for task in stream.tasks:
             checkpoint = Checkpoint(tmp_path / folder / "resume", machine, options.save_seconds)
             engine = Engine(machine, options, 1, checkpoint, RunLogger(machine, quiet=True))
@@ -190,8 +192,10 @@ def learn(tmp_path: Path, method: str, network: str) -> Callable[..., tuple[torc
                     engine = Engine(machine, options, 1, checkpoint, RunLogger(machine, quiet=True))
                 engine.run(learner, learner.phases(task), task.index, checkpoint.load(learner, task.index))
             checkpoint.clear()
-            sealed.append(tmp_path / folder / task.name)
-            entries = write_kept(sealed[-1], learner.state_dict(), learner.kept(), len(task.seen))
+            before = sealed[-1] if sealed else None
+            sealed.append(task_folder(tmp_path / folder, task.index, task.name))
+            kept, store = (learner.kept(), len(task.seen), learner.files), learner.store
+            entries = write_kept(sealed[-1], learner.state_dict(), *kept, store, before)
             write_ledger(sealed[-1], task.name, entries, patients=False)
         return learner.eval(), sealed
 
@@ -227,6 +231,7 @@ def test_learns_predicts_and_keeps_what_it_says(learn: Callable, method: str, ne
     state, back = learner.state_dict(), read_kept(sealed[-1])
     assert back.keys() == state.keys()
     assert all(torch.equal(back[key], state[key]) for key in state)
+    assert read_files(sealed[-1]) == learner.files
     listed = [entry["name"] for entry in read_ledger(sealed[-1])["items"]]
     assert listed == ["weights", *(item.name for item in learner.kept())]
 

@@ -6,6 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from perdure.config.build import method_class
+from perdure.data.case import annotation_table
 from perdure.errors import PerdureError
 from perdure.labels import IGNORE, TABLE_SIZE
 from perdure.methods.losses import channels_of, class_bce, negative_bce
@@ -150,3 +152,59 @@ def test_half_precision_logits_are_computed_in_float32(lab):
     loss = class_bce(logits, lab, (3, 4, 5), 4.0)
     assert loss.dtype == torch.float32
     assert torch.equal(loss, class_bce(logits.float(), lab, (3, 4, 5), 4.0))
+
+
+# Images that do not label every class -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("keep_ignored", [True, False])
+@pytest.mark.parametrize("shape", [(3, 3, 8, 8), (2, 3, 4, 8, 8)])
+def test_unlabelled_classes_by_definition(shape: tuple[int, ...], keep_ignored: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(shape, generator=generator, requires_grad=True)
+    labels = torch.tensor([0, 7, 2, IGNORE])[torch.randint(4, (shape[0], *shape[2:]), generator=generator)]
+    ids, known = (7, 2, 9), [{7, 2, 9}, {2}, {7}][: shape[0]]
+    found = class_bce(logits, labels, ids, 3.0, keep_ignored, annotation_table(known))
+    expected = []
+    for k, c in enumerate(ids):
+        counts = torch.stack([
+            ((lab != 0) & (lab != IGNORE) | torch.tensor(c in said)) & ((lab != IGNORE) | torch.tensor(keep_ignored))
+            for lab, said in zip(labels, known, strict=True)
+        ])  # fmt: skip
+        each = F.binary_cross_entropy_with_logits(
+            logits[:, k], (labels == c).float(), pos_weight=torch.tensor(3.0), reduction="none"
+        )
+        expected.append(each[counts].sum() / counts.sum().clamp_min(1))
+    torch.testing.assert_close(found, torch.stack(expected))
+    (slope,) = torch.autograd.grad(found.sum(), logits, retain_graph=True)
+    (wanted,) = torch.autograd.grad(torch.stack(expected).sum(), logits)
+    torch.testing.assert_close(slope, wanted)
+
+
+def test_a_class_that_no_pixel_can_tell_has_no_loss() -> None:
+    logits = torch.full((1, 2, 4, 4), 50.0, requires_grad=True)
+    loss = class_bce(logits, torch.zeros(1, 4, 4, dtype=torch.int64), (1, 2), annotated=annotation_table([(1,)]))
+    assert loss[0] > 49 and loss[1] == 0
+    loss.sum().backward()
+    assert logits.grad is not None and not logits.grad[:, 1].any()
+
+
+@pytest.mark.parametrize("name", ["finetune", "joint", "star"])
+def test_methods_do_not_push_a_class_down_where_it_may_be(make_blocks, make_setup, first_batch, name) -> None:
+    """On background of images that label class 2 alone, the classifiers of the others get no gradient."""
+    kind = method_class(name)
+    stream = make_blocks([(2, 3, 1)])
+    method = kind(make_setup(kind.Options()))
+    (task,) = stream.tasks
+    with stream.opened(task):
+        method.begin(task)
+        phase = next(p for p in method.phases(task) if p.name == "train")
+        batch = first_batch(phase.data())
+    labels = torch.where(batch.labels == 2, 2, 0)
+    method.train()
+    for annotated, moved in ((annotation_table([(2,)] * len(labels)), False), (None, True)):
+        method.zero_grad()
+        terms = phase.loss(batch._replace(labels=torch.zeros_like(labels), annotated=annotated))
+        torch.stack(list(terms.values())).sum().backward()
+        slope = method.network.classifiers[0].bias.grad
+        assert slope[0] != 0 and slope[1:].any() == moved

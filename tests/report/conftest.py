@@ -14,9 +14,9 @@ import pytest
 import torch
 import yaml
 
-from perdure.files import sha256, write_json, write_text
+from perdure.files import write_json, write_text
 from perdure.kept.items import Kept
-from perdure.kept.ledger import preview_entry, write_kept, write_ledger
+from perdure.kept.ledger import Entry, preview_entry, write_kept, write_ledger
 from perdure.labels import IGNORE, label_space
 from perdure.metrics.confusion import ConfusionMatrix, write_counts
 from perdure.metrics.results import write_results
@@ -85,14 +85,14 @@ def guess(
     return predicted
 
 
-def entry(folder: Path, name: str, kind: str, file: str, size: int, per_class: int | None) -> dict[str, Any]:
+def entry(folder: Path, name: str, kind: str, file: str, size: int, per_class: int | None) -> Entry:
     """Write a file and return its ledger entry."""
     path = folder / file
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(bytes(size))
-    return {"name": name, "kind": kind, "file": file, "bytes": size, "file_bytes": size, "sha256": sha256(path),
-            "made_from": f"training data of this and all earlier tasks ({name})", "patient_data": False,
-            "per_class_bytes": per_class, "tensors": []}  # fmt: skip
+    made_from = f"training data of this and all earlier tasks ({name})"
+    about = {"name": name, "kind": kind, "bytes": size, "made_from": made_from, "per_class_bytes": per_class}
+    return preview_entry(folder, path, patients=False) | about  # type: ignore[return-value]
 
 
 def build(path: Path, method: str = "star", seed: int = 1, sealed: int = 4, **stream: Any) -> Path:
@@ -125,17 +125,8 @@ def build(path: Path, method: str = "star", seed: int = 1, sealed: int = 4, **st
             size = 2060 * len(task.seen) + 4
             items.append(entry(folder, "statistics", "statistics", "kept/statistics.safetensors", size, 2060))
         for file in sorted((folder / "samples").glob("*.png")):
-            preview = {
-                "name": file.stem,
-                "kind": "preview",
-                "file": f"samples/{file.name}",
-                "bytes": file.stat().st_size,
-            }
-            items.append(items[0] | preview | {"made_from": "one test image, shown in the report"})
-        totals: dict[str, int] = {}
-        for item in items:
-            totals[item["kind"]] = totals.get(item["kind"], 0) + item["bytes"]
-        write_json(folder / "ledger.json", {"version": 1, "task": task.name, "items": items, "total_bytes": totals})
+            items.append(preview_entry(folder, file, parsed.patients))
+        write_ledger(folder, task.name, items, parsed.patients)
         write_json(folder / "done", {"task": task.index})
     write_results(path, parsed, counts)
     return path

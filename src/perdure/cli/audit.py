@@ -18,7 +18,7 @@ def show(found: Audit, as_json: bool) -> None:
         console.print_json(json.dumps(found.to_json()))
         return
     table = Table("after task", "kept", "kind", "bytes", "bytes per class", title="Everything kept")
-    pictures = [item for item in found.items if item["kind"] == "preview" and not item["file"].startswith("kept/")]
+    pictures = [item for item in found.items if item["kind"] == "preview" and not (item["tensors"] or item["stored"])]
     for item in found.items:
         if item not in pictures:
             each = item["per_class_bytes"]

@@ -1,18 +1,28 @@
-"""Images that are already in memory as a data set: what a method made itself and trains on."""
+"""What a method made itself and trains on, as a data set: images in memory, or in files that are read one by one."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.utils.data import Dataset as TorchDataset
 
-from perdure.data.dataset import Dataset
+from perdure.data.case import Case
+from perdure.data.dataset import Dataset, Draw
 from perdure.data.preparation import Preparation
 from perdure.data.source import AbsentSplitError, Image, Kind, Mask, Source, Split
+from perdure.errors import DataError
 from perdure.labels import TABLE_SIZE, LabelSpace
+from perdure.seeds import seeded
 
 
 @dataclass(eq=False)
@@ -62,3 +72,76 @@ def tensor_view(images: Tensor, labels: Tensor, space: LabelSpace) -> Dataset:
     source = TensorSource(images.cpu(), labels.cpu(), space)
     table = np.arange(TABLE_SIZE, dtype=np.int16)
     return Dataset(source, "train", tuple(source.names("train")), table, Preparation(), True)
+
+
+class FileSamples(TorchDataset[Case]):
+    """Samples in safetensors files, such as a Generate phase wrote; only what a batch needs is read.
+
+    A file holds one sample, ``image (C, *S)`` with ``label`` ``(*S)`` or ``()``, or several in a shard,
+    ``images (n, C, *S)`` with ``labels`` ``(n, *S)`` or ``(n,)``. Labels are global ids, images are float32 as networks
+    see them unless a preparation says how to get there. Implements :class:`~perdure.data.dataset.Samples`.
+
+    Args:
+        paths: The files, in order; their headers are read here.
+        preparation: What makes a training sample of a stored image; draws of equal seed give equal samples.
+        annotated: Ids that the labels can tell, see :class:`~perdure.data.case.Case`.
+
+    Raises:
+        DataError: A file is missing, damaged, or holds neither a sample nor a shard.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        preparation: Preparation | None = None,
+        annotated: frozenset[int] | None = None,
+    ) -> None:
+        self.paths, self.preparation, self.annotated = tuple(paths), preparation or Preparation(), annotated
+        self.ends = tuple(accumulate(_samples_in(path) for path in self.paths))
+
+    def __len__(self) -> int:
+        return self.ends[-1] if self.ends else 0
+
+    def __getitem__(self, draw: Draw | int) -> Case:
+        """Read and prepare one sample, whose name is that of its file, with its number in a shard."""
+        position, seed, _ = draw if isinstance(draw, Draw) else Draw(draw)
+        place = position + len(self) if position < 0 else position
+        if not 0 <= place < len(self):
+            raise IndexError(f"position {position} of {len(self)} samples")
+        number = bisect_right(self.ends, place)
+        path, row = self.paths[number], place - (self.ends[number - 1] if number else 0)
+        with _opened(path) as file:
+            if "image" in file.keys():  # noqa: SIM118  # not a dict
+                image, label, name = file.get_tensor("image"), file.get_tensor("label"), path.stem
+            else:
+                image, label = (file.get_slice(key)[row] for key in ("images", "labels"))
+                name = f"{path.stem}:{row}"
+        # a copy: what was read is a view of the mapped file, all of which a tensor that is held would keep mapped
+        case = Case(image.clone(), label.clone(), name, self.annotated, group=name)
+        with seeded(seed):
+            return self.preparation.train(case)
+
+
+def _samples_in(path: Path) -> int:
+    """Number of samples in a file, from its header."""
+    with _opened(path) as file:
+        names = set(file.keys())
+        if {"image", "label"} <= names:
+            return 1
+        if {"images", "labels"} <= names:
+            images, labels = (file.get_slice(key).get_shape() for key in ("images", "labels"))
+            if images[0] == labels[0]:
+                return int(images[0])
+    raise DataError(f"{path} holds no samples", "it needs tensors `image` and `label`, or as many `images` as `labels`")
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:  # the library has no types here
+    """Open a file without reading its tensors. Raises DataError where it is missing or damaged."""
+    try:
+        with safe_open(str(path), "pt") as file:
+            yield file
+    except FileNotFoundError as error:
+        raise DataError(f"{path} does not exist", "an audit of the run says what else is missing") from error
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{path} is not a readable safetensors file: {error}") from error

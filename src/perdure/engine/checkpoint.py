@@ -9,11 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from perdure.engine.machine import Machine
-from perdure.engine.state import load_tree, restore, save_tree
+from perdure.engine.state import Stateful, load_tree, restore, save_tree
 from perdure.errors import RunError
+from perdure.kept.store import FileStore
 
 EVERY_STEPS_SHARED = 20
 """With several processes, whether to save is agreed on only so often: asking costs a collective call."""
@@ -62,11 +61,10 @@ class Checkpoint:
         """The state file."""
         return None if self.folder is None else self.folder / "state.safetensors"
 
-    def items(self, task: int, phase: str) -> Path:
-        """Folder for the items of a Generate phase of a task."""
-        if self.folder is None:
-            raise RunError("a phase that generates items needs a run folder")
-        return self.folder / "items" / f"{task:02d}-{phase.replace(' ', '-')}"
+    @property
+    def scratch(self) -> FileStore:
+        """Items of Generate phases that are only needed until the task is sealed."""
+        return FileStore(None if self.folder is None else self.folder / "items")
 
     def due(self, step: int, stopping: bool) -> tuple[bool, bool]:
         """Whether to save after this step, and whether to stop. The same answer in every process."""
@@ -75,7 +73,7 @@ class Checkpoint:
         late = self.folder is not None and time.monotonic() - self._last >= self.save_seconds
         return self.machine.any(late and self.machine.main), self.machine.any(stopping)
 
-    def save(self, method: nn.Module, task: int, position: Position) -> None:
+    def save(self, method: Stateful, task: int, position: Position) -> None:
         """Write everything needed to go on from ``position``."""
         if self.file is not None and self.machine.main:
             save_tree(
@@ -87,11 +85,12 @@ class Checkpoint:
                     "inside": position.inside,
                     "done": position.done,
                     "method": dict(method.state_dict()),
+                    "files": method.files,
                 },
             )
         self._last = time.monotonic()
 
-    def load(self, method: nn.Module, task: int) -> Position:
+    def load(self, method: Stateful, task: int) -> Position:
         """Restore the method; the start of the task if nothing usable was saved for it."""
         if self.file is None or not self.file.exists():
             return Position()
@@ -99,6 +98,7 @@ class Checkpoint:
         if tree["task"] != task:  # left over from a task that was sealed just before a kill
             return Position()
         restore(method, tree["method"])
+        method.files = {name: tuple(files) for name, files in tree["files"].items()}
         return Position(tree["phase"], tree["step"], tree["inside"], tree["done"])
 
     def clear(self) -> None:

@@ -19,9 +19,10 @@ from perdure.engine.machine import Machine
 from perdure.engine.options import EngineOptions
 from perdure.engine.phases import Collect, Generate, Phase, Train
 from perdure.engine.run_logger import RunLogger
+from perdure.engine.state import Stateful
 from perdure.engine.trainer import Trainer, Window, add_sums
 from perdure.errors import PerdureError, UsageError
-from perdure.files import write_tensors
+from perdure.kept.store import item_names
 from perdure.seeds import derive_seed, manual_seed
 
 Validate = Callable[[], Mapping[str, float]]
@@ -47,7 +48,7 @@ class Engine:
 
     def run(
         self,
-        method: nn.Module,
+        method: Stateful,
         phases: Iterable[Phase],
         task: int,
         position: Position,
@@ -172,24 +173,27 @@ class Engine:
         return sums
 
     def _generate(self, phase: Generate, here: Position, work: _Work) -> None:
-        folder = self.checkpoint.items(work.task, f"{work.number:02d}-{phase.name}")
-        paths = [folder / f"{i:06d}.safetensors" for i in range(phase.count)]
+        store = self.checkpoint.scratch if phase.keep is None else work.method.store
+        names = item_names(work.task, work.number, phase.name, phase.count)
         rank, world = self.machine.rank, self.machine.world
         rounds = -(-phase.count // world)
         phase.module.eval()
         with self.logger.progress(work.title, phase.count, here.step * world) as bar:
             for turn in range(rounds):
                 index = turn * world + rank
-                if index < phase.count and not paths[index].exists():  # one that exists is whole
+                if index < phase.count and not store.path(names[index]).exists():  # one that exists is whole
                     manual_seed(derive_seed(work.seed, "item", index))
                     saved = here.inside if turn == here.step and world == 1 else {}
                     progress = _ItemProgress(work, turn, saved.get("item"), partial(bar.to, turn))
-                    write_tensors(paths[index], phase.make(index, progress))
+                    store.write(names[index], phase.make(index, progress))
                 bar.to(min(phase.count, (turn + 1) * world))
                 if turn + 1 < rounds:
                     work.save_if_due(turn, dict)
         self.machine.barrier()
-        phase.finish(paths)
+        if phase.keep is not None:
+            work.method.files[phase.keep] = (*work.method.files.get(phase.keep, ()), *names)
+        if phase.finish is not None:
+            phase.finish(store.paths(names))
         self.logger.log(task=work.task, phase=phase.name, event="generated", items=phase.count)
 
     def _report(self, work: _Work, place: Mapping[str, float], window: Window) -> float:
@@ -233,7 +237,7 @@ class _Work:
     def __init__(
         self,
         engine: Engine,
-        method: nn.Module,
+        method: Stateful,
         task: int,
         number: int,
         phase: Phase,

@@ -7,7 +7,7 @@ up when it starts, so a later phase may use what an earlier one left behind.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -107,15 +107,25 @@ class Progress(Protocol):
 class Generate:
     """Make ``count`` numbered items; each is written to disk as it is done, so a killed run goes on with the next.
 
-    ``make(index, progress)`` returns named tensors; ``finish`` receives the files in order and takes what it needs.
     An item that takes longer than some seconds tells the :class:`Progress` how far it is.
+
+    Args:
+        name: Shown in progress, log and folder names.
+        module: Set to evaluation mode.
+        count: Number of items.
+        make: ``(index, progress) -> named tensors``.
+        finish: Receives the files in order and takes what it needs.
+        keep: For items that are memory themselves: their names are added to the method's ``files`` under this name
+            before ``finish``. They are written to the run's store once and never copied; a method that replaces
+            earlier ones empties the entry first. Without it items are deleted when the task is sealed.
     """
 
     name: str
     module: nn.Module
     count: int
     make: Callable[[int, Progress], Mapping[str, Tensor]]
-    finish: Callable[[Iterable[Path]], None]
+    finish: Callable[[Sequence[Path]], None] | None = None
+    keep: str | None = None
 
 
 Phase = Train | Collect | Generate

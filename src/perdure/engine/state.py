@@ -12,10 +12,26 @@ from torch import Tensor, nn
 
 from perdure.errors import RunError
 from perdure.files import read_tensors, write_tensors
+from perdure.kept.store import FileStore
 
 HEADER = "perdure"
 _TENSOR = "$tensor"
 _INT_KEYS = "$int"
+
+
+class Stateful(nn.Module):
+    """A module with all that a run saves of it: parameters, buffers, and the names of files that it keeps.
+
+    Attributes:
+        files: Names in the store, in order, by a name of the method's choice. Checkpoints and ledgers hold these
+            names only, so memory in files makes no save slower. Whole entries are replaced, not changed in place.
+        store: Where the files are; the run's from before the first ``begin`` on.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.files: dict[str, tuple[str, ...]] = {}
+        self.store = FileStore()
 
 
 def flatten(tree: Any, name: str, tensors: dict[str, Tensor]) -> Any:

@@ -31,7 +31,7 @@ class Labelled(NamedTuple):
     """What a model says of cases.
 
     Args:
-        labels: Global ids ``(N, *S)`` int64 on the raw grid, or ``(N,)`` where an image has one class.
+        labels: Global ids ``(N, *S)`` int16 on the raw grid, or ``(N,)`` where an image has one class.
         confidence: Score of the winning class, same shape, float32.
     """
 
@@ -61,7 +61,7 @@ def predict_cases(
     """
     windows = list(_windows(images.shape[2:], preparation.window, preparation.overlap))
     first = predict(images[windows[0]])
-    ids = torch.as_tensor(first.class_ids, device=images.device)
+    ids = torch.as_tensor(first.class_ids, dtype=torch.int16, device=images.device)
     per_class = len(images) * max(math.prod(images.shape[2:]), math.prod(size)) if size else len(images)
     chunks = first.chunks(max(1, scores_at_once // per_class))
     hold = len(chunks) > 1 and first.held_bytes * len(windows) <= HELD_BYTES

@@ -5,15 +5,17 @@ from __future__ import annotations
 import getpass
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from perdure.errors import DataError, PerdureError, RunError
-from perdure.files import TEMPORARY, read_json, sha256
-from perdure.kept.ledger import LEDGER, read_ledger
+from perdure.files import TEMPORARY, sha256
+from perdure.kept.ledger import DONE, LEDGER, Entry, read_ledger, sealed_folders
+from perdure.kept.store import STORE
+from perdure.streams.description import read_stream
 
 RUN_FILES: Final = frozenset(
     {
@@ -28,7 +30,7 @@ RUN_FILES: Final = frozenset(
         ".lock",
     }
 )
-TASK_FILES: Final = frozenset({LEDGER, "counts.json", "done"})
+TASK_FILES: Final = frozenset({LEDGER, "counts.json", DONE})
 TEXT_SUFFIXES: Final = frozenset({".yaml", ".yml", ".json", ".jsonl", ".csv", ".md", ".html", ".txt"})
 EVENTS: Final = "events.out.tfevents."
 _PATH: Final = re.compile(
@@ -74,12 +76,17 @@ def audit(run: Path) -> Audit:
     if not (run / "recipe.yaml").is_file():
         raise RunError(f"{run} is not a run folder: it has no recipe.yaml", "give the folder that `perdure run` wrote")
     found = Audit()
-    tasks, patients = _stream(run, found)
-    known = {run / name for name in RUN_FILES}
-    sealed = sorted(p for p in (run / "tasks").glob("*") if (p / "done").is_file())
-    for folder in sealed:
-        known |= _audit_task(folder, patients, found)
-    under_way = (TEMPORARY, "resume/", f"tasks/{len(sealed):02d}-") if len(sealed) < tasks else ()
+    stream = None
+    try:
+        stream = read_stream(run / "stream.json")
+    except DataError as error:
+        found.problems.append(error.what)
+    names = [task.name for task in stream.tasks] if stream is not None else []
+    patients = stream is None or stream.patients
+    sealed = sealed_folders(run, names)
+    known = {run / name for name in RUN_FILES} | _audit_tasks(run, sealed, patients, found)
+    task = f"{len(sealed):02d}-"
+    under_way = (TEMPORARY, "resume/", f"tasks/{task}", f"{STORE}/{task}") if len(sealed) < len(names) else ()
     for path in sorted(run.rglob("*")):
         where = path.relative_to(run).as_posix()
         if path.is_symlink():
@@ -98,50 +105,52 @@ def _explained(where: str, under_way: tuple[str, ...]) -> bool:
     return bool(under_way) and (where.startswith(under_way[1:]) or name.startswith(TEMPORARY))
 
 
-def _stream(run: Path, found: Audit) -> tuple[int, bool]:
-    """Number of tasks of the run, and whether its images come from patients."""
-    try:
-        described = read_json(run / "stream.json")
-        return len(described["tasks"]), bool(described["patients"])
-    except DataError as error:
-        found.problems.append(error.what)
-    except (KeyError, TypeError):
-        found.problems.append("stream.json: does not describe a stream")
-    return 0, True
+def _audit_tasks(run: Path, sealed: Sequence[Path], patients: bool, found: Audit) -> set[Path]:
+    """Check all that the ledgers of sealed tasks list; return the files that may be there.
+
+    A file is read once, however many ledgers name it.
+    """
+    files = {folder / name for folder in sealed for name in TASK_FILES}
+    hashes: dict[str, str] = {}
+    for folder in sealed:
+        try:
+            ledger = read_ledger(folder)
+        except PerdureError as error:
+            found.problems.append(f"tasks/{folder.name}/{LEDGER}: cannot be used: {error.what}")
+            continue
+        for entry in ledger["items"]:
+            found.items.append({"task": folder.name, **entry})
+            for stored in entry["files"]:
+                where, listed = stored["file"], stored["sha256"]
+                if where not in hashes:
+                    hashes[where] = listed  # a file that is named by many ledgers gives one problem
+                    if not (run / where).is_file():
+                        found.problems.append(f"{where}: the ledger lists it, but it is missing")
+                    elif sha256(run / where) != listed:
+                        found.problems.append(f"{where}: its content is not what the ledger says (hash differs)")
+                elif hashes[where] != listed:
+                    found.problems.append(f"{where}: two ledgers give different hashes")
+            if entry["patient_data"] or (patients and is_raw(entry)):
+                where = entry["files"][0]["file"] if entry["files"] else f"tasks/{folder.name}/{LEDGER}"
+                more = f" and {len(entry['files']) - 1} more files" if len(entry["files"]) > 1 else ""
+                found.problems.append(f"{where}{more}: raw patient data ({entry['kind']}: {entry['made_from']})")
+        found.bytes_by_kind = ledger["total_bytes"]
+    return files | {run / where for where in hashes}
 
 
-def _audit_task(folder: Path, patients: bool, found: Audit) -> set[Path]:
-    """Files of a sealed task that may be there."""
-    files = {folder / name for name in TASK_FILES}
-    label = f"tasks/{folder.name}"
-    try:
-        ledger = read_ledger(folder)
-    except PerdureError as error:
-        found.problems.append(f"{label}/{LEDGER}: cannot be used: {error.what}")
-        return files
-    for entry in ledger["items"]:
-        found.items.append({"task": folder.name, **entry})
-        path, where = folder / entry["file"], f"{label}/{entry['file']}"
-        if not path.is_file():
-            found.problems.append(f"{where}: the ledger lists it, but it is missing")
-        elif sha256(path) != entry["sha256"]:
-            found.problems.append(f"{where}: its content is not what the ledger says (hash differs)")
-        if entry["patient_data"] or (patients and is_raw(entry)):
-            found.problems.append(f"{where}: raw patient data ({entry['kind']}: {entry['made_from']})")
-        files.add(path)
-    found.bytes_by_kind = dict(ledger["total_bytes"])
-    return files
-
-
-def is_raw(entry: Mapping[str, Any]) -> bool:
+def is_raw(entry: Entry) -> bool:
     """Whether a ledger entry holds images as they were read, whatever its mark ``patient_data`` says.
 
     Exemplars are, and previews, which are pictures of test images; except that a preview among the method's own
-    tensors (``kept/NAME.safetensors``, which only the method's state gets into) shows what the method made up.
+    tensors (``tasks/TASK/kept/NAME.safetensors`` and the run's store, which only the method's state gets into) shows
+    what the method made up.
     """
-    place = PurePosixPath(entry["file"])
-    made_up = place.parts[:-1] == ("kept",) and place.suffix == ".safetensors"
-    return entry["kind"] == "exemplars" or (entry["kind"] == "preview" and not made_up)
+    if entry["kind"] == "preview":
+        places = [PurePosixPath(file["file"]) for file in entry["files"]]
+        return not all(
+            p.suffix == ".safetensors" and (p.parts[0] == STORE or p.parts[2:-1] == ("kept",)) for p in places
+        )
+    return entry["kind"] == "exemplars"
 
 
 def _look_for_names(run: Path, found: Audit) -> None:

@@ -10,7 +10,7 @@ KeptKind = Literal["weights", "statistics", "prototypes", "synthetic", "exemplar
 
 @dataclass(frozen=True)
 class Kept:
-    """One thing that crosses a task boundary, described for the ledger.
+    """One thing that crosses a task boundary, described for the ledger: buffers, files, or both.
 
     Args:
         name: File name without suffix, e.g. ``"statistics"``.
@@ -18,8 +18,10 @@ class Kept:
         keys: Names of the method's buffers that hold it (entries of ``state_dict()``).
         made_from: One plain sentence: from which data, by which computation.
         per_class: True if its bytes grow with the number of classes (the ledger then shows bytes a class).
-        shows: How the report shows it. ``images``: each tensor is uint8 ``(K, C, H, W)`` or ``(K, n, C, H, W)``, row k
-            of the k-th class learned. ``distances``: see :mod:`perdure.methods.ccsi.memorisation`.
+        shows: How the report shows its buffers. ``images``: each tensor is uint8 ``(K, C, H, W)`` or
+            ``(K, n, C, H, W)``, row k of the k-th class learned. ``distances``: see
+            :mod:`perdure.methods.ccsi.memorisation`.
+        files: Name in the method's ``files`` of the stored files that hold it.
     """
 
     name: str
@@ -28,3 +30,4 @@ class Kept:
     made_from: str
     per_class: bool = False
     shows: Literal["images", "distances"] | None = None
+    files: str | None = None

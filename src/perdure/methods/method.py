@@ -11,10 +11,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from typing import ClassVar, Generic, Self, TypeVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from perdure.data.source import Kind
 from perdure.engine.phases import Phase
+from perdure.engine.state import Stateful
 from perdure.kept.items import Kept
 from perdure.methods.options import Options, Setup
 from perdure.methods.prediction import Prediction
@@ -24,11 +25,13 @@ from perdure.streams.task import Task
 OptionsT = TypeVar("OptionsT", bound=Options)
 
 
-class Method(nn.Module, ABC, Generic[OptionsT]):
+class Method(Stateful, ABC, Generic[OptionsT]):
     """A way to learn the next task and keep the past.
 
     A subclass names its ``Options`` and the kinds of data that it can learn, builds its network from
-    ``setup.network(TYPE)`` and registers what it keeps as buffers.
+    ``setup.network(TYPE)`` and registers what it keeps as buffers. Memory too large for that goes into files: a
+    Generate phase writes them, ``files`` names them, ``store.paths(self.files[...])`` finds them and
+    :class:`~perdure.data.tensors.FileSamples` reads them one by one.
 
     Attributes:
         Options: Typed settings that a recipe may give under ``method``.

@@ -9,11 +9,12 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from perdure.errors import DataError
-from perdure.files import read_json, read_tensors
+from perdure.files import read_tensors
 from perdure.kept.audit import is_raw
+from perdure.kept.ledger import LEDGER, read_ledger, run_of
 from perdure.report.plots import Strip, strips
 from perdure.report.render import Thumb, hex_color, thumbnail
 from perdure.streams.description import DescribedStream
@@ -51,21 +52,13 @@ class KeptItem(BaseModel):
     kind: str
     bytes: int
     made_from: str
-    file: str = ""
-    sha256: str = ""
     patient_data: bool = False
     per_class_bytes: int | None = None
     shows: str | None = None
+    raw: bool = False
+    files: int = 1
+    sha256: str = ""
     path: Path = Path()
-
-    @property
-    def raw(self) -> bool:
-        """True where it holds images as they were read, or is marked as patient data."""
-        return self.patient_data or is_raw({"kind": self.kind, "file": self.file})
-
-
-class _Ledger(BaseModel):
-    items: tuple[KeptItem, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,22 +127,32 @@ class Measured:
 
 
 def read_items(folder: Path) -> tuple[KeptItem, ...]:
-    """Items of a task's ledger in its order.
+    """Items of a task's ledger in its order; of one that lies in a single file, the file's hash.
 
     Raises:
-        DataError: The ledger is missing or damaged, or an item that says how it is shown is not in ``kept/``.
+        DataError: The ledger is missing or damaged, or an item that says how it is shown is not in a ``kept/``.
     """
-    path = folder / "ledger.json"
-    try:
-        items = _Ledger.model_validate(read_json(path)).items
-    except ValidationError as error:
-        raise DataError(f"{path} is not a ledger", "the file was changed or is damaged") from error
     found = []
-    for item in items:
-        place = PurePosixPath(item.file)  # a changed ledger must not make the page show other files of the machine
-        if item.shows and (place.parts[:-1] != ("kept",) or place.suffix != ".safetensors"):
-            raise DataError(f"{path}: item '{item.name}' is not in kept/", _DAMAGED)
-        found.append(item.model_copy(update={"path": folder / place}))
+    for entry in read_ledger(folder)["items"]:
+        places = {PurePosixPath(tensor["file"]) for tensor in entry["tensors"]}
+        # a changed ledger must not make the page show other files of the machine
+        if entry["shows"] and (len(places) != 1 or next(iter(places)).parts[2:-1] != ("kept",)):
+            raise DataError(f"{folder / LEDGER}: item '{entry['name']}' is not in kept/", _DAMAGED)
+        found.append(
+            KeptItem(
+                name=entry["name"],
+                kind=entry["kind"],
+                bytes=entry["bytes"],
+                made_from=entry["made_from"],
+                patient_data=entry["patient_data"],
+                per_class_bytes=entry["per_class_bytes"],
+                shows=entry["shows"],
+                raw=entry["patient_data"] or is_raw(entry),
+                files=len(entry["files"]),
+                sha256=entry["files"][0]["sha256"] if len(entry["files"]) == 1 else "",
+                path=run_of(folder) / places.pop() if entry["shows"] else Path(),
+            )
+        )
     return tuple(found)
 
 

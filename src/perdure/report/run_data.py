@@ -14,6 +14,7 @@ from pydantic import JsonValue, TypeAdapter, ValidationError
 
 from perdure.errors import DataError, RunError
 from perdure.files import read_json
+from perdure.kept.ledger import LEDGER, sealed_folders
 from perdure.metrics.confusion import read_counts
 from perdure.metrics.figures import RunResults, run_results
 from perdure.report.kept_items import KeptItem, read_items
@@ -104,14 +105,9 @@ def load_run(path: Path) -> RunData:
     except ValidationError as error:
         raise DataError(f"{path / 'recipe.yaml'} is not a recipe: it must be a mapping of keys") from error
     environment = read_json(path / "environment.json") if (path / "environment.json").is_file() else {}
-    folders: dict[int, Path] = {}
-    for task in stream.tasks:
-        folder = next(iter(sorted((path / "tasks").glob(f"{task.index:02d}-*"))), None)
-        if folder is None or not (folder / "done").is_file():
-            break  # a sealed task behind one that is not comes from an earlier attempt
-        folders[task.index] = folder
+    folders = dict(enumerate(sealed_folders(path, [task.name for task in stream.tasks])))
     counts = {t: read_counts(f / "counts.json") for t, f in folders.items() if (f / "counts.json").is_file()}
-    ledgers = {t: read_items(f) for t, f in folders.items() if (f / "ledger.json").is_file()}
+    ledgers = {t: read_items(f) for t, f in folders.items() if (f / LEDGER).is_file()}
     # pictures of patients leave the run folder with the page: only where the recipe says so
     open_to_all = not stream.patients or bool(section(recipe, "report").get("patient_samples"))
     return RunData(

@@ -187,7 +187,7 @@ def _confusion_table(results: RunResults, task: DescribedTask) -> ConfusionTable
             if not n:
                 cells.append(Cell("0" if right and total and size == "numbers" else "", kind=kind))
                 continue
-            style = f"background:rgba({_BETTER if right else _WORSE},{0.08 + 0.6 * n / total:.3f})"
+            style = f"background:rgba({_BETTER if right else _WORSE},{0.08 + 0.6 * (n / total):.3f})"
             title = f"{truth} called {called}: {n:,} of {total:,} images, {100 * n / total:.1f} %"
             cells.append(Cell(f"{n:,}" if size == "numbers" else "", style, title, kind))
         rows.append(ConfusionRow(truth, total, begins, tuple(cells)))
@@ -205,7 +205,7 @@ def ledger_table(ledgers: Mapping[int, Sequence[KeptItem]]) -> LedgerTable:
     rows: dict[tuple[str, str], tuple[KeptItem, int]] = {}
     for item in ledgers[max(ledgers)] if ledgers else ():
         # six samples have eighteen pictures: one row for all of one origin
-        key = (item.kind, item.made_from if item.kind == "preview" else item.file)
+        key = (item.kind, item.made_from if item.kind == "preview" else item.name)
         first, count = rows.get(key, (item, 0))
         if count:
             both = {"bytes": first.bytes + item.bytes, "patient_data": first.patient_data or item.patient_data}
