@@ -123,11 +123,13 @@ class CcsiOptions(Options):
         "the next task replays, the first synthesis.groups_at_once groups, or none",
     )
     previews: int = Field(8, ge=0, description="impressions per class shown in the report")
-    share: float = Field(0.66, gt=0, lt=1, description="share of replayed images among the labelled ones of a batch (r)")
+    share: float = Field(0.66, gt=0, lt=1, description="share of replayed images in a batch (r)")
     balance: Literal["sampler", "weights", "sampler+weights"] = Field(
-        "sampler", description="what balances unequal class sizes: the share of replayed images, loss weights, or both"
+        "sampler", description="what balances class sizes: the share of replayed images, loss weights, or both"
     )
-    replacement: bool = Field(False, description="draw images with replacement, so that `share` holds on average only, as published")
+    replacement: bool = Field(
+        False, description="draw images with replacement, so that `share` holds on average only, as published"
+    )
     margin: float = Field(0.3, description="m of the margin loss")
     margin_top: int = Field(1, ge=1, description="new classes that each old sample is compared with (K)")
     lambda_margin: float = Field(1.0, ge=0, description="weight of the margin loss; 0 for none")

@@ -62,7 +62,7 @@ class CcsiSegOptions(Options):
     lambda_new: float = Field(1.0, ge=0, description="weight of new classes on synthetic images")
     negatives: Literal["old_pixels", "all"] = Field(
         "old_pixels",
-        description="where new classes are absent in synthetic images: where the teacher predicts an old class, or anywhere",
+        description="where new classes are absent in synthetic images: where an old class is predicted, or anywhere",
     )
     lambda_lf: float = Field(5.0, ge=0, description="weight of distilling features (less-forget), times √(old / new)")
     lambda_margin: float = Field(0.0, ge=0, description="weight of the margin between old and new classes; 0 for none")
