@@ -130,8 +130,10 @@ def _changed(old: DescribedTask, new: DescribedTask | None) -> str:
     """In words, what differs between two descriptions of a task."""
     if new is None:
         return "the recipe has no such task"
-    fields = (key for key in DescribedTask.model_fields if getattr(old, key) != getattr(new, key))
-    key = next(fields, "groups")
+    key = next((key for key in DescribedTask.model_fields if getattr(old, key) != getattr(new, key)), "groups")
+    if key == "data":
+        names = sorted(old.data.keys() | new.data.keys())
+        key = "data." + next(name for name in names if old.data.get(name) != new.data.get(name))
     said = {"digest": "other training images", "images": f"{new.images} training images instead of {old.images}"}
     return said.get(key, f"it has another value of '{key}'")
 
