@@ -22,7 +22,7 @@ from perdure.files import write_tensors
 from perdure.labels import IGNORE, TABLE_SIZE, label_space
 from perdure.methods.ccsi.ccsi import WORKING, Ccsi
 from perdure.methods.ccsi.memorisation import Neighbours
-from perdure.methods.ccsi.memory import Memory, class_sums, mean_directions, mean_images
+from perdure.methods.ccsi.memory import Memory, append_rows, class_sums, mean_directions, mean_images
 from perdure.methods.options import Setup, TrainingOptions
 from perdure.networks.cosine_resnet import cosine_resnet
 from perdure.seeds import derive_seed, seeded
@@ -334,11 +334,10 @@ def test_a_validation_pool_shows_images_of_all_seen_classes(learn: Callable) -> 
 
 
 def test_rows_of_unequal_length_are_filled_up() -> None:
-    memory = Memory()
-    memory.add_distances(torch.tensor([[0.1, 0.2]]), torch.tensor([[0.3]]))
-    memory.add_distances(torch.tensor([[0.4]]), torch.tensor([[0.5, 0.6]]))
-    assert memory.impressions.nan_to_num(-1).tolist() == [pytest.approx([0.1, 0.2]), pytest.approx([0.4, -1])]
-    assert memory.reference.nan_to_num(-1).tolist() == [pytest.approx([0.3, -1]), pytest.approx([0.5, 0.6])]
+    impressions = append_rows(append_rows(None, torch.tensor([[0.1, 0.2]])), torch.tensor([[0.4]]))
+    reference = append_rows(append_rows(None, torch.tensor([[0.3]])), torch.tensor([[0.5, 0.6]]))
+    assert impressions.nan_to_num(-1).tolist() == [pytest.approx([0.1, 0.2]), pytest.approx([0.4, -1])]
+    assert reference.nan_to_num(-1).tolist() == [pytest.approx([0.3, -1]), pytest.approx([0.5, 0.6])]
 
 
 def test_previews_are_the_first_of_each_class_and_black_where_there_is_none() -> None:

@@ -12,9 +12,10 @@ centroids of unlabelled images drawn to those of labelled ones.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -35,6 +36,7 @@ from perdure.methods.ccsi.impressions import Request, plan_groups, synthesise
 from perdure.methods.ccsi.memorisation import Neighbours
 from perdure.methods.ccsi.memory import (
     Memory,
+    append_rows,
     class_moment_sums,
     class_moments,
     class_sums,
@@ -93,7 +95,8 @@ class Ccsi(Method[CcsiOptions]):
         self.seed = int(torch.randint(2**31, ()))  # of the impressions; drawn from the run's seed
         self.old: tuple[int, ...] = ()
         self.new: tuple[int, ...] = ()
-        self.task, self.step = 0, 1
+        self.task, self.step, self.steps_per_epoch = 0, 1, 1
+        self.contrasts = False  # whether a step needs unlabelled images
         self.old_network: Frozen[Classifier] | None = None
         # Impressions made before their task, by task and item. After a resume they are made again, the same ones.
         self._early: dict[tuple[int, int], Mapping[str, Tensor]] = {}
@@ -107,6 +110,7 @@ class Ccsi(Method[CcsiOptions]):
         if task.index == 1:
             self.step = len(task.new)  # the regular size of a step, which the last task may fall short of
         self.old_network = Frozen(self.network) if task.index > 0 else None
+        self.contrasts = bool(self.old) and self.options.lambda_idc > 0
         for name in WORKING:
             setattr(self, name, None)
         training.grow(self.network, task, self.training_options)
@@ -124,15 +128,21 @@ class Ccsi(Method[CcsiOptions]):
         def in_order() -> Batches:
             return Batches(task.train(), COLLECT_BATCH, shuffle=False, drop_last=False)
 
-        phases: list[Phase] = [Collect("classes", self, in_order, self._class_sums, self._keep_class_sums)]
+        def moment_sums(batch: Batch) -> dict[str, Tensor]:
+            codes = channels_of(batch.labels, self.new)
+            return class_moment_sums(self.network, batch.images, codes, len(self.new))
+
+        def finish_moments(sums: dict[str, Tensor]) -> None:
+            self.memory.moments = append_rows(self.memory.moments, class_moments(sums))
+
+        phases: list[Phase] = [Collect("classes", self, in_order, self._class_sums, self._finish_classes)]
         if impressions and self.old:
-            phases.append(self._generate("impressions", task.index, self._teacher, self._set_replay))
+            phases.append(self._generate("impressions", task.index))
         phases.append(self._train(task))
         if impressions and self.all_options.at(task.index + 1).synthesis.statistics == "class":
-            phases.append(Collect("moments", self, in_order, self._moment_sums, self._keep_moment_sums))
+            phases.append(Collect("moments", self, in_order, moment_sums, finish_moments))
         if impressions and self.options.checked != "none":
-            phases.append(self._generate("next impressions", task.index + 1, lambda: self.network, self._set_checked))
-            phases.append(self._compare(task))
+            phases += [self._generate("next impressions", task.index + 1), self._compare(task)]
         return phases
 
     def _check_pool(self, task: Task) -> None:
@@ -157,36 +167,25 @@ class Ccsi(Method[CcsiOptions]):
         features = self.network.features(batch.images) if imprint else None
         return class_sums(batch.images, channels_of(batch.labels, self.new), len(self.new), features)
 
-    def _keep_class_sums(self, sums: dict[str, Tensor]) -> None:
+    def _finish_classes(self, sums: dict[str, Tensor]) -> None:
         self.counts = sums["counts"]
         if "directions" in sums:
             self.network.imprint(mean_directions(sums))
         if self.old and self.options.replay == "means":
             assert self.memory.means is not None
-            means, plan = self.memory.means[: len(self.old)], self._plan(self.task).flatten()
-            self._set_replay(means[plan.to(means.device)].float() / 255, plan)
-        self.memory.add_means(mean_images(sums))
-
-    def _moment_sums(self, batch: Batch) -> dict[str, Tensor]:
-        codes = channels_of(batch.labels, self.new)
-        return class_moment_sums(self.network, batch.images, codes, len(self.new))
-
-    def _keep_moment_sums(self, sums: dict[str, Tensor]) -> None:
-        self.memory.add_moments(class_moments(sums))
+            self.replay_labels = self._plan(self.task).flatten().to(self.memory.means.device)
+            self.replay_images = self.memory.means[self.replay_labels].float() / 255
+        self.memory.means = append_rows(self.memory.means, mean_images(sums))
 
     # Impressions --------------------------------------------------------------------------------------------------
 
     def _plan(self, task: int) -> Tensor:
         """Channel of every image that a task replays ``(groups, group_size)``: this task, or the next."""
         options, known = self.all_options.at(task), len(self.old if task == self.task else self.class_ids)
-        return plan_groups(options.groups_before(task, known), known, options.synthesis, self._seed(task))
+        seed = derive_seed(self.seed, "task", task)
+        return plan_groups(options.groups_before(task, known), known, options.synthesis, seed)
 
-    def _seed(self, task: int) -> int:
-        return derive_seed(self.seed, "task", task)
-
-    def _generate(
-        self, name: str, task: int, teacher: Callable[[], Classifier], take: Callable[[Tensor, Tensor], None]
-    ) -> Generate:
+    def _generate(self, name: str, task: int) -> Generate:
         """Phase that makes the impressions that a task replays: in it, or early, at the end of the task before.
 
         An item holds ``synthesis.groups_at_once`` groups.
@@ -204,38 +203,31 @@ class Ccsi(Method[CcsiOptions]):
             request = Request(
                 plan[numbers.start : numbers.stop],
                 numbers,
-                self._seed(task),
+                derive_seed(self.seed, "task", task),
                 self.memory.means[:known].float() / 255,
                 moments[:known] if moments is not None and options.statistics == "class" else None,
             )
-            made = synthesise(teacher(), request, options, progress)
-            loss = torch.stack(list(made.losses.values())).sum(0)
-            return {"images": made.images, "labels": made.labels, "loss": loss, "steps": made.steps}
+            made = synthesise(self.network if early else self._teacher, request, options, progress)
+            return {"images": made.images, "labels": made.labels}
 
         def finish(files: Iterable[Path]) -> None:
-            made = [read_tensors(file) for file in files]
-            if early:
-                self._early = {(task, number): item for number, item in enumerate(made)}
-            take(torch.cat([item["images"] for item in made]), torch.cat([item["labels"] for item in made]))
+            made, device = [read_tensors(file) for file in files], self.network.head.scale.device
+            images, labels = (torch.cat([item[name] for item in made]).to(device) for name in ("images", "labels"))
+            if early:  # the new classes' are compared with training images
+                self._early = dict(zip(((task, item) for item in range(count)), made, strict=True))
+                new = labels >= len(self.old)
+                self.checked_images, self.checked_labels = images[new], labels[new] - len(self.old)
+            else:
+                self.replay_images, self.replay_labels = images, labels
+            if early or self.options.checked == "none":
+                self.memory.show(images.cpu(), labels.cpu(), len(self.class_ids), self.options.previews)
 
         return Generate(name, self, count, make, finish)
 
+    @property
     def _teacher(self) -> Classifier:
         assert self.old_network is not None
         return self.old_network.module
-
-    def _set_replay(self, images: Tensor, labels: Tensor) -> None:
-        device = self.network.head.scale.device
-        self.replay_images, self.replay_labels = images.to(device), labels.to(device)
-        if self.options.checked == "none" and self.options.replay == "impressions":
-            self.memory.show(images, labels, len(self.class_ids), self.options.previews)
-
-    def _set_checked(self, images: Tensor, labels: Tensor) -> None:
-        """Keep the new classes' impressions for the comparison, and some of every class for the report."""
-        device = self.network.head.scale.device
-        self.memory.show(images, labels, len(self.class_ids), self.options.previews)
-        new = labels >= len(self.old)
-        self.checked_images, self.checked_labels = images[new].to(device), labels[new].to(device) - len(self.old)
 
     def _compare(self, task: Task) -> Collect:
         """Phase that measures how close impressions of the new classes come to training images."""
@@ -249,7 +241,9 @@ class Ccsi(Method[CcsiOptions]):
             return Batches(train, COLLECT_BATCH, shuffle=False, drop_last=False)
 
         def finish(sums: dict[str, Tensor]) -> None:
-            self.memory.add_distances(*neighbours[-1].distances(sums))
+            impressions, reference = neighbours[-1].distances(sums)
+            self.memory.impressions = append_rows(self.memory.impressions, impressions)
+            self.memory.reference = append_rows(self.memory.reference, reference)
             self.checked_images = self.checked_labels = None
 
         return Collect("neighbours", self, data, lambda batch: neighbours[-1].measure(batch), finish)
@@ -258,29 +252,20 @@ class Ccsi(Method[CcsiOptions]):
 
     def _train(self, task: Task) -> Train:
         """Phase ``train``: new images, and those replayed for old classes."""
-        steps = [1]
-
-        def data() -> Batches | Mix:
-            batches = self._replay_batches(task)
-            steps[0] = batches.steps()
-            return batches
 
         def after_step(step: int) -> None:
-            if (step + 1) % steps[0] == 0:
+            if (step + 1) % self.steps_per_epoch == 0:
                 self.centroids = None  # 4.6: they start again with every epoch
 
         def finish() -> None:
             self.counts = self.replay_images = self.replay_labels = self.centroids = None
 
+        data = partial(self._batches, task)
         phase = training.train_phase(self, self.network, task, self.training_options, self.loss, data)
         return replace(phase, after_step=after_step, finish=finish)
 
-    @property
-    def _contrasts(self) -> bool:
-        return bool(self.old) and self.options.lambda_idc > 0
-
-    def _replay_batches(self, task: Task) -> Batches | Mix:
-        """4.1: new images, unlabelled ones where :attr:`_contrasts` (4.6), and replayed ones, each with its own size.
+    def _batches(self, task: Task) -> Batches | Mix:
+        """4.1: new images, unlabelled ones for the contrastive loss (4.6), and replayed ones, each with its own size.
 
         With the sampler in ``balance`` replayed images have ``share`` of the labelled ones: exactly, or with
         ``replacement`` on average, as published. Without it every image comes once per epoch.
@@ -302,16 +287,17 @@ class Ccsi(Method[CcsiOptions]):
             else:
                 old = max(1, min(round(size * options.share), size - 1))
                 labelled, parts = Batches(new, max(1, size - old), drop_last=False), [Batches(replayed, old)]
-        if self._contrasts:
+        if self.contrasts:
             unlabelled = task.pool() if options.idc_source == "pool" else new
             assert unlabelled is not None
             parts.insert(0, Batches(unlabelled, size))
+        self.steps_per_epoch = labelled.steps()
         return Mix((labelled, *parts)) if parts else labelled
 
     def loss(self, batch: Batch) -> Terms:
         """4.7: cross-entropy, less-forget distillation, margin and contrastive loss, each with its weight."""
         options, old, found = self.options, len(self.old), dict[str, Tensor]()
-        unlabelled = batch.parts == (1 if self._contrasts else -1)
+        unlabelled = batch.parts == (1 if self.contrasts else -1)
         images, targets = batch.images[~unlabelled], channels_of(batch.labels[~unlabelled], self.class_ids)
         features = self.network.features(images)
         cosines = self.network.cosines(features).float()
@@ -319,13 +305,13 @@ class Ccsi(Method[CcsiOptions]):
         found["ce"] = terms.weighted_ce(cosines * self.network.head.scale, targets, weights)
         if old and options.lambda_lf > 0:
             with torch.no_grad():
-                before = self._teacher().features(images)
+                before = self._teacher.features(images)
             weight = terms.less_forget_weight(options.lambda_lf, old, self.step)
             found["lf"] = weight * terms.less_forget(features, before)
         if old and options.lambda_margin > 0 and options.replay != "none":
             ranked = terms.margin_ranking(cosines, targets, old, options.margin, options.margin_top)
             found["margin"] = options.lambda_margin * ranked
-        if self._contrasts:
+        if self.contrasts:
             # The unlabelled pass leaves the running statistics alone unless asked to (J4).
             with nullcontext() if options.idc_moves_statistics else without_updates(self.network):
                 others = self.network.cosines(self.network.features(batch.images[unlabelled])).float()

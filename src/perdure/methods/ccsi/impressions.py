@@ -167,7 +167,8 @@ class Objective:
             # R_feat: Σ r_ℓ (‖v_ℓ - V_ℓ‖ + ‖m_ℓ - M_ℓ‖) over layers, r = first_layer for the first and 1 for others
             mean, var = self.probe.batch_moments(found, groups)
             apart = torch.stack([mean - self.probe.running_mean, var - self.probe.running_var])
-            terms["moments"] = options.moments * (self.probe.layer_norms(apart).sum(0) * self._layer_weights).sum(1)
+            norms = segment_norms(apart, self.probe.channel_layers, self.probe.layers)
+            terms["moments"] = options.moments * (norms.sum(0) * self._layer_weights).sum(1)
         if self._statistics is not None:
             terms["statistics"] = options.statistics_weight * self._statistics(found, targets)
         return terms

@@ -51,16 +51,13 @@ class Neighbours:
 
     def distances(self, sums: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Nearest distances by class, ``(classes, n)`` of impressions and ``(classes, m)`` of training images."""
-        return (
-            self._by_class(nearest(sums["impressions"]), self.codes),
-            self._by_class(nearest(sums["reference"]), self.reference_codes),
-        )
-
-    def _by_class(self, values: Tensor, codes: Tensor) -> Tensor:
-        """Values of each class in one row, filled up with NaN; at least one column."""
-        rows = [values[codes == row] for row in range(len(self.class_ids))]
-        filled = [*rows, values.new_zeros(1)]
-        return torch.nn.utils.rnn.pad_sequence(filled, batch_first=True, padding_value=float("nan"))[:-1]
+        tables = []
+        for name, codes in (("impressions", self.codes), ("reference", self.reference_codes)):
+            values = nearest(sums[name])
+            rows = [*(values[codes == row] for row in range(len(self.class_ids))), values.new_zeros(1)]
+            # filled up with NaN; the last row is there so that the table has a column
+            tables.append(torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=float("nan"))[:-1])
+        return tables[0], tables[1]
 
 
 @torch.no_grad()

@@ -117,19 +117,6 @@ class Memory(nn.Module):
         for name in ("means", "moments", "impressions", "reference", "preview"):
             self.register_buffer(name, None)
 
-    def add_means(self, means: Tensor) -> None:
-        """Append the new classes' mean images."""
-        self.means = _append(self.means, means)
-
-    def add_moments(self, moments: Tensor) -> None:
-        """Append the new classes' moments."""
-        self.moments = _append(self.moments, moments)
-
-    def add_distances(self, impressions: Tensor, reference: Tensor) -> None:
-        """Append the new classes' distances, ``(new, n)`` and ``(new, m)``; short rows are filled up with NaN."""
-        self.impressions = _append(self.impressions, impressions)
-        self.reference = _append(self.reference, reference)
-
     def show(self, images: Tensor, labels: Tensor, classes: int, count: int) -> None:
         """Store the first ``count`` impressions of every class for the report; black where there are fewer."""
         if not count:
@@ -165,10 +152,11 @@ class Memory(nn.Module):
         return items
 
 
-def _append(rows: Tensor | None, more: Tensor) -> Tensor:
+def append_rows(rows: Tensor | None, more: Tensor) -> Tensor:
+    """Rows of the new classes below those so far; tables ``(K, n)`` of unequal width are filled up with NaN."""
     if rows is None:
         return more
-    if rows.ndim == 2:  # distances: as many columns as the longer part has
+    if rows.ndim == 2:
         width = max(rows.shape[1], more.shape[1])
         rows, more = (F.pad(part, (0, width - part.shape[1]), value=float("nan")) for part in (rows, more))
     return torch.cat([rows, more])

@@ -110,26 +110,28 @@ class CcsiOptions(Options):
         "clean", description="defaults of all settings below: repaired, or as the published code behaves"
     )
     replay: Literal["impressions", "means", "none"] = Field(
-        "impressions", description="what stands for old classes: synthesised images, their mean images, or nothing"
+        "impressions", description="what is replayed for old classes: synthesised images, their mean images, or nothing"
     )
-    per_class: int = Field(200, ge=1, description="images a class to replay, unless `groups` is given")
+    per_class: int = Field(200, ge=1, description="images per class to replay, unless `groups` is given")
     groups: tuple[int, ...] | None = Field(
         None, description="groups of synthesis.group_size images before the second task, the third, ...; last one holds"
     )
     synthesis: SynthesisOptions = Field(SynthesisOptions(), description="how impressions are made")
     checked: Literal["all", "first", "none"] = Field(
         "all",
-        description="impressions made and held against the training images before a task's data is closed: all that "
-        "the next task replays, the first lot of synthesis.groups_at_once groups, or none",
+        description="impressions made and compared with the training images before a task's data is closed: all that "
+        "the next task replays, the first synthesis.groups_at_once groups, or none",
     )
-    previews: int = Field(8, ge=0, description="impressions a class shown in the report")
-    share: float = Field(0.66, gt=0, lt=1, description="share of replayed images in what is drawn (r)")
+    previews: int = Field(8, ge=0, description="impressions per class shown in the report")
+    share: float = Field(0.66, gt=0, lt=1, description="share of replayed images in a batch (r)")
     balance: Literal["sampler", "weights", "sampler+weights"] = Field(
-        "sampler", description="what makes up for unequal class sizes: which images are drawn, loss weights, or both"
+        "sampler", description="what balances class sizes: the share of replayed images, loss weights, or both"
     )
-    replacement: bool = Field(False, description="draw the first task's images with replacement")
+    replacement: bool = Field(
+        False, description="draw images with replacement, so that `share` holds on average only, as published"
+    )
     margin: float = Field(0.3, description="m of the margin loss")
-    margin_top: int = Field(1, ge=1, description="new classes that each old sample is held against (K)")
+    margin_top: int = Field(1, ge=1, description="new classes that each old sample is compared with (K)")
     lambda_margin: float = Field(1.0, ge=0, description="weight of the margin loss; 0 for none")
     lambda_lf: float = Field(
         5.0, ge=0, description="weight of less-forget distillation, times √(old / step); 0 for none"

@@ -86,10 +86,6 @@ def idc(source: Tensor, target: Tensor, temperature: float) -> Tensor:
         target: Moving centroids C^T ``(K, K)`` of the unlabelled batch.
         temperature: τ.
     """
-    scores = _directions(target) @ _directions(source).T / temperature
+    source, target = (rows / (torch.linalg.vector_norm(rows, dim=1, keepdim=True) + TINY) for rows in (source, target))
+    scores = target @ source.T / temperature
     return scores.flatten().logsumexp(0) - scores.diagonal().logsumexp(0)
-
-
-def _directions(rows: Tensor) -> Tensor:
-    lengths: Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    return rows / (lengths + TINY)

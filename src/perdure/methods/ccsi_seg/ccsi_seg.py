@@ -51,24 +51,24 @@ class CcsiSegOptions(Options):
 
     replay: Literal["impressions", "means", "none"] = Field(
         "impressions",
-        description="what stands for old classes: synthesised images, start images as they are, or nothing",
+        description="what is replayed for old classes: synthesised images, start images as they are, or nothing",
     )
     synthesis: SynthesisOptions = Field(SynthesisOptions(), description="how impressions are made")
     patch: int = Field(32, ge=4, description="side of the mean patches in pixels")
-    share: float = Field(1.0, gt=0, description="synthetic images a real one in a batch")
+    share: float = Field(1.0, gt=0, description="synthetic images per real one in a batch")
     confidence: float = Field(0.7, ge=0.5, lt=1, description="least certainty of a pseudo-label on a real image")
     lambda_pseudo: float = Field(1.0, ge=0, description="weight of pseudo-labels of old classes on real images")
     lambda_old: float = Field(1.0, ge=0, description="weight of old classes on synthetic images")
     lambda_new: float = Field(1.0, ge=0, description="weight of new classes on synthetic images")
     negatives: Literal["old_pixels", "all"] = Field(
         "old_pixels",
-        description="where new classes are absent in synthetic images: where the teacher saw an old class, or anywhere",
+        description="where new classes are absent in synthetic images: where an old class is predicted, or anywhere",
     )
     lambda_lf: float = Field(5.0, ge=0, description="weight of distilling features (less-forget), times √(old / new)")
     lambda_margin: float = Field(0.0, ge=0, description="weight of the margin between old and new classes; 0 for none")
     margin: float = Field(1.0, description="least lead of the own logit over new ones on old pixels")
     ignore_as_negative: bool = Field(True, description="count ignored pixels as negatives of new classes")
-    previews: int = Field(4, ge=0, description="impressions a class that are kept to be shown in the report")
+    previews: int = Field(4, ge=0, description="impressions per class shown in the report")
 
 
 class CcsiSeg(Method[CcsiSegOptions]):
@@ -143,22 +143,21 @@ class CcsiSeg(Method[CcsiSegOptions]):
         """Item ``index``: images and labels that passed, coded, and how many were tried."""
         options, teacher, ends = self.options.synthesis, self._teacher, self.statistics.ends
         if progress is not None and progress.saved is not None:
-            request = Request(*(progress.saved["request"][name].to(self._device) for name in Request._fields))
+            request = Request(*(progress.saved["request"][name].to(self.yields.device) for name in Request._fields))
         else:
             request = plan_impressions(self.statistics, options, len(self.old), index)
-        ids = self._ids(self.old)
         if self.options.replay == "means":
             images, passed = encode(request.start, ends), torch.ones(len(request.start), dtype=torch.bool)
-            named = torch.cat([ids, ids.new_tensor([BACKGROUND])])  # row -1 of a layout is the last of these
+            named = torch.tensor((*self.old, BACKGROUND), device=images.device)  # row -1 of a layout is the last
             labels = torch.where(edge_band(request.layouts, options.band), IGNORE, named[request.layouts])
         else:
             images = encode(synthesise(teacher, request, self.statistics, options, progress), ends)
             with torch.no_grad():  # on the images as they are stored, because the new network trains on these
                 features = teacher.features(decode(images, ends))
                 logits = upsample(teacher.classify(features).float(), images.shape[2:])
-            rows = channels_of(pseudo_labels(logits, ids, 0.5), self.old)
+            rows = channels_of(pseudo_labels(logits, self.old, 0.5), self.old)
             passed = agreement(rows, request.layouts, len(self.old)) >= options.least_dice
-            labels = pseudo_labels(logits, ids, options.confidence)
+            labels = pseudo_labels(logits, self.old, options.confidence)
         passed = passed.to(images.device)
         return {
             "images": images[passed].cpu(),
@@ -180,8 +179,8 @@ class CcsiSeg(Method[CcsiSegOptions]):
                 f"in none of {tried} impressions the old network predicts the layout that was asked for",
                 "raise method.synthesis.steps, lower method.synthesis.least_dice, or set method.replay=none",
             )
-        self.yields = torch.tensor([tried, len(images)], device=self._device)
-        self.images, self.labels = images.to(self._device), labels.to(self._device)
+        self.yields = torch.tensor([tried, len(images)], device=self.yields.device)
+        self.images, self.labels = images.to(self.yields.device), labels.to(self.yields.device)
         count = self.options.previews
         if count:  # the first images that show each class; black where there are too few
             self.previews = self.images.new_zeros(len(self.old), count, *images.shape[1:])
@@ -211,7 +210,7 @@ class CcsiSeg(Method[CcsiSegOptions]):
         old, new = logits[:, : len(self.old)], logits[:, len(self.old) :]
 
         # new images: what is labelled as new is no old class; elsewhere confident predictions of the old network count
-        pseudo = pseudo_labels(old_logits, self._ids(self.old), options.confidence)
+        pseudo = pseudo_labels(old_logits, self.old, options.confidence)
         pseudo = torch.where(labels == BACKGROUND, pseudo, labels)
         current = class_bce(new[:real], labels, self.new, weight, options.ignore_as_negative, new_part.annotated)
         away = (len(self.old) / len(self.new)) ** 0.5 * options.lambda_lf
@@ -234,7 +233,7 @@ class CcsiSeg(Method[CcsiSegOptions]):
         }
         if options.lambda_margin:
             logits = upsample(torch.cat([old, new], 1).float(), labels.shape[1:])
-            terms["margin"] = options.lambda_margin * pixel_margin(logits, labels, self._ids(self.old), options.margin)
+            terms["margin"] = options.lambda_margin * pixel_margin(logits, labels, self.old, options.margin)
         return terms
 
     # What is stored -------------------------------------------------------------------------------------------
@@ -250,7 +249,7 @@ class CcsiSeg(Method[CcsiSegOptions]):
         rows = channels_of(batch.labels, self.class_ids)
         if self.old:
             logits = upsample(self.network.classify(features)[:, : len(self.old)].float(), images.shape[2:])
-            guess = channels_of(pseudo_labels(logits, self._ids(self.old), self.options.confidence), self.class_ids)
+            guess = channels_of(pseudo_labels(logits, self.old, self.options.confidence), self.class_ids)
             rows = torch.where(batch.labels == BACKGROUND, guess, rows)
         known = batch.labels != IGNORE
         shown = images.new_zeros(len(images), 1 + classes).scatter_(1, rows.flatten(1) + 1, 1.0)[:, 1:]
@@ -272,13 +271,6 @@ class CcsiSeg(Method[CcsiSegOptions]):
 
     # The rest -------------------------------------------------------------------------------------------------
 
-    @property
-    def _device(self) -> torch.device:
-        return self.yields.device
-
-    def _ids(self, class_ids: Sequence[int]) -> Tensor:
-        return torch.tensor(class_ids, device=self._device)
-
     def predict(self, images: Tensor) -> Prediction:
         """Sigmoid scores of all classes seen so far; background where none exceeds 0.5."""
         return training.sigmoid_scores(self.network, images, self.class_ids)
@@ -286,6 +278,8 @@ class CcsiSeg(Method[CcsiSegOptions]):
     def kept(self) -> Sequence[Kept]:
         """Mean patches and masks, statistics, and a few impressions to look at."""
         source = "from the training images of the task that taught the class"
+        tried, used = self.yields.tolist()
+        few = ", which is few: the network hardly recognises its old classes any more" if 2 * used < tried else ""
         items = [
             Kept(
                 "class-means",
@@ -300,7 +294,8 @@ class CcsiSeg(Method[CcsiSegOptions]):
                 "statistics",
                 (*(f"statistics.{name}" for name in BUFFERS), "yields"),
                 "place, size, colour and co-occurrence of each class's regions, colour and texture of the background, "
-                f"mean and variance of the network's feature maps, {source}; {self._yield_text()}",
+                f"mean and variance of the network's feature maps, {source}; of {tried} impressions made for this "
+                f"task {used} showed their layout and were used{few}",
                 per_class=True,
             ),
         ]
@@ -308,8 +303,3 @@ class CcsiSeg(Method[CcsiSegOptions]):
             text = "impressions of old classes optimised against the network before this task; shown in the report"
             items.append(Kept("previews", "synthetic", ("previews",), text, shows="images"))
         return items
-
-    def _yield_text(self) -> str:
-        tried, used = self.yields.tolist()
-        few = ", which is few: the network hardly recognises its old classes any more" if 2 * used < tried else ""
-        return f"of {tried} impressions made for this task {used} showed their layout and were used{few}"

@@ -12,7 +12,7 @@ from perdure.engine.phases import Progress
 from perdure.errors import PerdureError
 from perdure.methods.ccsi_seg import layouts
 from perdure.methods.ccsi_seg.measurements import layer_of, moment_sums, recorded_maps
-from perdure.methods.ccsi_seg.statistics import Statistics
+from perdure.methods.ccsi_seg.statistics import Statistics, decode, draw_background
 from perdure.methods.ccsi_seg.terms import balanced_bce, dice_loss, edge_band, moment_loss, one_hot
 from perdure.methods.inversion.engine import InversionBatch, InversionSettings, invert, l2, shift, tv1, warmup_cosine
 from perdure.methods.options import Options
@@ -25,7 +25,7 @@ BETAS: Final = (0.5, 0.9)
 class SynthesisOptions(Options):
     """How impressions are made."""
 
-    per_class: int = Field(40, ge=1, description="impressions a class that are made before every later task")
+    per_class: int = Field(40, ge=1, description="impressions per class that are made before every later task")
     batch: int = Field(32, ge=1, description="impressions optimised together; their moments are matched together")
     steps: int = Field(60, ge=1, description="optimiser steps of a batch")
     lr: float = Field(0.05, gt=0, description="learning rate of Adam on the pixels, in units of the intensity window")
@@ -39,8 +39,8 @@ class SynthesisOptions(Options):
     lambda_layout: float = Field(1.0, ge=0, description="weight of balanced cross-entropy and Dice against the layout")
     lambda_global: float = Field(0.3, ge=0, description="weight of the moments of whole feature maps")
     lambda_masked: float = Field(0.3, ge=0, description="weight of the moments under each class's mask")
-    lambda_tv: float = Field(0.05, ge=0, description="weight of total variation, an image")
-    lambda_l2: float = Field(0.1, ge=0, description="weight of the distance to the start image, an image")
+    lambda_tv: float = Field(0.05, ge=0, description="weight of total variation, per image")
+    lambda_l2: float = Field(0.1, ge=0, description="weight of the distance to the start image, per image")
     first_layer: float = Field(10.0, gt=0, description="weight of the first convolution's moments, others weigh 1")
     jitter: float = Field(0.0625, ge=0, lt=0.5, description="largest shift while optimising, as a share of the side")
     confidence: float = Field(0.8, ge=0.5, lt=1, description="least certainty of the teacher to label a pixel")
@@ -82,7 +82,9 @@ def plan_impressions(statistics: Statistics, options: SynthesisOptions, old: int
     wanted = known[torch.arange(first, last, device=known.device) % len(known)]
     height, width = statistics.size.tolist()
     appearance, recolor = statistics.appearance(), options.start == "colors"
-    background = statistics.draw_background(len(wanted), textured=recolor)
+    mean, spread = decode(statistics.background, statistics.ends), float(recolor)  # without colours, no texture either
+    tones, texture = statistics.tones * spread, statistics.texture * spread
+    background = draw_background(len(wanted), (height, width), mean, tones, texture, statistics.power)
     plan = layouts.plan(appearance, wanted, options.most_classes, (height, width))
     start, rows = layouts.paint(appearance, plan, background, options.warp, recolor)
     start = start + options.noise * torch.randn_like(start)

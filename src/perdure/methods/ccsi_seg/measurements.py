@@ -103,8 +103,7 @@ def region_sums(images: Tensor, rows: Tensor, classes: int, side: int) -> dict[s
     for first in range(0, len(found.row), CHUNK):
         here = slice(first, first + CHUNK)
         part = Regions(*(field[here] for field in found))
-        patches, masks, inside = _cut(images, rows, part, side)
-        colors = _colors(patches, masks, inside).double()
+        patches, masks, inside, colors = _cut(images, rows, part, side)
         measured = {"facts": facts[here], "facts2": facts[here].square(), "patches": patches * inside, "masks": masks,
                     "inside": inside, "colors": colors, "colors2": colors[:, :, None] * colors[:, None]}  # fmt: skip
         for name, values in measured.items():
@@ -112,8 +111,11 @@ def region_sums(images: Tensor, rows: Tensor, classes: int, side: int) -> dict[s
     return sums
 
 
-def _cut(images: Tensor, rows: Tensor, found: Regions, side: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Patches ``(I, C, P, P)``, masks ``(I, 1, P, P)`` and where they lie in the image ``(I, 1, P, P)``, 0 or 1."""
+def _cut(images: Tensor, rows: Tensor, found: Regions, side: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Patches ``(I, C, P, P)``, masks and where they lie in the image ``(I, 1, P, P)``, and mean colours ``(I, 2C)``.
+
+    The colours are those of the region and of a ring around it, an eighth of the patch's side wide.
+    """
     height, width = rows.shape[1:]
     at = (torch.arange(side, device=images.device, dtype=torch.float64) + 0.5) / side * 2 - 1
     y = found.centre[:, :1] + REACH * found.radius[:, None] * at
@@ -123,15 +125,11 @@ def _cut(images: Tensor, rows: Tensor, found: Regions, side: int) -> tuple[Tenso
     mask = (rows[found.image] == found.row[:, None, None]).to(images)[:, None]
     both = F.grid_sample(torch.cat([images[found.image], mask], 1), grid, padding_mode="border", align_corners=False)
     inside = (grid.abs().amax(-1) <= 1).to(images)[:, None]
-    return both[:, :-1], both[:, -1:] * inside, inside
-
-
-def _colors(patches: Tensor, masks: Tensor, inside: Tensor) -> Tensor:
-    """Mean colour of region and ring ``(I, 2C)``; the ring is what lies within an eighth of the patch's side."""
-    reach = max(1, patches.shape[-1] // 8)
+    patches, masks, reach = both[:, :-1], both[:, -1:] * inside, max(1, side // 8)
     near = F.max_pool2d(masks, 2 * reach + 1, 1, reach)
     weights = (masks, (near - masks).clamp_min(0) * inside)
-    return torch.cat([(patches * w).sum((2, 3)) / w.sum((2, 3)).clamp_min(1e-6) for w in weights], 1)
+    colors = torch.cat([(patches * w).sum((2, 3)) / w.sum((2, 3)).clamp_min(1e-6) for w in weights], 1)
+    return patches, masks, inside, colors.double()
 
 
 # Background -----------------------------------------------------------------------------------------------------------

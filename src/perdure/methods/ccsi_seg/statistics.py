@@ -137,13 +137,6 @@ class Statistics(nn.Module):
         masks, patches = self.masks.float() / 255, decode(self.patches, self.ends)
         return ClassAppearance(masks, patches, self.facts, chance.float(), self.colors, self.color_spread)
 
-    def draw_background(self, count: int, textured: bool) -> Tensor:
-        """Backgrounds ``(count, C, H, W)``: textured, or the mean background as it is. Uses torch's generator."""
-        height, width = self.size.tolist()
-        mean, still = decode(self.background, self.ends), torch.zeros_like(self.tones)
-        tones, texture = (self.tones, self.texture) if textured else (still, still)
-        return draw_background(count, (height, width), mean, tones, texture, self.power)
-
 
 def window(intensities: Tensor) -> Tensor:
     """Lowest and highest intensity of each channel ``(2, C)`` float32, but for RARE outliers at either end."""

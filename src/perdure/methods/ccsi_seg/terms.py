@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import torch
@@ -88,7 +89,7 @@ def _dice(found: Tensor, wanted: Tensor, targets: Tensor) -> tuple[Tensor, Tenso
     return overlap / (found.sum((2, 3)) + wanted.sum((2, 3))).clamp_min(1e-6), targets.amax((2, 3))
 
 
-def pseudo_labels(logits: Tensor, class_ids: Tensor, confidence: float) -> Tensor:
+def pseudo_labels(logits: Tensor, class_ids: Sequence[int], confidence: float) -> Tensor:
     """What a network predicts, where it is sure: global ids ``(N, H, W)``, 0 background, ignore where it is not sure.
 
     A pixel shows its likeliest class if that has a sigmoid above 0.5, else background. The certainty of a class is
@@ -96,28 +97,28 @@ def pseudo_labels(logits: Tensor, class_ids: Tensor, confidence: float) -> Tenso
 
     Args:
         logits: ``(N, K, H, W)``.
-        class_ids: ``(K,)`` int64.
+        class_ids: Global id of each channel.
         confidence: Least certainty, at least 0.5.
     """
     best, channel = logits.sigmoid().max(1)
-    labels = torch.where(best > 0.5, class_ids[channel], BACKGROUND)
+    labels = torch.where(best > 0.5, torch.as_tensor(class_ids, device=logits.device)[channel], BACKGROUND)
     return torch.where(torch.maximum(best, 1 - best) >= confidence, labels, IGNORE)
 
 
-def pixel_margin(logits: Tensor, labels: Tensor, class_ids: Tensor, margin: float) -> Tensor:
+def pixel_margin(logits: Tensor, labels: Tensor, class_ids: Sequence[int], margin: float) -> Tensor:
     """Old pixels must prefer their own class to the best new one: mean of max(0, m − z_y + max z_new) (8.5).
 
     Args:
         logits: ``(N, K, H, W)``, old classes first.
         labels: Global ids ``(N, H, W)``; pixels whose label is not in ``class_ids`` do not count.
-        class_ids: ``(K_old,)`` ids of the old channels.
+        class_ids: Global ids of the old channels.
         margin: m, in logits.
 
     Returns:
         Scalar; 0 with a zero gradient where no pixel counts.
     """
     old = len(class_ids)
-    targets = (labels[:, None] == class_ids.view(1, -1, 1, 1)).to(logits)
+    targets = (labels[:, None] == torch.as_tensor(class_ids, device=labels.device).view(1, -1, 1, 1)).to(logits)
     own, rival = (logits[:, :old] * targets).sum(1), logits[:, old:].amax(1)
     mine = targets.sum(1)
     return (F.relu(margin - own + rival) * mine).sum() / mine.sum().clamp_min(1.0)

@@ -81,6 +81,7 @@ class Probe:
         running_mean: What BatchNorm layers store of their inputs, all layers side by side: ``(ΣC,)``.
         running_var: Likewise.
         layers: Number of normalisation layers.
+        channel_layers: Layer of each of their channels ``(ΣC,)``.
         group_layers: Layer of each group of channels, all ``ContinualNorm`` layers together ``(groups,)``.
         groups: Their number; 0 without such layers.
 
@@ -89,7 +90,12 @@ class Probe:
     """
 
     def __init__(self, network: Classifier, bf16: bool = False) -> None:
-        check_finite(network)
+        for name, tensor in (*network.named_parameters(), *network.named_buffers()):
+            if not torch.isfinite(tensor).all():
+                raise PerdureError(
+                    f"the old network is broken: '{name}' has numbers that are not finite",
+                    "train the earlier task again with a smaller learning rate (training.lr)",
+                )
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
         self._hooks = hooks = hook_norms(self.network)
         if not hooks:
@@ -102,8 +108,8 @@ class Probe:
                 part.register_forward_hook(_sort_gradient)
             if isinstance(part, nn.Conv2d) and bf16:  # no autocast: the moments between convolutions stay in float32
                 part.bfloat16()
-                part.register_forward_pre_hook(_to_bfloat16)
-                part.register_forward_hook(_to_float32)
+                part.register_forward_pre_hook(lambda _, given: (given[0].bfloat16(),))
+                part.register_forward_hook(lambda _, __, found: found.float())
         self.network.to(memory_format=torch.channels_last)
         self.layers = len(hooks)
         device = hooks[0].running_mean.device
@@ -113,7 +119,7 @@ class Probe:
         self.running_var = torch.cat([hook.running_var for hook in hooks])
         self.group_layers, self.groups = numbers.repeat_interleave(groups), int(groups.sum())
         channels = torch.tensor([len(hook.running_mean) for hook in hooks], device=device)
-        self._layer_of = numbers.repeat_interleave(channels)
+        self.channel_layers = numbers.repeat_interleave(channels)
         # Products with these tables stand for sums over the groups of all layers at once.
         self._spread: Tensor = torch.block_diag(*[hook.spread for hook in hooks])  # type: ignore[no-untyped-call]
         self._pool = (self._spread / self._spread.sum(1, keepdim=True)).t().contiguous()
@@ -147,10 +153,6 @@ class Probe:
         square = square.reshape(groups, -1, square.shape[1]).mean(1)
         return mean, (square - mean.square()).clamp_min(0)
 
-    def layer_norms(self, values: Tensor) -> Tensor:
-        """Euclidean norm over the channels of each layer: ``(..., ΣC)`` -> ``(..., layers)``."""
-        return segment_norms(values, self._layer_of, self.layers)
-
 
 def segment_norms(values: Tensor, index: Tensor, count: int) -> Tensor:
     """Euclidean norm of the parts of the last axis: ``(..., M)`` and its part numbers ``(M,)`` -> ``(..., count)``.
@@ -159,16 +161,6 @@ def segment_norms(values: Tensor, index: Tensor, count: int) -> Tensor:
     """
     sums = values.new_zeros((*values.shape[:-1], count)).index_add(-1, index, values.square())
     return torch.where(sums > 0, sums, 1).sqrt() * (sums > 0)
-
-
-def check_finite(network: nn.Module) -> None:
-    """Raise PerdureError if a parameter or buffer holds NaN or infinity."""
-    for name, tensor in (*network.named_parameters(), *network.named_buffers()):
-        if not torch.isfinite(tensor).all():
-            raise PerdureError(
-                f"the old network is broken: '{name}' has numbers that are not finite",
-                "train the earlier task again with a smaller learning rate (training.lr)",
-            )
 
 
 def hook_norms(network: nn.Module) -> list[NormStatsHook]:
@@ -184,14 +176,6 @@ def hook_norms(network: nn.Module) -> list[NormStatsHook]:
         else:
             hooks += hook_norms(part)
     return hooks
-
-
-def _to_bfloat16(_: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return (given[0].bfloat16(),)
-
-
-def _to_float32(_: nn.Module, __: tuple[Tensor, ...], found: Tensor) -> Tensor:
-    return found.float()
 
 
 def _sort_gradient(_: nn.Module, __: tuple[Tensor, ...], pooled: Tensor) -> None:
