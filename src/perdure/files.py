@@ -105,7 +105,15 @@ def read_tensors(path: Path, names: Iterable[str] | None = None) -> dict[str, Te
 
     try:
         with safe_open(str(path), "pt") as opened:
-            return {name: opened.get_tensor(name) for name in (opened.keys() if names is None else names)}
+            found = set(opened.keys())
+            wanted = sorted(found) if names is None else list(names)
+            lacking = [name for name in wanted if name not in found]
+            if lacking:
+                raise DataError(
+                    f"{path} lacks {len(lacking)} tensors, first '{lacking[0]}'",
+                    "the file was changed or comes from another run: restore it",
+                )
+            return {name: opened.get_tensor(name) for name in wanted}
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist") from error
     except (SafetensorError, OSError, ValueError) as error:

@@ -196,7 +196,7 @@ PARTS = {
     "unknown method": Case(f"{TINY} method=satr", USAGE, ("no method 'satr'", "did you mean 'star'")),
     "method of no module": Case(f"{TINY} method=nowhere:Mine", USAGE, ("'nowhere:Mine' cannot be imported",)),
     "method of no class": Case(f"{TINY} method=mine:Whole", USAGE, ("cannot be imported", "Whole"), not_a_method),
-    "no method": Case(f"{TINY} method=mine:Half", USAGE, ("not a method", "begin"), not_a_method),
+    "no method": Case(f"{TINY} method=mine:Half", USAGE, ("not a method", "derive"), not_a_method),
     "method is a function": Case(f"{TINY} method=shutil:copy", USAGE, ("'shutil:copy' is not a method",)),
     "unknown network": Case(f"{TINY} network=deeplap", USAGE, ("'deeplap'", "did you mean 'deeplab'")),
     "unknown backbone": Case(f"{TINY} network.backbone=resnet81", USAGE, ("unknown backbone 'resnet81'",)),
@@ -345,7 +345,7 @@ PREDICTION = {
     "weights of another run": Case(
         PREDICT,
         FAILED,
-        ("saved weights", "another recipe"),
+        ("weights.safetensors lacks", "comes from another run"),
         copied_run(lambda w: shutil.copy(w / "run/tasks/00-01-06/weights.safetensors", w / STATE)),
     ),
     "ledger damaged": Case(

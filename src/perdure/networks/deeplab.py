@@ -70,7 +70,7 @@ def deeplab(
     if not 0 < momentum <= 1:
         raise UsageError(f"deeplab: norm_momentum is {momentum}", "give a share above 0 and at most 1")
     strides = (4, 8, 16) if tiny else (8, 16, 32)
-    if output_stride not in strides:
+    if output_stride not in strides and (tiny or timm_knows(backbone)):
         raise UsageError(
             f"output_stride {output_stride} is not possible with {backbone}",
             f"use one of {', '.join(map(str, strides))}",
@@ -170,13 +170,21 @@ def _unit(in_channels: int, out_channels: int, kernel: int, dilation: int = 1) -
     return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))
 
 
+def timm_knows(name: str) -> bool:
+    """True for a backbone of timm. Raises UsageError with the nearest name otherwise."""
+    import timm
+
+    if timm.is_model(name):
+        return True
+    close = nearest(name, [TINY, *timm.list_models()])
+    few = f"for example resnet18, resnet50, resnet101, mobilenetv3_small_100 or {TINY}"
+    raise UsageError(f"unknown backbone '{name}'", close if close.startswith("did") else few)
+
+
 def _timm_backbone(name: str, in_channels: int, output_stride: int) -> tuple[nn.Module, int]:
     import timm
 
-    if not timm.is_model(name):
-        close = nearest(name, [TINY, *timm.list_models()])
-        few = f"for example resnet18, resnet50, resnet101, mobilenetv3_small_100 or {TINY}"
-        raise UsageError(f"unknown backbone '{name}'", close if close.startswith("did") else few)
+    timm_knows(name)
     architecture, _, tag = name.partition(".")
     if tag and not timm.models.is_model_pretrained(name):
         known = timm.list_pretrained(f"{architecture}.*")
