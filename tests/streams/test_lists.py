@@ -10,7 +10,7 @@ import pytest
 from perdure.errors import DataError
 from perdure.labels import IGNORE, TABLE_SIZE
 from perdure.streams import lists
-from perdure.streams.partition_file import partition, read_partition
+from perdure.streams.lists import partition, read_partition
 
 GROUPS = ((1, 2), (3,), (4,))
 SAMPLES = {
