@@ -17,9 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from perdure.data.readers.classfile import CLASS_FILES, find_class_file, read_class_file
-from perdure.data.readers.imagefiles import IMAGE_SUFFIXES, MASK_SUFFIXES
-from perdure.data.readers.listing import Line, Pair, from_list, index_folder, match, read_list
-from perdure.data.readers.pairs import Decoder, PairSource, decoder, identity
+from perdure.data.readers.pairs import Decoder, Pair, PairSource, decoder, folder_pairs, identity, list_pairs
 from perdure.data.source import SPLITS, AbsentSplitError, Split
 from perdure.errors import DataError, UsageError
 from perdure.labels import BACKGROUND, IGNORE, IGNORE_IN_FILES, LabelSpace
@@ -97,25 +95,16 @@ def _samples(root: Path, holdout: int | None, split: Split) -> dict[str, Pair]:
         raise DataError(f"{root} has both split folders and split lists", "keep the folders or the lists")
     for part in stand_in[split]:
         if folders and (root / part).is_dir():
-            return _folder(root / part)
+            return folder_pairs(root / part / "images", root / part / "masks")
         if lists and (path := root / f"{part}.txt").is_file():
-            return from_list(path, read_list(path, columns=1), partial(_locate, root))
+            files = root / "images", root / "masks"
+            return list_pairs(path, lambda line: (files[0] / f"{line[0]}.png", files[1] / f"{line[0]}.png"), columns=1)
     if not folders and not lists:
         if holdout is None:
             raise DataError(
                 f"{root} does not say which images are for training and which for testing",
                 "write train.txt and test.txt, one sample name per line, or holdout=5 for every fifth image",
             )
-        pairs = _folder(root)
+        pairs = folder_pairs(root / "images", root / "masks")
         return {name: pair for k, (name, pair) in enumerate(pairs.items()) if (k % holdout == 0) != (split == "train")}
     raise AbsentSplitError(f"{root} has no split '{split}'", f"add {split}.txt or {split}/images/ and {split}/masks/")
-
-
-def _folder(folder: Path) -> dict[str, Pair]:
-    images = index_folder(folder / "images", IMAGE_SUFFIXES)
-    return match(images, index_folder(folder / "masks", MASK_SUFFIXES), str(folder / "images"))
-
-
-def _locate(root: Path, line: Line) -> tuple[Path, Path]:
-    name = line.columns[0]
-    return root / "images" / f"{name}.png", root / "masks" / f"{name}.png"
