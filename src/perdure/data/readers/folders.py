@@ -11,7 +11,7 @@ An image and its mask have the same name except for the suffix. Class files: :mo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -93,12 +93,15 @@ def _samples(root: Path, holdout: int | None, split: Split) -> dict[str, Pair]:
     lists = any((root / f"{part}.txt").is_file() for part in SPLITS)
     if folders and lists:
         raise DataError(f"{root} has both split folders and split lists", "keep the folders or the lists")
+
+    def locate(line: Sequence[str]) -> tuple[Path, Path]:
+        return root / "images" / f"{line[0]}.png", root / "masks" / f"{line[0]}.png"
+
     for part in stand_in[split]:
         if folders and (root / part).is_dir():
             return folder_pairs(root / part / "images", root / part / "masks")
         if lists and (path := root / f"{part}.txt").is_file():
-            files = root / "images", root / "masks"
-            return list_pairs(path, lambda line: (files[0] / f"{line[0]}.png", files[1] / f"{line[0]}.png"), columns=1)
+            return list_pairs(path, locate, columns=1)
     if not folders and not lists:
         if holdout is None:
             raise DataError(
