@@ -32,7 +32,7 @@ def distinct(mask: npt.NDArray[Number]) -> npt.NDArray[Number]:
     """Values of a mask of any shape, ``(n,)``: each of them at least once, in no order.
 
     Only the last value of each run of equal ones is taken. A mask of 500 x 375 has a few thousand runs, and finding
-    them compares neighbours: 0.06 ms, where a histogram takes 0.23 ms and ``np.unique``, which sorts, 2 ms.
+    them compares neighbours: 0.07 ms, where ``np.bincount`` takes 0.24 ms and ``np.unique``, which sorts, 0.8 ms.
     """
     flat = mask.ravel()
     return np.append(flat[:-1][flat[1:] != flat[:-1]], flat[-1:])
