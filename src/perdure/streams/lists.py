@@ -114,6 +114,7 @@ def _read(path: Path, count: int) -> Presence | None:
     digest, bits = data[:_DIGEST], data[_DIGEST:]
     if len(bits) != count * TABLE_SIZE // 8 or hashlib.blake2b(bits, digest_size=_DIGEST).digest() != digest:
         return None
+    # bits and not bytes: 512 bytes per image instead of 4 KB
     packed = np.frombuffer(bits, np.uint8).reshape(count, TABLE_SIZE // 8)
     return np.unpackbits(packed, axis=1).astype(bool)
 
@@ -153,6 +154,7 @@ def partition_by_rarest(presence: Presence, groups: Groups) -> list[Rows]:
     classes = [c for group in groups for c in group]
     shown = presence[:, classes]
     rank = np.empty(len(classes), np.int64)
+    # the stable sort lets the class learned first win among equals
     rank[np.argsort(shown.sum(0), kind="stable")] = np.arange(len(classes))
     rarest = np.where(shown, rank, len(classes)).argmin(1)
     task_of = np.repeat(np.arange(len(groups)), [len(g) for g in groups])
@@ -206,6 +208,7 @@ def _from_matrix(path: Path, names: Sequence[str], tasks: int) -> Rows:
     if not np.isin(matrix, (0, 1)).all():
         raise DataError(f"{path} holds other numbers than 0 and 1", "write 1 in the column of the image's task, else 0")
     double = np.flatnonzero(matrix.sum(1) > 1)
+    # rows follow sorted names, whatever the order of the data set's own list
     ordered = sorted(range(len(names)), key=names.__getitem__)
     if len(double):
         raise DataError(f"{path} gives image '{names[ordered[double[0]]]}' to two tasks")

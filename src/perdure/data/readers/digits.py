@@ -96,6 +96,7 @@ class Digits(Source):
                 raise DataError(f"digits has no sample '{name}' in split '{split}'")
             seed = derive_seed("digits", self.seed, split, int(name))
             scene = paint(seed, self.size, self.per_scene, WRITERS[split])
+            # all or nothing: an epoch reads scenes in random order, so no scene is a better one to drop
             if len(self._painted) * 4 * self.size**2 >= _CACHE_BYTES:
                 self._painted.clear()
             self._painted[split, name] = scene

@@ -35,11 +35,6 @@ def voc_color(index: int) -> Color:
     return channels[0], channels[1], channels[2]
 
 
-def voc_space() -> LabelSpace:
-    """The 20 classes in official order and colours."""
-    return LabelSpace(tuple(ClassInfo(k, name, "thing", voc_color(k)) for k, name in enumerate(CLASSES, 1)))
-
-
 def open_voc(root: Path, train_list: str | None = None, val_list: str = "val") -> PairSource:
     """Open VOC 2012 or another data set in its layout.
 
@@ -63,7 +58,8 @@ def open_voc(root: Path, train_list: str | None = None, val_list: str = "val") -
             f"{root} is not a data set in the VOC layout",
             "expected JPEGImages/, SegmentationClass/, ImageSets/Segmentation/ in it or in VOCdevkit/VOC2012/",
         )
-    space, own = voc_space(), False
+    space = LabelSpace(tuple(ClassInfo(k, name, "thing", voc_color(k)) for k, name in enumerate(CLASSES, 1)))
+    own = False
     remedy = "VOC masks hold 0..20 and 255; a data set with other classes needs a classes.txt beside JPEGImages"
     if path := find_class_file(base):
         listed = read_class_file(path)
