@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 TEMPORARY = ".part-"
 
 
-def write_atomic(path: Path, fill: Callable[[Path], None]) -> None:
+def write_atomic(path: Path, fill: Callable[[Path], object]) -> None:
     """Let ``fill`` write a temporary file beside ``path``, flush it to disk, then rename it to ``path``.
 
     Raises:
