@@ -93,7 +93,7 @@ def same_experiment(old: Recipe, new: Recipe) -> str | None:
     """First key outside the tasks whose value differs in a way that changes results, or ``None``.
 
     Data and stream do not count: they say which tasks there are, which is compared task by task, so that a stream can
-    grow at its end (:meth:`perdure.streams.description.DescribedStream.refuse_other`).
+    grow at its end (:meth:`perdure.streams.description.DescribedStream.continued_by`).
     """
     a, b = (_flat(_without_places(json.loads(recipe.model_dump_json()))) for recipe in (old, new))
     free = ("data.", "stream.", "engine.", "report.", "evaluate.batch_size", "about")

@@ -76,6 +76,7 @@ class AugmentSection(Options):
     crop: int = Field(
         512,
         ge=8,
+        le=1 << 16,
         description="side of the training crop in pixels, a multiple of the network's stride; in classification the "
         "side to which every image is padded with black or scaled",
     )
@@ -94,12 +95,12 @@ class EvaluateSection(Options):
         "size × size after scaling",
     )
     size: int | None = Field(
-        None, ge=8, description="segmentation: scale the shorter side to so many pixels first; null: as images are"
+        None, ge=8, le=1 << 16, description="segmentation: scale the shorter side to so many pixels first; null: as images are"
     )
     window: int | None = Field(
-        1024, ge=8, description="segmentation: larger images are predicted in overlapping windows of this side"
+        1024, ge=8, le=1 << 16, description="segmentation: larger images are predicted in overlapping windows of this side"
     )
-    overlap: float = Field(1 / 3, ge=0, lt=1, description="share of a window that its neighbour covers again")
+    overlap: float = Field(1 / 3, ge=0, le=0.95, description="share of a window that its neighbour covers again")
     blend: Literal["average", "centre"] = Field(
         "average",
         description="where windows overlap: average their scores, or take the class from the window in whose middle a "

@@ -31,6 +31,11 @@ from perdure.data.transforms import (
 from perdure.errors import DataError
 
 
+LARGEST_SIDE: Final = 1 << 16
+"""Bound on sides in pixels: a description of a run that was damaged must not ask for all memory of a machine."""
+Side = Annotated[int, Field(ge=1, le=LARGEST_SIDE)]
+
+
 class Preparation(BaseModel):
     """What all preparations have; the default leaves images as they are (made by a method, or already prepared).
 
@@ -47,11 +52,11 @@ class Preparation(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     kind: Literal["as_is", "photo2d", "class_image"] = "as_is"
-    dims: int = 2
-    channels: int = 3
-    patch: tuple[int, ...] = ()
-    window: int | tuple[int, ...] | None = None
-    overlap: float = 1 / 3
+    dims: Literal[2, 3] = 2
+    channels: int = Field(3, ge=1, le=LARGEST_SIDE)
+    patch: tuple[Side, ...] = ()
+    window: Side | tuple[Side, ...] | None = None
+    overlap: float = Field(1 / 3, ge=0, le=0.95)
     blend: Literal["average", "centre"] = "average"
 
     def train(self, case: Case) -> Case:
@@ -76,12 +81,16 @@ class _Pictures(Preparation):
 
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
-    flip: float = 0.5
+    flip: float = Field(0.5, ge=0, le=1)
 
     @model_validator(mode="after")
     def _one_number_per_channel(self) -> _Pictures:
         if not len(self.mean) == len(self.std) == self.channels:
             raise ValueError(f"{self.channels} channels need as many means and standard deviations")
+        if min(self.std) <= 0:
+            raise ValueError("a standard deviation is not above 0")
+        if len(self.patch) != 2:
+            raise ValueError("the patch of a picture has a height and a width")
         return self
 
     def finish(self, case: Case, image: Tensor, label: Tensor) -> Case:
@@ -106,9 +115,9 @@ class Photo2D(_Pictures):
 
     kind: Literal["photo2d"] = "photo2d"
     area: tuple[float, float] = (0.5, 2.0)
-    size: int | None = None
+    size: Side | None = None
     protocol: Literal["whole", "centre_crop"] = "whole"
-    window: int | tuple[int, ...] | None = 1024
+    window: Side | tuple[Side, ...] | None = 1024
 
     def train(self, case: Case) -> Case:
         """Random resized crop, flip, normalisation."""

@@ -177,6 +177,9 @@ def group_runs(runs: Sequence[RunData]) -> tuple[list[Group], list[str]]:
     protocols = list(dict.fromkeys(r.stream.protocol.removesuffix(", merged") for r in runs))
     if len(protocols) > 1:
         notes.append(f"the protocols of joint and other runs differ: {'; '.join(protocols)}")
+    windows = dict.fromkeys("".join(r.stream.evaluation) for r in runs)
+    if len(windows) > 1:
+        notes.append(f"larger images were cut differently: {'; '.join(windows)}")
     warned = [r.name for r in runs if "transductive" in r.stream.protocol]
     if warned:
         notes.append(TRANSDUCTIVE if len(warned) == len(runs) else f"{TRANSDUCTIVE} (runs {', '.join(warned)})")
@@ -193,11 +196,11 @@ def check_same(a: RunData, b: RunData) -> None:
         "background": one.background == other.background,
         "split of the classes into tasks": one.groups == other.groups,
         "protocol": one.merged or other.merged or one.protocol == other.protocol,
-        "evaluation": one.evaluation == other.evaluation,
+        "evaluation": one.evaluation[0] == other.evaluation[0],
     }
     differs = next((what for what, equal in same.items() if not equal), None)
     if differs:
-        both = {"protocol": (one.protocol, other.protocol), "evaluation": (one.evaluation, other.evaluation)}
+        both = {"protocol": (one.protocol, other.protocol), "evaluation": (one.evaluation[0], other.evaluation[0])}
         said = " ('{}' and '{}')".format(*both[differs]) if differs in both else ""
         raise UsageError(
             f"runs '{a.name}' and '{b.name}' cannot be compared: their {differs} is not the same{said}",

@@ -53,6 +53,19 @@ class DescribedTask(BaseModel):
         return self.old + self.new
 
 
+    def differs(self, other: DescribedTask, sealed: bool) -> str:
+        """In words, what is not the same in a second description of this task; of a sealed one apart from its data."""
+        data = {"data", "images", "digest"}
+        old, new = (task.model_dump(exclude=data if sealed else None) for task in (self, other))
+        key = next((key for key, value in old.items() if value != new[key]), "")
+        if key == "data":
+            names = sorted(self.data.keys() | other.data.keys())
+            key = "data." + next(name for name in names if self.data.get(name) != other.data.get(name))
+        images = f"{other.images} training images instead of {self.images}"
+        said = {"": "", "digest": "other training images", "images": images}
+        return said.get(key, f"it has another value of '{key}'")
+
+
 class DescribedStream(BaseModel):
     """What ``stream.json`` says; the fields stand there in this order.
 
@@ -104,20 +117,29 @@ class DescribedStream(BaseModel):
         return next(j for j, group in enumerate(self.groups) if class_id in group)
 
     @property
-    def evaluation(self) -> str:
-        """How test images are measured, in words: the protocol that figures of two runs must share."""
+    def evaluation(self) -> tuple[str, str]:
+        """How test images are measured, in words: what is measured, which figures of two runs must share, and windows."""
         shown = self.tasks[-1].preparation
+        size, window = shown.get("size"), shown.get("window")
+        cut = "" if window is None else f", in windows of {window} pixels where larger (overlap {shown.get('overlap'):.0%})"
         if shown.get("kind") == "class_image":
-            return "whole images, padded or scaled to the network's square"
+            return "whole images, padded or scaled to the network's square", ""
         if shown.get("protocol") == "centre_crop":
-            return (
-                f"the centre {shown.get('size')} × {shown.get('size')} of images whose shorter side is scaled to that"
-            )
-        scaled = f", shorter side scaled to {shown.get('size')} for the network" if shown.get("size") else ""
-        return f"whole images at their own size{scaled}, in windows of at most {shown.get('window')} pixels"
+            return f"the centre {size} × {size} of images whose shorter side is scaled to {size} pixels", cut
+        scaled = f", shorter side scaled to {size} pixels for the network" if size else ""
+        return f"whole images at their own size{scaled}", cut
 
-    def refuse_other(self, other: DescribedStream) -> None:
-        """Raise RunError unless ``other`` begins with this stream: a stream only ever grows at its end."""
+    def continued_by(self, other: DescribedStream, sealed: int) -> DescribedStream:
+        """This stream with the further tasks of ``other``, which has to begin with it: a stream only grows at its end.
+
+        Args:
+            other: The stream that a recipe makes now.
+            sealed: How many tasks are sealed. Their training data is not needed any more: it may be deleted or joined
+                by further images, and what stands here of it stays.
+
+        Raises:
+            RunError: The streams differ in what has been learned or is being learned.
+        """
         whole = {"protocol", "kind", "background", "patients"}
         here, there = self.model_dump(include=whole), other.model_dump(include=whole)
         for key, value in here.items():
@@ -133,22 +155,16 @@ class DescribedStream(BaseModel):
             )
         for mine in self.tasks:
             theirs = other.tasks[mine.index] if mine.index < len(other.tasks) else None
-            if theirs == mine and not ((self.merged or other.merged) and other.groups != self.groups):
-                continue
-            what = "the recipe has no such task"
-            if theirs is not None:
-                old, new = mine.model_dump(), theirs.model_dump()
-                key = next((key for key, value in old.items() if value != new[key]), "groups")
-                if key == "data":
-                    names = sorted(mine.data.keys() | theirs.data.keys())
-                    key = "data." + next(name for name in names if mine.data.get(name) != theirs.data.get(name))
-                images = f"{theirs.images} training images instead of {mine.images}"
-                said = {"digest": "other training images", "images": images}
-                what = said.get(key, f"it has another value of '{key}'")
-            raise RunError(
-                f"task {mine.index + 1} ('{mine.name}') of the run is not the same any more: {what}",
-                "bring data and recipe back as they were; new tasks can only be added at the end",
-            )
+            what = "the recipe has no such task" if theirs is None else mine.differs(theirs, mine.index < sealed)
+            if not what and (self.merged or other.merged) and other.groups != self.groups:
+                what = "it teaches the classes of other tasks"
+            if what:
+                raise RunError(
+                    f"task {mine.index + 1} ('{mine.name}') of the run is not the same any more: {what}",
+                    "bring data and recipe back as they were; new tasks can only be added at the end",
+                )
+        kept = self.tasks[:sealed] + other.tasks[sealed:]
+        return other.model_copy(update={"tasks": kept})
 
 
 def describe(
