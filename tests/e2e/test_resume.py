@@ -35,7 +35,7 @@ from perdure.data.sampling import Batches, Mix
 from perdure.data.tensors import FileSamples
 from perdure.engine import loader
 from perdure.engine.checkpoint import Checkpoint
-from perdure.engine.interrupt import Interrupted
+from perdure.engine.engine import Interrupted
 from perdure.engine.phases import Generate
 from perdure.engine.trainer import Trainer
 from perdure.errors import PerdureError
