@@ -117,7 +117,7 @@ class Engine:
                         was, now = position.done[number], phase.name
                         raise RunError(
                             f"phase {number + 1} of the task was '{was}', but the method now asks for '{now}'",
-                            "a method's decisions between phases must follow from buffers that later phases leave alone",
+                            "decisions between phases must follow from buffers that later phases leave alone",
                         )
                     continue
                 method.eval()  # whatever mode the previous phase left; the trainer sets train mode where it is needed
