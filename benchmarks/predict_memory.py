@@ -1,8 +1,9 @@
 """Peak memory and time of predicting one case, by number of classes.
 
 ``python benchmarks/predict_memory.py`` runs each case in a process of its own and prints a table. The photograph goes
-through DeepLab with a tiny backbone; the volume through a 3D U-Net with one head per 8 classes. ``all at once`` is the
-bare alternative: the same windows and network, all scores held together.
+through DeepLab with a tiny backbone, scores averaged where windows overlap; the volume through a 3D U-Net with one head
+per 8 classes, each voxel from the window in whose middle it lies. ``all at once`` is the bare alternative: scores
+averaged and all of them held together.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -50,7 +52,9 @@ def measure(case: str, classes: int, at_once: int) -> dict[str, float]:
     size = CASES[case]
     network = network_for(len(size), classes)
     images = torch.rand(1, 3 if len(size) == 2 else 1, *size, generator=torch.Generator().manual_seed(1))
-    preparation = Preparation(dims=len(size), channels=images.shape[1], window=512 if len(size) == 2 else 96)
+    blend: Literal["average", "centre"] = "centre" if len(size) == 3 and at_once != ALL else "average"
+    window = 512 if len(size) == 2 else 96
+    preparation = Preparation(dims=len(size), channels=images.shape[1], window=window, blend=blend)
     groups = (1 + min(8, classes), *(min(8, classes - first) for first in range(8, classes, 8)))
 
     def predict(window: Tensor) -> Prediction:

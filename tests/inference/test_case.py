@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from perdure.data.preparation import Preparation
-from perdure.inference import case as cases
-from perdure.inference.case import predict_cases, starts
+from perdure.errors import UsageError
+from perdure.inference.case import nearest, predict_cases, starts
 from perdure.methods.prediction import Prediction
 
 AS_IS = Preparation()
 
 
-def windows(side: int, overlap: float) -> Preparation:
-    return Preparation(window=side, overlap=overlap)
+def windows(side: int, overlap: float, blend: Literal["average", "centre"] = "average") -> Preparation:
+    return Preparation(window=side, overlap=overlap, blend=blend)
 
 
 def dense(score: Callable[[Tensor], Tensor], ids: Sequence[int]) -> Callable[[Tensor], Prediction]:
@@ -50,11 +52,12 @@ def test_windows_cover_the_axis_and_end_at_its_border(size: int, stride: int) ->
 @pytest.mark.parametrize("shape", [(7, 9), (16, 16), (33, 17), (5, 40), (12, 11, 10)])
 @pytest.mark.parametrize("overlap", [0.0, 1 / 3, 0.8])
 @pytest.mark.parametrize("at_once", [1, 1 << 20])
+@pytest.mark.parametrize("blend", ["average", "centre"])
 def test_a_pointwise_scorer_sees_neither_windows_nor_parts(
-    shape: tuple[int, ...], overlap: float, at_once: int
+    shape: tuple[int, ...], overlap: float, at_once: int, blend: Literal["average", "centre"]
 ) -> None:
     images = torch.rand(2, 3, *shape, generator=torch.Generator().manual_seed(0))
-    found = predict_cases(dense(pointwise, (0, 7, 300)), images, windows(8, overlap), shape, at_once)
+    found = predict_cases(dense(pointwise, (0, 7, 300)), images, windows(8, overlap, blend), shape, at_once)
     best = pointwise(images).max(1)
     assert torch.equal(found.labels, torch.tensor([0, 7, 300], dtype=torch.int16)[best.indices])
     torch.testing.assert_close(found.confidence, best.values)
@@ -137,17 +140,60 @@ def test_all_scores_in_one_part_encode_each_window_once() -> None:
     assert model.encoded == 4
 
 
-def test_scores_in_memory_do_not_grow_with_the_classes(monkeypatch: pytest.MonkeyPatch) -> None:
-    largest: list[int] = []
-    average = cases._average
+def test_each_pixel_comes_from_the_window_in_whose_middle_it_lies_most() -> None:
+    """Six columns, windows of four from 0 and 2: they meet between columns 2 and 3."""
+    calls: list[int] = []
 
-    def watched(*args: object) -> Tensor:
-        scores = average(*args)  # type: ignore[arg-type]
-        largest.append(scores.numel())
-        return scores
+    def score(images: Tensor) -> Tensor:
+        calls.append(len(calls) + 1)
+        return torch.full_like(images[:, :1], calls[-1])
 
-    monkeypatch.setattr(cases, "_average", watched)
-    for classes in (2, 20, 143):
-        largest.clear()
-        predict_cases(Counting((1,) * classes, 1), torch.rand(1, 3, 32, 32), windows(16, 0.5), (32, 32), 4 * 32 * 32)
-        assert max(largest) == min(classes, 4) * 32 * 32
+    found = predict_cases(dense(score, (3,)), torch.zeros(1, 3, 4, 6), windows(4, 0.5, "centre"), (4, 6))
+    assert found.confidence[0].tolist() == [[1, 1, 1, 2, 2, 2]] * 4
+
+
+@pytest.mark.parametrize("blend", ["average", "centre"])
+def test_windows_may_have_a_side_per_axis(blend: Literal["average", "centre"]) -> None:
+    model, images = Counting((3,), 1), torch.rand(1, 3, 4, 9, 6)
+    preparation = Preparation(dims=3, window=(4, 5, 3), overlap=0.5, blend=blend)
+    found = predict_cases(model, images, preparation, (4, 9, 6))
+    assert model.encoded == 1 * 3 * 3
+    torch.testing.assert_close(found.confidence, images[:, 0] * 3)
+    with pytest.raises(UsageError, match="a window of 2 axes cannot cut images of 3"):
+        predict_cases(model, images, Preparation(dims=3, window=(4, 5)), (4, 9, 6))
+
+
+def test_by_centre_every_window_is_encoded_once_however_many_classes() -> None:
+    model = Counting((2,) * 20, 1 << 40)
+    found = predict_cases(model, torch.rand(1, 3, 6, 6), windows(4, 0.5, "centre"), (12, 3), scores_at_once=2 * 16)
+    assert model.encoded == 4 and len(model.asked) == 4 * 20
+    assert found.labels.shape == found.confidence.shape == (1, 12, 3)
+
+
+def test_labels_come_back_to_the_raw_grid_as_nearest_pixels() -> None:
+    maps = torch.arange(12).view(1, 3, 4)
+    expected = torch.nn.functional.interpolate(maps[None].float(), (7, 9), mode="nearest-exact")[0].long()
+    assert torch.equal(nearest(maps, (7, 9)), expected)
+
+
+@pytest.mark.parametrize("blend", ["average", "centre"])
+def test_scores_in_memory_do_not_grow_with_the_classes(blend: Literal["average", "centre"]) -> None:
+    """The largest tensor that is made while a case is predicted, by number of classes."""
+
+    class Largest(TorchDispatchMode):
+        numel = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, Tensor):
+                self.numel = max(self.numel, out.numel())
+            return out
+
+    sizes = []
+    for classes in (20, 143):
+        with Largest() as seen:
+            predict_cases(
+                Counting((1,) * classes, 1), torch.rand(1, 3, 32, 32), windows(16, 0.5, blend), (32, 32), 4 * 32 * 32
+            )
+        sizes.append(seen.numel)
+    assert sizes[0] == sizes[1] <= 16 * 16 * 20

@@ -208,3 +208,30 @@ def test_methods_do_not_push_a_class_down_where_it_may_be(make_blocks, make_setu
         torch.stack(list(terms.values())).sum().backward()
         slope = method.network.classifiers[0].bias.grad
         assert slope[0] != 0 and slope[1:].any() == moved
+
+
+# Half precision -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("by_class", [False, True])
+def test_masked_means_are_float32_under_autocast(by_class: bool) -> None:
+    """A product would be taken in bfloat16, with three digits; in fp16 a sum over a batch overflows."""
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.randn(8, 3, 64, 64, generator=generator) * 4
+    where = torch.rand(8, *([3] if by_class else []), 64, 64, generator=generator) < 0.7
+    plain = negative_bce(logits, where)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = negative_bce(logits, where)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, plain, rtol=1e-6, atol=0)
+
+
+def test_class_bce_is_float32_under_autocast() -> None:
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.randn(2, 3, 16, 16, generator=generator)
+    labels = torch.randint(0, 4, (2, 64, 64), generator=generator)
+    plain = class_bce(logits, labels, (1, 2, 3), 4.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = class_bce(logits, labels, (1, 2, 3), 4.0)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, plain, rtol=1e-6, atol=0)

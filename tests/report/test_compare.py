@@ -12,6 +12,7 @@ from perdure.errors import RunError, UsageError
 from perdure.metrics.results import read_results
 from perdure.report.compare import compare, comparison_table
 from perdure.report.compare_page import write_comparison
+from perdure.report.page import write_model_card, write_report
 
 ALL = "miou.all[bg=in,absent=skip]"
 FORGETTING = "forgetting[max-last]"
@@ -139,3 +140,25 @@ def test_page_is_complete_and_self_contained(check_page, make_run, tmp_path: Pat
     before = (tmp_path / "compare.html").read_bytes()
     write_comparison(runs, tmp_path / "compare.html")
     assert (tmp_path / "compare.html").read_bytes() == before
+
+
+CROP = {"kind": "photo2d", "size": 512, "protocol": "centre_crop", "window": 1024}
+WHOLE = {"kind": "photo2d", "size": None, "protocol": "whole", "window": 1024}
+
+
+def test_runs_that_were_measured_in_two_ways_are_not_compared(make_run) -> None:
+    """A published centre crop is easier than whole images: two numbers that must not stand in one table."""
+    runs = [make_run("a"), make_run("b", method="finetune")]
+    for run, preparation in zip(runs, (CROP, WHOLE), strict=True):
+        stream = json.loads((run / "stream.json").read_text())
+        for task in stream["tasks"]:
+            task["preparation"] = preparation
+        (run / "stream.json").write_text(json.dumps(stream))
+    with pytest.raises(
+        UsageError, match=r"their evaluation is not the same \('the centre 512 × 512 of .*whole images at"
+    ):
+        compare(runs)
+    words = ("the centre 512 × 512 of images", "whole images at their own size, in windows")
+    for run, said in zip(runs, words, strict=True):
+        assert f"Measured on {said}" in write_model_card(run).read_text()
+        assert f"Measured on {said}" in write_report(run).read_text()

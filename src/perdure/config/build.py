@@ -130,6 +130,7 @@ def build_preparation(recipe: Recipe, kind: Kind) -> Preparation:
         protocol=evaluate.protocol,
         window=evaluate.window,
         overlap=evaluate.overlap,
+        blend=evaluate.blend,
     )
 
 

@@ -100,6 +100,11 @@ class EvaluateSection(Options):
         1024, ge=8, description="segmentation: larger images are predicted in overlapping windows of this side"
     )
     overlap: float = Field(1 / 3, ge=0, lt=1, description="share of a window that its neighbour covers again")
+    blend: Literal["average", "centre"] = Field(
+        "average",
+        description="where windows overlap: average their scores, or take the class from the window in whose middle a "
+        "pixel lies most, which is faster where there are many classes",
+    )
     batch_size: int = Field(1, ge=1, description="most test images per forward pass; those of one size go together")
 
     @model_validator(mode="after")

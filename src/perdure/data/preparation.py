@@ -38,8 +38,10 @@ class Preparation(BaseModel):
         dims: Spatial dimensions.
         channels: Channels of the prepared image.
         patch: Spatial size of training samples; ``()`` where it is that of the images.
-        window: Side of the windows in which larger images are predicted; ``None`` for whole images.
+        window: Side of the windows in which larger images are predicted, also one per axis; ``None`` for whole images.
         overlap: Share of a window that its neighbour covers again.
+        blend: What happens there: scores are averaged, or each pixel takes the class from the window in whose middle it
+            lies most, which needs far less memory and time where there are many classes.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -48,8 +50,9 @@ class Preparation(BaseModel):
     dims: int = 2
     channels: int = 3
     patch: tuple[int, ...] = ()
-    window: int | None = None
+    window: int | tuple[int, ...] | None = None
     overlap: float = 1 / 3
+    blend: Literal["average", "centre"] = "average"
 
     def train(self, case: Case) -> Case:
         """A training sample: augmented, float32 image ``(C, *patch)``; draws from torch's generator only."""
@@ -103,7 +106,7 @@ class Photo2D(_Pictures):
     area: tuple[float, float] = (0.5, 2.0)
     size: int | None = None
     protocol: Literal["whole", "centre_crop"] = "whole"
-    window: int | None = 1024
+    window: int | tuple[int, ...] | None = 1024
 
     def train(self, case: Case) -> Case:
         """Random resized crop, flip, normalisation."""

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from perdure.data.preparation import Preparation
-from perdure.methods.prediction import Prediction
+from perdure.errors import UsageError
+from perdure.methods.prediction import Part, Prediction
 
 SCORES_AT_ONCE: Final = 1 << 26
 """Scores in memory at a time, over all images of a call: 256 MiB of float32, and as much again on the raw grid."""
@@ -59,27 +60,28 @@ def predict_cases(
     Returns:
         The winning class of every pixel; of equal ones the first channel.
     """
-    windows = list(_windows(images.shape[2:], preparation.window, preparation.overlap))
-    first = predict(images[windows[0]])
-    ids = torch.as_tensor(first.class_ids, dtype=torch.int16, device=images.device)
-    per_class = len(images) * max(math.prod(images.shape[2:]), math.prod(size)) if size else len(images)
-    chunks = first.chunks(max(1, scores_at_once // per_class))
-    hold = len(chunks) > 1 and first.held_bytes * len(windows) <= HELD_BYTES
-    held = {0: first}
+    grid, window = images.shape[2:], preparation.window
+    sides = tuple(grid) if window is None else (window,) * len(grid) if isinstance(window, int) else window
+    if len(sides) != len(grid):
+        raise UsageError(f"a window of {len(sides)} axes cannot cut images of {len(grid)}", "one side per axis")
+    axes = [
+        starts(length, side, max(1, round(side * (1 - preparation.overlap))))
+        for length, side in zip(grid, sides, strict=True)
+    ]
+    corners = list(itertools.product(*axes))
+    if preparation.blend == "centre" and len(corners) > 1:
+        found = _by_centre(predict, images, axes, sides, scores_at_once)
+        return Labelled(nearest(found.labels, size), nearest(found.confidence, size))
+    windows = [_window(corner, sides) for corner in corners]
+    return _best(_averaged(predict, images, windows, preparation, size, scores_at_once))
 
-    def scored(channels: Sequence[int]) -> Iterator[tuple[tuple[slice, ...], Tensor]]:
-        for number, window in enumerate(windows):
-            # taken out, so that features which are not to be kept are gone before the next window's are made
-            prediction = held.pop(number, None) or predict(images[window])
-            if hold:
-                held[number] = prediction
-            yield window, prediction.score(channels)
 
+def _best(parts: Iterable[Part]) -> Labelled:
+    """The class with the highest score, seen a few classes at a time."""
     best: Labelled | None = None
-    for channels in chunks:
-        scores = _average(scored(channels), images.shape[2:], len(windows))
-        confidence, winner = preparation.restore(scores, size).max(1)
-        labels = ids[list(channels)][winner]
+    for class_ids, scores in parts:
+        confidence, winner = scores.max(1)
+        labels = torch.as_tensor(class_ids, dtype=torch.int16, device=scores.device)[winner]
         if best is not None:
             better = confidence > best.confidence
             labels, confidence = labels.where(better, best.labels), confidence.where(better, best.confidence)
@@ -88,18 +90,83 @@ def predict_cases(
     return best
 
 
-def _average(scored: Iterable[tuple[tuple[slice, ...], Tensor]], size: Sequence[int], windows: int) -> Tensor:
-    """Float32 mean of the scores ``(N, k, *s)`` of overlapping windows over the whole image."""
-    total, visits = torch.zeros(()), torch.zeros(())
-    for number, (window, scores) in enumerate(scored):
-        if windows == 1:
-            return scores.float()
-        if number == 0:
-            total = torch.zeros(*scores.shape[:2], *size, device=scores.device)
-            visits = torch.zeros(*size, device=scores.device)
-        total[window] += scores
-        visits[window[2:]] += 1
-    return total.div_(visits)
+def _averaged(
+    predict: Predict,
+    images: Tensor,
+    windows: Sequence[tuple[slice, ...]],
+    preparation: Preparation,
+    size: Sequence[int],
+    scores_at_once: int,
+) -> Iterator[Part]:
+    """Scores of a few classes at a time on the raw grid, averaged where windows overlap."""
+    grid = images.shape[2:]
+    first = predict(images[windows[0]])
+    per_class = len(images) * max(math.prod(grid), math.prod(size)) if size else len(images)
+    chunks = first.chunks(max(1, scores_at_once // per_class))
+    hold = len(chunks) > 1 and first.held_bytes * len(windows) <= HELD_BYTES
+    held = {0: first}
+    for channels in chunks:
+        total, visits = torch.zeros(()), torch.zeros(())
+        for number, window in enumerate(windows):
+            # taken out, so that features which are not to be kept are gone before the next window's are made
+            prediction = held.pop(number, None) or predict(images[window])
+            if hold:
+                held[number] = prediction
+            scores = prediction.score(channels).float()
+            if len(windows) == 1:
+                total = scores
+                break
+            if number == 0:
+                total = torch.zeros(*scores.shape[:2], *grid, device=scores.device)
+                visits = torch.zeros(*grid, device=scores.device)
+            total[window] += scores
+            visits[window[2:]] += 1
+        if len(windows) > 1:
+            total.div_(visits)
+        yield Part(tuple(first.class_ids[channel] for channel in channels), preparation.restore(total, size))
+
+
+def _by_centre(
+    predict: Predict, images: Tensor, axes: Sequence[Sequence[int]], sides: Sequence[int], scores_at_once: int
+) -> Labelled:
+    """Each pixel's class from the window in whose middle it lies most: every window is scored once, for all classes.
+
+    Averaging needs all scores of a class over the whole image. For volumes with many classes that is either too much
+    memory or, a few classes at a time, too many passes of the network.
+    """
+    grid = images.shape[2:]
+    labels = torch.empty(len(images), *grid, dtype=torch.int16, device=images.device)
+    confidence = torch.empty(len(images), *grid, device=images.device)
+    # along each axis: where a window starts, and the part of the axis that is nearer to its middle than to any other's
+    cores: list[list[tuple[int, int, int]]] = []
+    for first, side, length in zip(axes, sides, grid, strict=True):
+        borders = [(a + side + b) // 2 for a, b in itertools.pairwise(first)]
+        cores.append(list(zip(first, [0, *borders], [*borders, length], strict=True)))
+    most = max(1, scores_at_once // (len(images) * math.prod(sides)))
+    for core in itertools.product(*cores):
+        prediction = predict(images[_window([start for start, _, _ in core], sides)])
+        inside = (slice(None), slice(None), *(slice(a - start, b - start) for start, a, b in core))
+        found = _best(
+            Part(tuple(prediction.class_ids[c] for c in channels), prediction.score(channels)[inside].float())
+            for channels in prediction.chunks(most)
+        )
+        place = (slice(None), *(slice(a, b) for _, a, b in core))
+        labels[place], confidence[place] = found
+    return Labelled(labels, confidence)
+
+
+def _window(corner: Sequence[int], sides: Sequence[int]) -> tuple[slice, ...]:
+    """Index of a window into images ``(N, C, *s)``."""
+    return (slice(None), slice(None), *(slice(at, at + side) for at, side in zip(corner, sides, strict=True)))
+
+
+def nearest(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Maps ``(N, *s)`` on a grid of another size, each pixel from the one that it lies in."""
+    for axis, (length, wanted) in enumerate(zip(maps.shape[1:], size, strict=True), 1):
+        if length != wanted:
+            at = (torch.arange(wanted, device=maps.device) * 2 + 1) * length // (2 * wanted)
+            maps = maps.index_select(axis, at)
+    return maps
 
 
 def starts(length: int, size: int, stride: int) -> list[int]:
@@ -110,13 +177,3 @@ def starts(length: int, size: int, stride: int) -> list[int]:
     """
     count = -(-max(length - size, 0) // stride) + 1
     return [max(0, min(k * stride, length - size)) for k in range(count)]
-
-
-def _windows(size: Sequence[int], side: int | None, overlap: float) -> Iterator[tuple[slice, ...]]:
-    """Index of each window into images ``(N, C, *s)``; a single one where the whole image fits."""
-    if side is None or all(length <= side for length in size):
-        yield (slice(None),) * (2 + len(size))
-        return
-    stride = max(1, round(side * (1 - overlap)))
-    for corner in itertools.product(*(starts(length, side, stride) for length in size)):
-        yield (slice(None), slice(None), *(slice(at, at + side) for at in corner))

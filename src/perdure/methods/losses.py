@@ -98,11 +98,9 @@ def negative_bce(logits: Tensor, where: Tensor | None = None) -> Tensor:
     loss = F.softplus(logits.float()).transpose(0, 1).flatten(1)
     if where is None:
         return loss.mean(1)
-    if where.dim() == logits.dim():
-        weights = where.transpose(0, 1).flatten(1).to(loss.dtype)
-        return (loss * weights).sum(1) / weights.sum(1).clamp_min(1.0)
-    weight = where.flatten().to(loss.dtype)
-    return loss @ weight / weight.sum().clamp_min(1.0)
+    weights = (where if where.dim() == logits.dim() else where.unsqueeze(1)).transpose(0, 1).flatten(1).to(loss.dtype)
+    # not `loss @ weights`: under autocast a product is taken in half precision, where a sum over a batch overflows
+    return (loss * weights).sum(1) / weights.sum(1).clamp_min(1.0)
 
 
 class _ClassBce(torch.autograd.Function):

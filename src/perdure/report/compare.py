@@ -193,10 +193,12 @@ def check_same(a: RunData, b: RunData) -> None:
         "background": one.background == other.background,
         "split of the classes into tasks": one.groups == other.groups,
         "protocol": one.merged or other.merged or one.protocol == other.protocol,
+        "evaluation": one.evaluation == other.evaluation,
     }
     differs = next((what for what, equal in same.items() if not equal), None)
     if differs:
-        said = f" ('{one.protocol}' and '{other.protocol}')" if differs == "protocol" else ""
+        both = {"protocol": (one.protocol, other.protocol), "evaluation": (one.evaluation, other.evaluation)}
+        said = " ('{}' and '{}')".format(*both[differs]) if differs in both else ""
         raise UsageError(
             f"runs '{a.name}' and '{b.name}' cannot be compared: their {differs} is not the same{said}",
             "compare runs of one stream (joint runs of the same classes may join)",

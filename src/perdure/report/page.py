@@ -86,6 +86,7 @@ def _common(data: RunData) -> dict[str, object]:
         "last": results.last,
         "measured": [stream.tasks[t] for t in results.counts],
         "figures": [(name, [evaluate(name, results, t) for t in results.counts]) for name in shown],
+        "tested": [results.counts[t].cases for t in results.counts],
         "heat": [] if results.last is None else heat_rows(results),
         "words": words,
         "warning": TRANSDUCTIVE if "transductive" in stream.protocol else None,

@@ -103,6 +103,19 @@ class DescribedStream(BaseModel):
         """Index of the group that teaches a class."""
         return next(j for j, group in enumerate(self.groups) if class_id in group)
 
+    @property
+    def evaluation(self) -> str:
+        """How test images are measured, in words: the protocol that figures of two runs must share."""
+        shown = self.tasks[-1].preparation
+        if shown.get("kind") == "class_image":
+            return "whole images, padded or scaled to the network's square"
+        if shown.get("protocol") == "centre_crop":
+            return (
+                f"the centre {shown.get('size')} × {shown.get('size')} of images whose shorter side is scaled to that"
+            )
+        scaled = f", shorter side scaled to {shown.get('size')} for the network" if shown.get("size") else ""
+        return f"whole images at their own size{scaled}, in windows of at most {shown.get('window')} pixels"
+
     def refuse_other(self, other: DescribedStream) -> None:
         """Raise RunError unless ``other`` begins with this stream: a stream only ever grows at its end."""
         for key in ("protocol", "kind", "background", "patients"):
