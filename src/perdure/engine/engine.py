@@ -58,7 +58,10 @@ class StopSignal:
 
 @dataclass(frozen=True)
 class _Work:
-    """The phase under way: whose it is, its seed, the names of the finished phases, and whether to stop."""
+    """The phase under way: whose it is, its seed, the names of the finished phases, and whether to stop.
+
+    Plain data: what is done with it stands in :class:`Engine`.
+    """
 
     method: Stateful
     task: int
@@ -67,10 +70,7 @@ class _Work:
     seed: int
     done: list[str]
     stop: StopSignal
-
-    @property
-    def title(self) -> str:
-        return f"task {self.task + 1} · {self.name}"
+    title: str
 
 
 class Engine:
@@ -123,7 +123,8 @@ class Engine:
                 method.eval()  # whatever mode the previous phase left; the trainer sets train mode where it is needed
                 here = position if number == position.phase else Position(number)
                 seed = derive_seed(self.seed, "task", task, "phase", number, phase.name)
-                work = _Work(method, task, number, phase.name, seed, position.done, stop)
+                title = f"task {task + 1} · {phase.name}"
+                work = _Work(method, task, number, phase.name, seed, position.done, stop, title)
                 match phase:
                     case Train():
                         self._train(phase, here, work, validation)
@@ -152,10 +153,6 @@ class Engine:
             check_shares(batches, self.machine.world)
             reads = self._reads(batches, here.step * trainer.accumulate, total * trainer.accumulate, work.seed)
         before, every, window = self._steps_before(work), self.options.validate_every, Window()
-
-        def nonfinite() -> str | None:
-            return window.nonfinite(self.machine) or trainer.nonfinite()
-
         with self.logger.progress(work.title, total, here.step) as show:
             for step in range(here.step, total):
                 # a seed per step, so that a resumed run needs no generator state and draws the same
@@ -166,7 +163,8 @@ class Engine:
                 done, note = step + 1, None
                 epoch = done * share
                 if done == total or done % self.options.log_every == 0:
-                    place = {"step": done, "of": total, "epoch": epoch, "run_step": before + done, "lr": trainer.lr}
+                    lr = float(trainer.optimizer.param_groups[0]["lr"])
+                    place = {"step": done, "of": total, "epoch": epoch, "run_step": before + done, "lr": lr}
                     note = f"loss {self._report(work, place, window):.3f}"
                 show(done, note)
                 if validation is not None and every and int(epoch / every + 1e-9) > int((epoch - share) / every + 1e-9):
@@ -175,7 +173,12 @@ class Engine:
                     self.logger.log(task=work.task, phase=phase.name, step=done, event="validation", **figures)
                     self._track(work, figures, before + done)
                 if done < total:
-                    self.save_if_due(work, done, lambda: {"trainer": trainer.state()}, nonfinite)
+                    self.save_if_due(
+                        work,
+                        done,
+                        inside=lambda: {"trainer": trainer.state()},
+                        nonfinite=lambda: window.nonfinite(self.machine) or trainer.nonfinite(),
+                    )
         self._refuse_nonfinite(work, total, trainer.nonfinite())
         trainer.close()
         self._steps = before + total

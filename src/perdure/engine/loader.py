@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import torch
@@ -70,7 +71,7 @@ def read_draws(
         _Steps(sources, gather),
         sampler=draws,
         batch_size=None,  # an entry of the data set is a whole step
-        collate_fn=_unchanged,
+        collate_fn=lambda step: step,
         num_workers=workers,
         pin_memory=pin,
         generator=torch.Generator().manual_seed(context_seed),
@@ -81,11 +82,12 @@ def read_draws(
     return _reads(loader)
 
 
+@dataclass(frozen=True)
 class _Steps(TorchDataset[T | PerdureError | None], Generic[T]):
     """Whole steps by their draws. Errors are handed over and not raised: torch would add a worker's traceback."""
 
-    def __init__(self, sources: Sequence[Samples], gather: Callable[[list[Case], list[int]], T]) -> None:
-        self.sources, self.gather = sources, gather
+    sources: Sequence[Samples]
+    gather: Callable[[list[Case], list[int]], T]
 
     def __getitem__(self, draws: list[Draw]) -> T | PerdureError | None:
         try:
@@ -93,10 +95,6 @@ class _Steps(TorchDataset[T | PerdureError | None], Generic[T]):
         except PerdureError as error:
             return error
         return self.gather(cases, [draw.part for draw in draws]) if cases else None
-
-
-def _unchanged(step: T) -> T:
-    return step
 
 
 def _reads(loader: DataLoader[T | PerdureError | None]) -> Iterator[T | None]:

@@ -9,13 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from perdure.engine.options import EngineOptions, Precision
 from perdure.errors import UsageError
 from perdure.files import write_failure
-
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Machine:
@@ -89,13 +87,6 @@ class Machine:
             return flag
         return bool(self.total(torch.tensor([int(flag)], device=self.device)).item())
 
-    def share_buffers(self, module: nn.Module) -> None:
-        """Give every process the main one's buffers: each has counted running statistics of its own batches."""
-        if self.world > 1:
-            from accelerate.utils import broadcast
-
-            broadcast([b for b in module.buffers() if b.numel()])
-
     def start_trackers(self, name: str) -> None:
         """Open the trackers under a run name."""
         if self._events_at is not None and self.main:
@@ -121,18 +112,8 @@ class Machine:
 
     def autocast(self, precision: Precision) -> torch.autocast:
         """Autocast for a precision; fp32 switches an outer autocast off."""
-        if precision == "fp16" and self.device.type == "cpu":
-            raise UsageError("precision fp16 is unusable on a CPU", "use bf16 or fp32")
-        enabled = precision != "fp32"
-        return torch.autocast(self.device.type, dtype=_DTYPES.get(precision, torch.bfloat16), enabled=enabled)
-
-    def channels_last(self, module: nn.Module, precision: Precision) -> bool:
-        """Whether 2D networks should run channels-last."""
-        if any(isinstance(m, nn.Conv3d) for m in module.modules()):
-            return False
-        if self.options.channels_last == "auto":
-            return self.device.type == "cuda" or precision == "bf16"
-        return self.options.channels_last == "on"
+        dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+        return torch.autocast(self.device.type, dtype=dtype, enabled=precision != "fp32")
 
 
 class EventFile:

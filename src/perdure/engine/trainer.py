@@ -44,7 +44,10 @@ class Trainer:
                 "set engine.precision=fp16, which scales the loss",
             )
         phase.module.train()
-        self.channels_last = machine.channels_last(phase.module, precision)
+        # faster on a GPU and with bf16, slower with fp32 on a CPU; it does not exist for volumes
+        flat = not any(isinstance(m, nn.Conv3d) for m in phase.module.modules())
+        faster = machine.device.type == "cuda" or precision == "bf16"
+        self.channels_last = flat and {"auto": faster, "on": True, "off": False}[options.channels_last]
         if self.channels_last:
             # Not `to(memory_format=…)`, which fails on a method's buffers of five axes. Through `_apply`, as that does,
             # because methods move their frozen copies along there.
@@ -71,11 +74,6 @@ class Trainer:
             self.averaged = nn.ParameterList(phase.module.parameters())
             self.ema = AveragedModel(self.averaged, multi_avg_fn=get_ema_multi_avg_fn(phase.ema))  # type: ignore[no-untyped-call]
 
-    @property
-    def lr(self) -> float:
-        """Learning rate of the first group as last used."""
-        return float(self.optimizer.param_groups[0]["lr"])
-
     def step(self, reads: Iterator[Batch | None], step: int, total: int) -> Terms:
         """One optimiser step on ``accumulate`` batches; returns the detached loss terms, averaged over them."""
         sums: Terms = {}
@@ -91,7 +89,7 @@ class Trainer:
                 if self.accumulate > 1:
                     terms = {k: v / self.accumulate for k, v in terms.items()}
                 loss = reduce(torch.add, terms.values())
-                (self.scaler.scale(loss) if self.scaler else loss).backward()  # type: ignore[no-untyped-call]
+                torch.autograd.backward(self.scaler.scale(loss) if self.scaler else loss)
             add_sums(sums, {k: v.detach() for k, v in terms.items()})
         factor = self.phase.schedule(step, total)
         for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
@@ -146,7 +144,10 @@ class Trainer:
             with torch.no_grad():
                 for parameter, mean in zip(self.phase.module.parameters(), averaged, strict=True):
                     parameter.copy_(mean)
-        self.machine.share_buffers(self.phase.module)
+        if self.machine.world > 1:  # each process has counted running statistics of its own batches
+            from accelerate.utils import broadcast
+
+            broadcast([b for b in self.phase.module.buffers() if b.numel()])
         for part in self.compiled:
             part._compiled_call_impl = None
         if self.channels_last:
