@@ -161,7 +161,7 @@ class Engine:
                 if phase.after_step is not None:
                     phase.after_step(step)
                 done, note = step + 1, None
-                epoch = done * share
+                epoch = done * trainer.accumulate / per_epoch  # not a sum of shares: whole epochs are whole numbers
                 if done == total or done % self.options.log_every == 0:
                     lr = float(trainer.optimizer.param_groups[0]["lr"])
                     place = {"step": done, "of": total, "epoch": epoch, "run_step": before + done, "lr": lr}
