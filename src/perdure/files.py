@@ -35,7 +35,7 @@ def write_atomic(path: Path, fill: Callable[[Path], object]) -> None:
     try:
         Path(part).chmod(0o644)
         fill(Path(part))
-        with Path(part).open("rb") as written:
+        with Path(part).open("rb") as written:  # or a power cut could leave the new name with no content
             os.fsync(written.fileno())
         Path(part).replace(path)
     except OSError as error:

@@ -99,7 +99,7 @@ class Trained:
         shown = to_grey(image) if self.preparation.channels == 1 else image
         images = self.preparation.show(torch.from_numpy(np.array(shown)))[None].to(self.device)
         size = image.shape[1:] if self.kind == "segmentation" else ()
-        made: list[Prediction] = []
+        made: list[Prediction] = []  # `predict_cases` gives labels only; a table of classes also needs the scores
 
         def predict(windows: torch.Tensor) -> Prediction:
             made.append(self.method.predict(windows))

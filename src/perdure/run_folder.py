@@ -131,6 +131,7 @@ class RunFolder:
                 write_stream(self.path / "stream.json", described)
             return
         write_stream(self.path / "stream.json", described)
+        # the recipe comes last: a folder without one is not a run yet, and may be started again
         write_json(self.path / "environment.json", {**environment(), "first_weights": first_weights})
         dump_recipe(recipe, self.recipe_file)
 

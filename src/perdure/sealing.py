@@ -63,6 +63,7 @@ def seal(experiment: Experiment, task: Task, run: RunFolder, machine: Machine, l
         write_counts(folder / "counts.json", counts)
         entries += [preview_entry(folder, path, patients) for path in _samples(experiment, task, machine, folder)]
         write_ledger(folder, task.name, entries, patients)
+        # last: without it the task counts as not sealed, and a resumed run does it again
         write_json(folder / DONE, {"task": task.index})
         figures = record(run, task)
         logger.log(task=task.index, event="sealed", **figures)

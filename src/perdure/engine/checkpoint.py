@@ -73,7 +73,7 @@ class Checkpoint:
                     "files": method.files,
                 },
             )
-        self._last = time.monotonic()
+        self._last = time.monotonic()  # after the write: on a slow disk, saving must not take all of the time
 
     def load(self, method: Stateful, task: int) -> Position:
         """Restore the method; the start of the task if nothing usable was saved for it."""

@@ -24,7 +24,7 @@ class Machine:
         trackers_at: Folder for trackers that write files, or ``None`` for no trackers.
 
     Attributes:
-        device: Where tensors of this process live.
+        device: Where this process computes.
         rank: Number of this process, 0 is the main one.
         world: Number of processes.
         main: True in the process that writes files.

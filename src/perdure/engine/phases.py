@@ -1,8 +1,8 @@
 """A phase: one stage of a method's work on a task, as plain data. The engine runs it, a method describes it.
 
 Three kinds are enough for all methods: :class:`Train` minimises a loss, :class:`Collect` adds up statistics in
-one pass over data, :class:`Generate` makes numbered items (synthetic samples). Whatever a phase needs is looked
-up when it starts, so a later phase may use what an earlier one left behind.
+one pass over data, :class:`Generate` makes numbered items (synthetic samples). What a phase needs is asked
+for when it starts, so a later phase may use what an earlier one left behind.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class Progress(Protocol):
 class Generate:
     """Make ``count`` numbered items; each is written to disk as it is done, so a killed run goes on with the next.
 
-    An item that takes longer than some seconds tells the :class:`Progress` how far it is.
+    An item that takes longer than some seconds calls :meth:`Progress.checkpoint` as it goes.
 
     Args:
         name: Shown in progress, log and folder names.

@@ -54,7 +54,7 @@ class RunLogger:
         line = json.dumps(
             {"seconds": round(time.monotonic() - self._started, 3), **values}, allow_nan=False, default=str
         )
-        try:
+        try:  # opened for each line, so that every line is there when a process is killed
             with self.path.open("a", encoding="utf-8") as stream:
                 stream.write(line + "\n")
         except OSError as error:

@@ -61,9 +61,10 @@ class Trainer:
             self.compiled = [m for m in parts if any(True for _ in m.parameters()) and not isinstance(m, lists)]
         for part in self.compiled:
             part.compile()
+        # listed once, not at every step: that goes through all modules
         self.parameters = [p for p in phase.module.parameters() if p.requires_grad]
         self.trainee = machine.accelerator.prepare(_Trainee(phase, partial(machine.autocast, precision)))
-        # accelerate's wrapper of the optimiser looks for a package at every step, which a small network feels
+        # not wrapped: accelerate's wrapper searches for an installed package at every step, which slows small networks
         self.optimizer = phase.optimizer()
         # of its own, so that a phase starts the same in a run that went on and in one that was resumed
         self.scaler = torch.amp.GradScaler(machine.device.type) if precision == "fp16" else None

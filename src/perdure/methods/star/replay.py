@@ -7,7 +7,7 @@ over all images seen so far. What that means depends on whether images come back
 quantity                  overlap                         disjoint               carried
 ========================  ==============================  =====================  =====================
 inherited background B    N_0 (1 - 0.01 new classes)      N_0                    N_0
-replays k_c an iteration  max(0, (N_c - M_c) / T)         max(0, N_c / T)        max(0, N_c / T)
+replays k_c per iteration max(0, (N_c - M_c) / T)         max(0, N_c / T)        max(0, N_c / T)
 background factor rho     max(0, B / M_0 - 0.5)           max(0, B / M_0)        max(0, B / M_0)
 N_0 carried on            0.5 M_0 + B                     M_0 + B                M_0 + B
 N_c carried on            N_c                             N_c + M_c              N_c
@@ -51,11 +51,11 @@ class Counts:
 
 
 @dataclass(frozen=True)
-class Books:
+class Amounts:
     """What follows from the counts, all float64.
 
     Args:
-        replays: ``(C_old,)`` replayed vectors of each old class an iteration over all processes, not rounded.
+        replays: ``(C_old,)`` replayed vectors of each old class per iteration over all processes, not rounded.
         repeat: ``()`` rho, how often each true-background cell of a batch counts in addition.
         old: ``(C_old,)`` N_c to carry on.
         background: ``()`` N_0 to carry on.
@@ -67,11 +67,11 @@ class Books:
     background: Tensor
 
 
-def overlap(counts: Counts, new_classes: int, steps: int) -> Books:
+def overlap(counts: Counts, new_classes: int, steps: int) -> Amounts:
     """Images come back in later tasks with other labels, so part of what is seen now was counted before."""
     seen, again = counts.predicted[0], counts.predicted[1:]
     inherited = counts.background * (1.0 - NEW_CLASS_SHARE * new_classes)
-    return Books(
+    return Amounts(
         replays=((counts.old - again) / steps).clamp_min(0.0),
         repeat=_factor(inherited, seen, RECURRING_SHARE),
         old=counts.old,
@@ -79,10 +79,10 @@ def overlap(counts: Counts, new_classes: int, steps: int) -> Books:
     )
 
 
-def disjoint(counts: Counts, new_classes: int, steps: int) -> Books:  # noqa: ARG001
+def disjoint(counts: Counts, new_classes: int, steps: int) -> Amounts:  # noqa: ARG001
     """Images never come back, so everything seen now adds to what was counted."""
     seen, more = counts.predicted[0], counts.predicted[1:]
-    return Books(
+    return Amounts(
         replays=(counts.old / steps).clamp_min(0.0),
         repeat=_factor(counts.background, seen, 0.0),
         old=counts.old + more,
@@ -90,7 +90,7 @@ def disjoint(counts: Counts, new_classes: int, steps: int) -> Books:  # noqa: AR
     )
 
 
-def carried(counts: Counts, new_classes: int, steps: int) -> Books:
+def carried(counts: Counts, new_classes: int, steps: int) -> Amounts:
     """The TPAMI rule: as :func:`disjoint`, but counts of old classes are carried as they were first taken."""
     return replace(disjoint(counts, new_classes, steps), old=counts.old)
 
@@ -101,7 +101,7 @@ def _factor(inherited: Tensor, seen: Tensor, counted: float) -> Tensor:
     return torch.where(seen > 0, factor, torch.zeros_like(factor))
 
 
-RULES: Final[dict[Rule, Callable[[Counts, int, int], Books]]] = {
+RULES: Final[dict[Rule, Callable[[Counts, int, int], Amounts]]] = {
     "overlap": overlap,
     "disjoint": disjoint,
     "carried": carried,
@@ -111,11 +111,11 @@ RULES: Final[dict[Rule, Callable[[Counts, int, int], Books]]] = {
 def whole(amounts: Tensor, processes: int = 1, truncate: bool = False) -> Tensor:
     """Whole numbers to replay in one iteration on one process, int64.
 
-    Rounds up with the probability of the fraction, so that rare classes with less than one vector an iteration
+    Rounds up with the probability of the fraction, so that rare classes with less than one vector per iteration
     still get their number over an epoch; draws from torch's generator. ``truncate`` rounds down, as published.
 
     Args:
-        amounts: ``(C_old,)`` numbers an iteration over all processes.
+        amounts: ``(C_old,)`` numbers per iteration over all processes.
         processes: How many processes share them.
         truncate: Round down.
     """
@@ -124,7 +124,7 @@ def whole(amounts: Tensor, processes: int = 1, truncate: bool = False) -> Tensor
 
 
 def draw(prototypes: Tensor, spreads: Tensor, norms: Tensor, rows: Tensor, per_channel: bool = False) -> Tensor:
-    """Features ``x = (p + e * spread) s`` with ``e ~ N(0, 1)`` a channel and ``s ~ N(mean, std^2)``.
+    """Features ``x = (p + e * spread) s`` with ``e ~ N(0, 1)`` per channel and ``s ~ N(mean, std^2)``.
 
     Neither renormalised after the noise nor clamped to be positive, as published. Uses torch's generator.
 
@@ -142,6 +142,7 @@ def draw(prototypes: Tensor, spreads: Tensor, norms: Tensor, rows: Tensor, per_c
     mean, std = norms[rows].unbind(1)
     noise = torch.randn(count, width, dtype=prototypes.dtype, device=prototypes.device)
     size = torch.randn(count, width if per_channel else 1, dtype=prototypes.dtype, device=prototypes.device)
+    # fused and in place, so that no intermediate tensor of the size of the chunk is kept
     size = torch.addcmul(mean[:, None], size, std[:, None])
     return torch.addcmul(prototypes[rows], noise, spreads[rows]).mul_(size)
 
@@ -156,7 +157,7 @@ def chunks(
         spreads: ``(C, D)``.
         norms: ``(C, 2)``.
         numbers: ``(C,)`` int64.
-        size: Vectors a chunk.
+        size: Vectors per chunk.
         per_channel: See :func:`draw`.
     """
     rows = torch.repeat_interleave(numbers)

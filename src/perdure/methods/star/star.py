@@ -1,7 +1,7 @@
 """STAR: learn new classes from images, and old ones' share of the training distribution from statistics.
 
 Chen, Cong, Luo, Ip, Kwong: "Saving 100x Storage: Prototype Replay for Reconstructing Training Sample Distribution
-in Class-Incremental Semantic Segmentation", NeurIPS 2023. Of every class a unit prototype, a spread a channel, the
+in Class-Incremental Semantic Segmentation", NeurIPS 2023. Of every class a unit prototype, a spread per channel, the
 mean and deviation of the features' norms and a number of cells are kept, and one number of background cells.
 Later tasks train *new* classifiers against features drawn from these, in the quantity in which the old classes
 would have appeared (4.2), hold the features of old classes in place (OCFM, 4.3) and push new classes away from old
@@ -54,7 +54,7 @@ class StarOptions(Options):
     compat: tuple[Defect, ...] = Field(
         (),
         description="published defects to bring back: spread_index (Q1: spread around another class's prototype), "
-        "channel_norm (Q3: a norm a channel), trunc (Q6: rare classes are never replayed), "
+        "channel_norm (Q3: a norm per channel), trunc (Q6: rare classes are never replayed), "
         "sad_constant (Q7: absent classes add 1), old_classifier_decay (Q14: old classifiers shrink)",
     )
 
@@ -63,7 +63,7 @@ class Star(Method[StarOptions]):
     """Prototype replay.
 
     The statistics are buffers in learning order: ``prototypes (C, D)``, ``spreads (C, D)``, ``norms (C, 2)``,
-    ``counts (C,)`` and ``background_count ()``, all float32: 8 D + 12 bytes a class and 4 more. Which class a row
+    ``counts (C,)`` and ``background_count ()``, all float32: 8 D + 12 bytes per class and 4 more. Which class a row
     belongs to follows from the stream's tasks (``class_ids``), so ids take no space. ``replay_amounts (C_old,)``
     and ``repeat_factor ()`` exist only while a later task is under way.
     """
@@ -115,7 +115,7 @@ class Star(Method[StarOptions]):
 
     def base_loss(self, batch: Batch) -> Terms:
         """4.1: binary cross-entropy on the images."""
-        logits = self.network.classify(self.network.features(batch.images), first=-1)
+        logits = self.network.classify(self.network.features(batch.images), first=-1)  # the newest classifier alone
         return {"current": self.options.lambda_mbce * self._current(logits, batch).sum()}
 
     def later_loss(self, batch: Batch) -> Terms:
@@ -213,12 +213,12 @@ class Star(Method[StarOptions]):
             known = replay.Counts(
                 old.double(), self.background_count.double(), totals["predicted"].to(old.device).double()
             )
-            books = replay.RULES[rule](known, len(self.new), steps)
+            amounts = replay.RULES[rule](known, len(self.new), steps)
             # A class that was never seen has no prototype to draw around, whatever the old network predicts.
             drawable = self.prototypes[: len(self.old)].any(1)
-            self.replay_amounts = (books.replays * drawable).float()
-            self.repeat_factor = books.repeat.float()
-            old, background = books.old.float(), books.background.float()
+            self.replay_amounts = (amounts.replays * drawable).float()
+            self.repeat_factor = amounts.repeat.float()
+            old, background = amounts.old.float(), amounts.background.float()
         self.counts = torch.cat([old, labels[1:]])
         self.background_count = background.clone()
 
@@ -247,7 +247,7 @@ class Star(Method[StarOptions]):
         return training.sigmoid_scores(self.network, images, self.class_ids)
 
     def kept(self) -> Sequence[Kept]:
-        """The statistics: 2,060 bytes a class at width 256, and 4."""
+        """The statistics: 2,060 bytes per class at width 256, and 4."""
         text = (
             "of each class a unit mean feature, its spread, mean and deviation of feature norms, number of grid cells; "
             "one number of background cells; from the training images of the task that taught the class"

@@ -2,7 +2,7 @@
 
 A grid cell covers ``stride`` pixels along each axis. ``G(x)`` of the paper takes the pixel ``stride // 2`` of
 each cell. A linear resize (corners not aligned) of a map to the grid averages the pixels next to the cell's
-centre: two an axis for an even stride, one for an odd one. These *core* pixels are all that STAR's masks need, so
+centre: two per axis for an even stride, one for an odd one. These *core* pixels are all that STAR's masks need, so
 pseudo-labels are computed there only: 4 of 256 pixels at stride 16.
 
 Sums are float64 or int64 and add over batches and processes, so the results do not depend on either. ``codes``
@@ -148,5 +148,6 @@ def spreads_from(sums: dict[str, Tensor]) -> Tensor:
 
 def _labelled(features: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
     """Vectors ``(M, D)`` float64 of the cells that count, and their rows ``(M,)``."""
+    # float64: an epoch adds up millions of cells, and the sums must not depend on the batches
     counts = codes >= 0
     return features.movedim(1, -1)[counts].double(), codes[counts]
