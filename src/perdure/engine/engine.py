@@ -23,7 +23,7 @@ from perdure.engine.options import EngineOptions
 from perdure.engine.phases import Collect, Generate, Phase, Train
 from perdure.engine.run_logger import RunLogger, Show
 from perdure.engine.state import State, Stateful
-from perdure.engine.trainer import Trainer, Window, add_sums
+from perdure.engine.trainer import Trainer, add_sums
 from perdure.errors import PerdureError, RunError, UsageError
 from perdure.kept.store import item_names
 from perdure.seeds import derive_seed, manual_seed
@@ -152,20 +152,19 @@ class Engine:
         if batches is not None:
             check_shares(batches, self.machine.world)
             reads = self._reads(batches, here.step * trainer.accumulate, total * trainer.accumulate, work.seed)
-        before, every, window = self._steps_before(work), self.options.validate_every, Window()
+        before, every = self._steps_before(work), self.options.validate_every
         with self.logger.progress(work.title, total, here.step) as show:
             for step in range(here.step, total):
                 # a seed per step, so that a resumed run needs no generator state and draws the same
                 manual_seed(derive_seed(work.seed, "step", step, self.machine.rank))
-                window.add(trainer.step(reads, step, total))
+                trainer.step(reads, step, total)
                 if phase.after_step is not None:
                     phase.after_step(step)
                 done, note = step + 1, None
                 epoch = done * trainer.accumulate / per_epoch  # not a sum of shares: whole epochs are whole numbers
                 if done == total or done % self.options.log_every == 0:
-                    lr = float(trainer.optimizer.param_groups[0]["lr"])
-                    place = {"step": done, "of": total, "epoch": epoch, "run_step": before + done, "lr": lr}
-                    note = f"loss {self._report(work, place, window):.3f}"
+                    place = {"step": done, "of": total, "epoch": epoch, "run_step": before + done}
+                    note = f"loss {self._report(work, place, trainer):.3f}"
                 show(done, note)
                 if validation is not None and every and int(epoch / every + 1e-9) > int((epoch - share) / every + 1e-9):
                     figures = validation()
@@ -173,12 +172,7 @@ class Engine:
                     self.logger.log(task=work.task, phase=phase.name, step=done, event="validation", **figures)
                     self._track(work, figures, before + done)
                 if done < total:
-                    self.save_if_due(
-                        work,
-                        done,
-                        inside=lambda: {"trainer": trainer.state()},
-                        nonfinite=lambda: window.nonfinite(self.machine) or trainer.nonfinite(),
-                    )
+                    self.save_if_due(work, done, lambda: {"trainer": trainer.state()}, trainer.nonfinite)
         self._refuse_nonfinite(work, total, trainer.nonfinite())
         trainer.close()
         self._steps = before + total
@@ -271,13 +265,13 @@ class Engine:
                 "start a new run with a lower training.lr, training.clip=1 or engine.precision=fp32",
             )
 
-    def _report(self, work: _Work, place: Mapping[str, float], window: Window) -> float:
+    def _report(self, work: _Work, place: Mapping[str, float], trainer: Trainer) -> float:
         """Log and track the mean terms since the last report; returns their sum."""
-        self._refuse_nonfinite(work, int(place["step"]), window.nonfinite(self.machine))
-        terms = window.means()
+        self._refuse_nonfinite(work, int(place["step"]), trainer.nonfinite(weights=False))
+        terms, lr = trainer.means(), float(trainer.optimizer.param_groups[0]["lr"])
         loss = sum(terms.values())
-        self.logger.log(task=work.task, phase=work.name, **place, loss=loss, **terms)
-        self._track(work, {"loss": loss, "lr": place["lr"], **terms}, int(place["run_step"]))
+        self.logger.log(task=work.task, phase=work.name, **place, lr=lr, loss=loss, **terms)
+        self._track(work, {"loss": loss, "lr": lr, **terms}, int(place["run_step"]))
         return loss
 
     def _track(self, work: _Work, figures: Mapping[str, float], run_step: int) -> None:

@@ -32,7 +32,7 @@ class _Trainee(nn.Module):
 
 
 class Trainer:
-    """Optimiser, scaler, EMA and precision of one Train phase."""
+    """Optimiser, scaler, EMA, precision and loss terms of one Train phase."""
 
     def __init__(self, phase: Train, machine: Machine, options: EngineOptions) -> None:
         self.phase, self.machine = phase, machine
@@ -69,6 +69,8 @@ class Trainer:
         # of its own, so that a phase starts the same in a run that went on and in one that was resumed
         self.scaler = torch.amp.GradScaler(machine.device.type) if precision == "fp16" else None
         self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
+        self._sums: Terms = {}  # of the loss terms since the last report
+        self._count = 0
         self.ema: AveragedModel | None = None
         if phase.ema is not None:
             # of the parameters alone: buffers may come and go, which the average cannot follow
@@ -92,6 +94,8 @@ class Trainer:
                 loss = reduce(torch.add, terms.values())
                 torch.autograd.backward(self.scaler.scale(loss) if self.scaler else loss)
             add_sums(sums, {k: v.detach() for k, v in terms.items()})
+        add_sums(self._sums, sums)
+        self._count += 1
         factor = self.phase.schedule(step, total)
         for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
             group["lr"] = base * factor
@@ -109,10 +113,28 @@ class Trainer:
             self.ema.update_parameters(self.averaged)
         return sums
 
-    def nonfinite(self) -> str | None:
-        """Says so if a trained weight is NaN or infinite, which the loss shows one step too late."""
-        sound = all(torch.stack([p.detach().isfinite().all() for p in self.parameters]).tolist())
-        return None if sound else "a weight"
+    def nonfinite(self, weights: bool = True) -> str | None:
+        """What is NaN or infinite in any process, in words: a loss term since the last report, or a trained weight.
+
+        Weights show what the loss shows one step too late; going through them takes longer. Makes the sums of the
+        terms means over processes.
+        """
+        if self.machine.world > 1 and self._sums:
+            names = sorted(self._sums)
+            mean = self.machine.total(torch.stack([self._sums[name].float() for name in names])) / self.machine.world
+            self._sums = dict(zip(names, mean, strict=True))
+        for name, value in self._sums.items():
+            if not torch.isfinite(value).all():
+                return f"the loss term '{name}'"
+        if weights and not all(torch.stack([p.detach().isfinite().all() for p in self.parameters]).tolist()):
+            return "a weight"
+        return None
+
+    def means(self) -> dict[str, float]:
+        """Mean of each loss term since the last call; only now are the terms read from the device."""
+        means = {name: float(value) / self._count for name, value in self._sums.items()}
+        self._sums, self._count = {}, 0
+        return means
 
     def state(self) -> State:
         """What :meth:`resume` needs."""
@@ -157,35 +179,6 @@ class Trainer:
                 for tensor in (*self.phase.module.parameters(), *self.phase.module.buffers()):
                     tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
         self.machine.accelerator.free_memory()
-
-
-class Window:
-    """Running sums of loss terms since the last report, read from the device only then."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._count = 0
-
-    def add(self, terms: Terms) -> None:
-        """Add the terms of one batch."""
-        add_sums(self._sums, terms)
-        self._count += 1
-
-    def nonfinite(self, machine: Machine) -> str | None:
-        """Which term is NaN or infinite in any process, in words, if one is. Sums become means over processes."""
-        if machine.world > 1 and self._sums:
-            names = sorted(self._sums)
-            mean = machine.total(torch.stack([self._sums[name].float() for name in names])) / machine.world
-            self._sums = dict(zip(names, mean, strict=True))
-        bad = (f"the loss term '{name}'" for name, value in self._sums.items() if not torch.isfinite(value).all())
-        return next(bad, None)
-
-    def means(self) -> dict[str, float]:
-        """Mean of each term since the last call."""
-        means = {name: float(value) / self._count for name, value in self._sums.items()}
-        self._sums.clear()
-        self._count = 0
-        return means
 
 
 def _channels_last(tensor: Tensor) -> Tensor:
