@@ -159,6 +159,7 @@ def build_method(recipe: Recipe, preparation: Preparation, pretrained: bool = Tr
             )
         return network
 
+    # a seed of its own: whatever was drawn before, such as a shuffled class order, changes no weight
     with seeded(derive_seed(recipe.seed, "network")):
         return method_class(recipe.method.name)(Setup(check_method(recipe), recipe.training, network))
 

@@ -202,6 +202,7 @@ class Engine:
         if self.machine.world > 1:
             from accelerate.utils import broadcast_object_list
 
+            # objects, because the others do not know names and shapes of the sums
             box: list[dict[str, Tensor]] = [{k: v.cpu() for k, v in sums.items()}]
             broadcast_object_list(box)
             sums = {k: v.to(device) for k, v in box[0].items()}
@@ -224,7 +225,7 @@ class Engine:
                 show(min(phase.count, (turn + 1) * world))
                 if turn + 1 < rounds:
                     self.save_if_due(work, turn + 1, dict)
-        self.machine.barrier()
+        self.machine.barrier()  # until the other processes have written the items that `finish` reads
         if phase.keep is not None:
             work.method.files[phase.keep] = (*work.method.files.get(phase.keep, ()), *names)
         if phase.finish is not None:

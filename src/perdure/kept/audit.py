@@ -36,10 +36,13 @@ TEXT_SUFFIXES: Final = frozenset({".yaml", ".yml", ".json", ".jsonl", ".csv", ".
 EVENTS: Final = "events.out.tfevents."
 _PATH: Final = re.compile(
     r"file://[^\s\"'<>]+"
+    # a slash, two names or more; not the end of a URL, of a tag, of a relative path or of a fraction
     r"|(?<![\w.:/<~…-])/(?:[\w.+@-]+/)+[\w.+@-]*"
+    # a drive, and a server; in JSON each backslash stands twice
     r"|(?<!\w)[A-Za-z]:\\{1,2}\w[^\s\"'<>]*"
     r"|(?<!\\)\\{2,4}[\w.-]+\\{1,2}[\w.-]+"
 )
+# pictures within the report: base64 has slashes, and would often be taken for a path
 _EMBEDDED: Final = re.compile(r"data:[\w/+.-]+;base64,[A-Za-z0-9+/=]+")
 _ANYBODY: Final = frozenset({"root", "user", "admin", "localhost", "ubuntu", "debian", "runner", "docker", "jovyan"})
 

@@ -120,6 +120,7 @@ def write_kept(
     _check_claims(state, items, files)
     earlier = read_ledger(before)["items"] if before is not None else []
     known = {file["file"]: file for entry in earlier for file in entry["files"]}
+    # whatever no item claims is a weight: nothing that a method saves escapes the ledger
     claimed = {key for item in items for key in item.keys}
     weights = {k: v for k, v in state.items() if k not in claimed}
     entries = []
