@@ -6,7 +6,8 @@ network channel is never a label; :class:`ChannelMap` is the only bridge between
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import colorsys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -65,7 +66,7 @@ class LabelSpace:
         bad = [c.id for c in self.classes if not BACKGROUND < c.id < IGNORE]
         if bad:
             raise UsageError(f"class id {bad[0]} is out of range", f"ids run from 1 to {IGNORE - 1}; 0 is background")
-        object.__setattr__(self, "_by_id", by_id)
+        object.__setattr__(self, "_by_id", by_id)  # the class is frozen
 
     @property
     def ids(self) -> tuple[int, ...]:
@@ -92,17 +93,12 @@ class LabelSpace:
         raise UsageError(f"unknown class '{name}'", nearest(name, (c.name for c in self.classes)))
 
     def palette(self) -> Palette:
-        """RGB table ``(TABLE_SIZE, 3)`` uint8 for painting label maps; ignore is light grey."""
-        return paint_table({c.id: c.color for c in self.classes})
-
-
-def paint_table(colors: Mapping[int, Color]) -> Palette:
-    """RGB table ``(TABLE_SIZE, 3)`` uint8: label -> colour; ignore is light grey, everything else black."""
-    table = np.zeros((TABLE_SIZE, 3), np.uint8)
-    for label, color in colors.items():
-        table[label] = color
-    table[IGNORE] = (224, 224, 224)
-    return table
+        """RGB table ``(TABLE_SIZE, 3)`` uint8 for painting label maps: ignore is light grey, other labels are black."""
+        table = np.zeros((TABLE_SIZE, 3), np.uint8)
+        for c in self.classes:
+            table[c.id] = c.color
+        table[IGNORE] = (224, 224, 224)
+        return table
 
 
 def remap_table(keep: Iterable[int], other: int) -> Table:
@@ -133,15 +129,9 @@ class ChannelMap:
         table[list(self.ids)] = np.arange(len(self.ids))
         return table
 
-    def to_label(self) -> npt.NDArray[np.int64]:
-        """Table ``(1 + channels,)``: 0 -> background, 1 + channel -> label."""
-        return np.asarray([BACKGROUND, *self.ids], np.int64)
-
 
 def spread_colors(count: int) -> list[Color]:
-    """Return ``count`` well separated RGB colours, the same each time (golden-angle hues, two lightnesses)."""
-    import colorsys
-
+    """Return ``count`` well separated RGB colours, the same each time (golden-angle hues, three lightnesses)."""
     colors: list[Color] = []
     for k in range(count):
         hue, light = (k * 0.61803398875) % 1.0, (0.45, 0.62, 0.35)[k % 3]

@@ -18,13 +18,13 @@ import pytest
 
 from perdure.data.catalog import open_source
 from perdure.data.check import inspect
-from perdure.data.presence import label_presence
 from perdure.data.readers import medmnist, medmnist_official
 from perdure.data.readers.medmnist import NpzImages, open_medmnist
 from perdure.data.readers.medmnist_official import official_sets
 from perdure.data.source import AbsentSplitError, Source
 from perdure.errors import DataError, PerdureError, UsageError
 from perdure.labels import IGNORE
+from perdure.streams.lists import label_presence
 
 
 def arrays(counts: tuple[int, ...] = (6, 3, 4), shape: tuple[int, ...] = (5, 4), classes: int = 2) -> dict:

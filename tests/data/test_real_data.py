@@ -9,8 +9,8 @@ import pytest
 
 from perdure.data.catalog import open_source
 from perdure.data.check import inspect
-from perdure.data.presence import label_presence
 from perdure.labels import IGNORE, TABLE_SIZE
+from perdure.streams.lists import label_presence
 
 pytestmark = pytest.mark.real
 

@@ -10,11 +10,11 @@ from sklearn.datasets import load_digits
 
 from perdure.data.catalog import open_source
 from perdure.data.check import inspect
-from perdure.data.presence import label_presence
 from perdure.data.readers.digits import WRITERS
 from perdure.data.readers.single_digits import open_single_digits
 from perdure.data.source import SPLITS, Source
 from perdure.errors import DataError, UsageError
+from perdure.streams.lists import label_presence
 
 
 def test_labels_are_those_of_the_collection_and_splits_go_by_writer() -> None:

@@ -31,8 +31,7 @@ from perdure.networks.build import NETWORKS as BUILT
 from perdure.networks.build import build_network
 from perdure.seeds import derive_seed, seeded
 from perdure.streams.class_incremental import class_incremental
-from perdure.streams.merged import merged
-from perdure.streams.task import Stream
+from perdure.streams.task import Stream, merged
 
 pytestmark = pytest.mark.contract
 TINY = {"backbone": "tiny_resnet", "tiny_channels": [8, 8, 8, 16], "output_stride": 4, "width": 16}

@@ -18,9 +18,8 @@ from perdure.methods.prediction import Prediction
 from perdure.metrics.evaluate import count
 from perdure.metrics.figures import evaluate, run_results
 from perdure.streams.description import describe
-from perdure.streams.merged import merged
 from perdure.streams.partial_labels import DataSet, Elsewhere, Union, partial_labels
-from perdure.streams.task import Stream
+from perdure.streams.task import Stream, merged
 
 ORGANS = ("liver", "kidney", "spleen")
 SETS = {"north": ("liver", "kidney"), "south": ("spleen", "liver"), "east": ("spleen",)}

@@ -86,3 +86,12 @@ def test_the_table_does_not_import_torch() -> None:
     src = Path(__file__).resolve().parents[2] / "src"
     done = subprocess.run([sys.executable, "-c", code], cwd=src, check=False)
     assert done.returncode == 0
+
+
+def test_a_builder_of_ones_own_makes_a_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "own_networks.py").write_text("def number(dims, in_channels):\n    return 7\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(UsageError, match="network 'own_networks:number' made a int, not a network"):
+        build_network("own_networks:number", 2, 3)
+    with pytest.raises(UsageError, match="'own_networks:nothing' cannot be imported: AttributeError"):
+        build_network("own_networks:nothing", 2, 3)

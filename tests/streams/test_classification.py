@@ -19,9 +19,9 @@ from perdure.labels import IGNORE
 from perdure.streams import lists
 from perdure.streams.class_incremental import class_incremental
 from perdure.streams.description import describe, parse_stream, restore
-from perdure.streams.merged import merged
 from perdure.streams.partial_labels import DataSet, partial_labels
 from perdure.streams.summary import list_sizes, summarize
+from perdure.streams.task import merged
 
 LABELS = {"train": [0, 1, 2, 3, 0, 1, 2, 3, 3], "val": [0, 1, 2, 3], "test": [3, 2, 1, 0, 0]}
 

@@ -10,7 +10,7 @@ import pytest
 from perdure.errors import DataError
 from perdure.labels import IGNORE, TABLE_SIZE
 from perdure.streams import lists
-from perdure.streams.partition_file import partition, read_partition
+from perdure.streams.lists import partition, read_partition
 
 GROUPS = ((1, 2), (3,), (4,))
 SAMPLES = {
@@ -226,9 +226,10 @@ def save_objects(path):
         (save_objects, "not a readable .npy matrix"),
         (lambda p: p.write_bytes(b"\x80\x04K\x01."), "not a readable .npy matrix"),
         (lambda p: p.write_bytes(b""), "not a readable .npy matrix"),
+        (lambda p: np.savez(p.open("wb"), np.zeros((4, 2))), "not a readable .npy matrix"),
         (lambda p: None, "does not exist"),
     ],
-    ids=["shape", "twice", "numbers", "objects", "pickle", "empty", "missing"],
+    ids=["shape", "twice", "numbers", "objects", "pickle", "empty", "archive", "missing"],
 )
 def test_bad_partition_matrix(tmp_path, make, message):
     path = tmp_path / "steps.npy"

@@ -7,8 +7,8 @@ import pytest
 from perdure.errors import DataError, SealedDataError, UsageError
 from perdure.labels import IGNORE, label_space
 from perdure.streams.class_incremental import class_incremental
-from perdure.streams.merged import merged
 from perdure.streams.partial_labels import DataSet, global_space, partial_labels
+from perdure.streams.task import merged
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from perdure.errors import DataError
 from perdure.labels import IGNORE, TABLE_SIZE
 from perdure.streams import lists
 from perdure.streams.class_incremental import class_incremental
-from perdure.streams.merged import merged
 from perdure.streams.summary import list_sizes, summarize
+from perdure.streams.task import merged
 
 pytestmark = pytest.mark.real
 

@@ -11,9 +11,9 @@ from perdure.errors import DataError, SealedDataError, UsageError
 from perdure.labels import IGNORE
 from perdure.streams.class_incremental import class_incremental
 from perdure.streams.description import describe, parse_stream, read_stream, restore, write_stream
-from perdure.streams.merged import merged
 from perdure.streams.partial_labels import DataSet, partial_labels
 from perdure.streams.summary import left_out_rows, list_sizes, summarize
+from perdure.streams.task import merged
 
 SAMPLES = {"s1": [0, 1, IGNORE], "s2": [2, 3], "s3": [3, 4], "s4": [1, 4], "s5": [0, IGNORE], "s6": [5, 1]}
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
@@ -17,6 +17,9 @@ from perdure.data.catalog import open_source
 from perdure.data.check import Inspection, inspect
 from perdure.data.source import SPLITS
 from perdure.streams.published import Comparison, compare_counts, datasets, published
+
+if TYPE_CHECKING:
+    from perdure.streams.summary import StreamSummary
 
 
 def check_dataset(name: str, root: Path | None, options: Mapping[str, object], as_json: bool) -> bool:
@@ -96,7 +99,7 @@ def check_recipe(recipe: Recipe, as_json: bool) -> bool:
     return all(row.ok for row in beside)
 
 
-def _show_recipe(recipe: Recipe, summary: Mapping[str, Any], beside: Sequence[Comparison], console: Console) -> None:
+def _show_recipe(recipe: Recipe, summary: StreamSummary, beside: Sequence[Comparison], console: Console) -> None:
     table = Table(
         "task", "teaches", "train", "validation", "test", title=escape(f"{recipe.name}: {summary['protocol']}")
     )

@@ -20,10 +20,8 @@ from perdure.methods.options import Options, Setup
 from perdure.networks.build import NETWORKS, build_network
 from perdure.networks.network import Network
 from perdure.seeds import derive_seed, seeded
-from perdure.streams.class_incremental import class_incremental
-from perdure.streams.merged import merged
-from perdure.streams.pool import Pool
-from perdure.streams.task import Stream
+from perdure.streams.class_incremental import Pool, class_incremental
+from perdure.streams.task import Stream, merged
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,7 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on another device."""
+        # not waiting overlaps the copy with the step before it, because the loader pins batches meant for a GPU
         images, labels = (t.to(device, non_blocking=True) for t in (self.images, self.labels))
         parts, annotated = (
             None if t is None else t.to(device, non_blocking=True) for t in (self.parts, self.annotated)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
+import pkgutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from perdure.errors import DataError, UsageError, nearest
 
@@ -85,7 +85,7 @@ DATASETS: Final[dict[str, Entry]] = {
 }
 
 
-def open_source(name: str, root: Path | None, options: Mapping[str, Any] | None = None) -> Source:
+def open_source(name: str, root: Path | None, options: Mapping[str, object] | None = None) -> Source:
     """Open a data set by its name in :data:`DATASETS`.
 
     Args:
@@ -97,6 +97,8 @@ def open_source(name: str, root: Path | None, options: Mapping[str, Any] | None 
         UsageError: Unknown data set or option, an option of a wrong type, or a folder given to built-in data.
         DataError: The folder is missing or has another layout.
     """
+    from pydantic import TypeAdapter, ValidationError  # not above: the command line lists data sets without it
+
     if name not in DATASETS:
         raise UsageError(f"unknown data set '{name}'", nearest(name, DATASETS))
     entry = DATASETS[name]
@@ -109,22 +111,13 @@ def open_source(name: str, root: Path | None, options: Mapping[str, Any] | None 
     if root is not None and not root.is_dir():
         missing = "is not a folder" if root.exists() else "does not exist"
         raise DataError(f"the folder {root} {missing}", f"'{name}' expects a folder with {entry.layout}")
-    module, function = entry.target.split(":")
-    opener = getattr(importlib.import_module(module), function)
-    checked = _checked(name, opener, options or {})
-    source: Source = opener(**checked) if root is None else opener(root, **checked)
-    return source
-
-
-def _checked(name: str, opener: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Check options against the signature of ``opener`` and convert them (paths, tuples) as a recipe needs it."""
-    from pydantic import TypeAdapter, ValidationError
-
+    opener = pkgutil.resolve_name(entry.target)
+    # options are checked against the opener's own signature, so that a reader states them in one place only
     known = {
         key: p.annotation for key, p in inspect.signature(opener, eval_str=True).parameters.items() if key != "root"
     }
-    checked: dict[str, Any] = {}
-    for key, value in options.items():
+    checked: dict[str, object] = {}
+    for key, value in (options or {}).items():
         if key not in known:
             hint = nearest(key, known) if known else "it has no options"
             raise UsageError(f"the data set '{name}' has no option '{key}'", hint)
@@ -132,4 +125,5 @@ def _checked(name: str, opener: Any, options: Mapping[str, Any]) -> dict[str, An
             checked[key] = TypeAdapter(known[key]).validate_python(value)
         except ValidationError as error:
             raise UsageError(f"option '{key}' of data set '{name}' is {value!r}: {error.errors()[0]['msg']}") from error
-    return checked
+    source: Source = opener(**checked) if root is None else opener(root, **checked)
+    return source

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
 from itertools import combinations
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from perdure.data.source import SPLITS, AbsentSplitError, Image, Kind, Mask, Source, Split
+from perdure.data.source import SPLITS, AbsentSplitError, Kind, Source, Split
 from perdure.errors import DataError
 from perdure.labels import BACKGROUND, IGNORE, TABLE_SIZE
 
@@ -90,7 +91,7 @@ class Inspection:
         counts = self.splits[split].images
         return tuple(name for k, name in self.classes.items() if k not in (BACKGROUND, IGNORE) and not counts[k])
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain dictionaries, lists and numbers for JSON."""
         return asdict(self) | {"ok": self.ok}
 
@@ -126,22 +127,18 @@ def inspect(
         except DataError as error:
             problems.append(Problem(split, "", error.what, error.hint))
         else:
-            looks = _looks(source, split, names, threads, advance)
-            reports[split], pictures[split] = _report(source, split, names, looks, problems)
+            found = _in_order(source, split, names, threads or os.cpu_count() or 1, advance)
+            reports[split], pictures[split] = _report(source, split, names, found, problems)
     classes = {k: source.space.name(k) for k in source.space.ids}
     if source.kind == "segmentation":
         classes = {BACKGROUND: source.space.name(BACKGROUND)} | classes | {IGNORE: "ignore"}
-    told, hidden = tuple(problems[:limit]), max(0, len(problems) - limit)
-    return Inspection(source.name, classes, reports, absent, told, hidden, source.kind, _shared(pictures))
-
-
-def _shared(pictures: Mapping[Split, Sequence[bytes]]) -> dict[str, int]:
-    """Samples of a later split whose pixels occur in an earlier one, by pair of names, without zeros."""
     pairs = {f"{a}, {b}": sum(map(set(pictures[a]).__contains__, pictures[b])) for a, b in combinations(pictures, 2)}
-    return {pair: count for pair, count in pairs.items() if count}
+    shared = {pair: count for pair, count in pairs.items() if count}
+    told, hidden = tuple(problems[:limit]), max(0, len(problems) - limit)
+    return Inspection(source.name, classes, reports, absent, told, hidden, source.kind, shared)
 
 
-class _Seen(NamedTuple):
+class _Content(NamedTuple):
     """Spatial size of a sample, its pixels per label ``(TABLE_SIZE,)``; in classification a digest of the image."""
 
     shape: Shape
@@ -149,92 +146,77 @@ class _Seen(NamedTuple):
     picture: bytes
 
 
-Look = _Seen | DataError
-"""Content of one sample, or its problem."""
-
-
-def _look(source: Source, split: Split, name: str) -> Look:
-    try:
-        image = source.image(split, name)
-        mask = source.mask(split, name)
-    except DataError as error:
-        return error
-    shape = image.shape[1:]
+def _read(source: Source, split: Split, name: str) -> _Content:
+    """Content of one sample. Raises DataError where it cannot be used."""
+    image, mask = source.image(split, name), source.mask(split, name)
+    shape, picture = image.shape[1:], b""
     if source.kind == "classification":
-        return _look_at_class(source, name, image, mask)
-    if mask.shape != shape:
-        return DataError(
-            f"{source.name}: image and mask of '{name}' differ in size: {_size(shape)} and {_size(mask.shape)}",
+        if mask.shape != () or int(mask) not in source.space.ids:
+            raise DataError(
+                f"{source.name}: '{name}' has label {mask}, which is no class",
+                "correct the label: class ids are those of the class list",
+            )
+        # pixels and not files are compared: repeats in published sets are often stored anew
+        digest = hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16)
+        digest.update(repr(image.shape).encode())
+        picture = digest.digest()
+    elif mask.shape != shape:
+        sizes = " and ".join("×".join(map(str, size)) for size in (shape, mask.shape))
+        raise DataError(
+            f"{source.name}: image and mask of '{name}' differ in size: {sizes}",
             "make the mask at the image's size (a photograph with a rotation flag must be saved upright first)",
         )
-    return _Seen(shape, np.bincount(mask.ravel(), minlength=TABLE_SIZE), b"")
+    return _Content(shape, np.bincount(mask.ravel(), minlength=TABLE_SIZE), picture)
 
 
-def _look_at_class(source: Source, name: str, image: Image, label: Mask) -> Look:
-    if label.shape != () or int(label) not in source.space.ids:
-        return DataError(
-            f"{source.name}: '{name}' has label {label}, which is no class",
-            "correct the label: class ids are those of the class list",
-        )
-    digest = hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16)
-    digest.update(repr(image.shape).encode())
-    return _Seen(image.shape[1:], np.bincount([int(label)], minlength=TABLE_SIZE), digest.digest())
-
-
-def _size(shape: Shape) -> str:
-    return "×".join(map(str, shape))
-
-
-def _looks(
-    source: Source, split: Split, names: Sequence[str], threads: int | None, advance: Callable[[], None] | None
-) -> Iterator[Look]:
-    workers = threads or os.cpu_count() or 1
+def _in_order(
+    source: Source, split: Split, names: Sequence[str], workers: int, advance: Callable[[], None] | None
+) -> Iterator[Future[_Content]]:
+    """What threads read, finished and in the order of the names."""
     with ThreadPoolExecutor(workers) as pool:
-        waiting: list[Future[Look]] = []
-        for name in names:
-            waiting.append(pool.submit(_look, source, split, name))
-            if len(waiting) > 4 * workers:  # results are taken while reading, so memory does not grow with the data
-                yield waiting.pop(0).result()
+        waiting: deque[Future[_Content]] = deque()
+        for k in range(len(names) + 4 * workers):
+            if k < len(names):
+                waiting.append(pool.submit(_read, source, split, names[k]))
+            # results are taken while reading goes on, so that memory does not grow with the data
+            if k >= 4 * workers and waiting:
+                wait([waiting[0]])
+                yield waiting.popleft()
                 if advance is not None:
                     advance()
-        for future in waiting:
-            yield future.result()
-            if advance is not None:
-                advance()
 
 
 def _report(
-    source: Source, split: Split, names: Sequence[str], looks: Iterable[Look], problems: list[Problem]
+    source: Source, split: Split, names: Sequence[str], found: Iterable[Future[_Content]], problems: list[Problem]
 ) -> tuple[SplitReport, list[bytes]]:
     """Report of a split, and the digests of its images (in classification)."""
     images, pixels = np.zeros(TABLE_SIZE, np.int64), np.zeros(TABLE_SIZE, np.int64)
     shapes: set[Shape] = set()
     empty: list[str] = []
     pictures: list[bytes] = []
-    readable = 0
-    for name, look in zip(names, looks, strict=True):
-        if isinstance(look, DataError):
-            problems.append(Problem(split, name, look.what, look.hint))
+    for name, future in zip(names, found, strict=True):
+        try:
+            content = future.result()
+        except DataError as error:
+            problems.append(Problem(split, name, error.what, error.hint))
             continue
-        readable += 1
-        shapes.add(look.shape)
-        images += look.counts > 0
-        pixels += look.counts
-        if not look.counts[BACKGROUND + 1 : IGNORE].any():
+        shapes.add(content.shape)
+        images += content.counts > 0
+        pixels += content.counts
+        pictures.append(content.picture)
+        if not content.counts[BACKGROUND + 1 : IGNORE].any():
             empty.append(name)
-        if look.picture:
-            pictures.append(look.picture)
     whole = source.kind == "classification"
     ids = source.space.ids if whole else (BACKGROUND, *source.space.ids, IGNORE)
     by_area = sorted(shapes, key=lambda s: (int(np.prod(s)), s)) or [()]
     report = SplitReport(
         samples=len(names),
-        readable=readable,
+        readable=len(pictures),
         empty=tuple(empty),
         smallest=by_area[0],
         largest=by_area[-1],
         images={k: int(images[k]) for k in ids},
         pixels={} if whole else {k: int(pixels[k]) for k in ids},
-        repeated=len(pictures) - len(set(pictures)),
+        repeated=len(pictures) - len(set(pictures)) if whole else 0,
     )
-    return report, pictures
+    return report, pictures if whole else []

@@ -24,6 +24,15 @@ class Draw(NamedTuple):
     seed: int = 0
     part: int = 0
 
+    @classmethod
+    def within(cls, draw: Draw | int, length: int) -> Draw:
+        """A draw, or a position alone, as a draw from the start of ``length`` samples. Raises IndexError outside."""
+        whole = draw if isinstance(draw, Draw) else cls(draw)
+        place = whole.position + length if whole.position < 0 else whole.position
+        if not 0 <= place < length:  # without IndexError, a plain loop over samples would never end
+            raise IndexError(f"position {whole.position} of {length} samples")
+        return whole._replace(position=place)
+
 
 class Samples(Protocol):
     """What batches are cut from: prepared cases by position and seed."""
@@ -63,9 +72,9 @@ class Dataset(TorchDataset[Case]):
 
     def __getitem__(self, draw: Draw | int) -> Case:
         """Read, relabel and prepare one sample; the same draw always gives the same tensors."""
-        position, seed, _ = draw if isinstance(draw, Draw) else Draw(draw)
+        position, seed, _ = Draw.within(draw, len(self.names))
         case = self.read(position)
-        with seeded(seed):
+        with seeded(seed):  # here and not in the loader: the sample is then the same for any number of workers
             return self.preparation.train(case) if self.training else self.preparation.test(case)
 
     def read(self, position: int) -> Case:
@@ -79,13 +88,11 @@ class Dataset(TorchDataset[Case]):
                 f"{tuple(raw.image.shape[1:])} and {tuple(raw.label.shape)}"
             )
         label = torch.from_numpy(self.table)[raw.label.long()]
-        return Case(raw.image, label, raw.name, self._annotated(raw), raw.geometry, raw.group)
-
-    def _annotated(self, raw: Case) -> frozenset[int] | None:
-        if raw.annotated is None:
-            return self.annotated
-        own = frozenset(int(self.table[c]) for c in raw.annotated)
-        return own if self.annotated is None else own & self.annotated
+        annotated = self.annotated
+        if raw.annotated is not None:  # a case states its own ids in those of the source
+            own = frozenset(int(self.table[c]) for c in raw.annotated)
+            annotated = own if annotated is None else own & annotated
+        return Case(raw.image, label, raw.name, annotated, raw.geometry, raw.group)
 
 
 @dataclass(frozen=True)
@@ -99,13 +106,12 @@ class Joined(TorchDataset[Case]):
 
     def __getitem__(self, draw: Draw | int) -> Case:
         """Sample of the dataset that holds the position; a negative one counts from the end of the last."""
-        position, seed, _ = draw if isinstance(draw, Draw) else Draw(draw)
-        place = position + len(self) if position < 0 else position
-        for dataset in self.datasets if place >= 0 else ():
-            if place < len(dataset):
-                return dataset[Draw(place, seed)]
-            place -= len(dataset)
-        raise IndexError(f"position {position} of {len(self)} samples")
+        place, seed, _ = Draw.within(draw, len(self))
+        number = 0
+        while place >= len(self.datasets[number]):
+            place -= len(self.datasets[number])
+            number += 1
+        return self.datasets[number][Draw(place, seed)]
 
 
 def members(samples: Samples) -> Sequence[Dataset]:

@@ -35,6 +35,11 @@ class Batches:
     draws: int | None = None
 
     @property
+    def parts(self) -> tuple[Batches, ...]:
+        """Itself, as the only source of a :class:`Mix`."""
+        return (self,)
+
+    @property
     def per_epoch(self) -> int:
         """Samples of an epoch, before a last smaller batch is left out."""
         return self.draws if self.weights is not None and self.draws else len(self.samples)
@@ -81,7 +86,7 @@ class BatchSampler(Sampler[list[Draw]]):
     """
 
     def __init__(self, data: Batches | Mix, seed: int, start: int, stop: int, rank: int = 0, world: int = 1) -> None:
-        self.parts = data.parts if isinstance(data, Mix) else (data,)
+        self.parts = data.parts
         # the seed of the first source is the phase's own: one source draws the same alone and in a mix
         self.seeds = [seed if part == 0 else derive_seed(seed, "part", part) for part in range(len(self.parts))]
         self.start, self.stop, self.rank, self.world = start, stop, rank, world
@@ -90,27 +95,28 @@ class BatchSampler(Sampler[list[Draw]]):
         return self.stop - self.start
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        streams = [self._draws(part) for part in range(len(self.parts))]
-        for drawn in zip(*streams, strict=True):
-            yield [draw for part in drawn for draw in part]
-
-    def _draws(self, part: int) -> Iterator[list[Draw]]:
-        batches, seed = self.parts[part], self.seeds[part]
-        per_epoch, size = batches.steps(), batches.size
-        share = -(-size // self.world)
-        epoch, order = -1, [0]
+        orders: list[tuple[int, list[int]]] = [(-1, [])] * len(self.parts)  # of each part: its epoch, and the order
         for step in range(self.start, self.stop):
-            if step // per_epoch != epoch:
-                epoch = step // per_epoch
-                order = batches.order(seed, epoch)
-            at = (step % per_epoch) * size
-            mine = range(at + self.rank * share, min(at + size, at + (self.rank + 1) * share, len(order)))
-            yield [Draw(order[i], derive_seed(seed, epoch, i), part) for i in mine]
+            drawn: list[Draw] = []
+            for part, (batches, seed) in enumerate(zip(self.parts, self.seeds, strict=True)):
+                epoch, within = divmod(step, batches.steps())
+                if orders[part][0] != epoch:
+                    orders[part] = epoch, batches.order(seed, epoch)
+                order, size = orders[part][1], batches.size
+                # shares are rounded up, so that a batch that does not divide leaves the last process the fewest
+                share, at = -(-size // self.world), within * size
+                mine = range(at + self.rank * share, min(at + size, at + (self.rank + 1) * share, len(order)))
+                # the place in the epoch and not the process seeds the augmentation: it is the same for any `world`
+                drawn += [Draw(order[i], derive_seed(seed, epoch, i), part) for i in mine]
+            yield drawn
 
 
 def check_shares(data: Batches | Mix, world: int) -> None:
-    """Raise UsageError if a process would have to train on an empty share of some batch."""
-    for batches in data.parts if isinstance(data, Mix) else (data,):
+    """Raise UsageError if a process would have to train on an empty share of some batch.
+
+    Such a process would have no loss to take part with when gradients are averaged.
+    """
+    for batches in data.parts:
         size, count = batches.size, batches.per_epoch
         smallest = count % size if count < size or not batches.drop_last else 0
         share = -(-size // world)

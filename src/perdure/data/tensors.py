@@ -97,17 +97,26 @@ class FileSamples(TorchDataset[Case]):
         annotated: frozenset[int] | None = None,
     ) -> None:
         self.paths, self.preparation, self.annotated = tuple(paths), preparation or Preparation(), annotated
-        self.ends = tuple(accumulate(_samples_in(path) for path in self.paths))
+        counts: list[int] = []
+        for path in self.paths:
+            with _opened(path) as file:  # the header alone: its size does not depend on the images
+                names = set(file.keys())
+                shapes = {name: file.get_slice(name).get_shape() for name in names & {"images", "labels"}}
+            if {"image", "label"} <= names:
+                counts.append(1)
+            elif len(shapes) == 2 and shapes["images"][0] == shapes["labels"][0]:
+                counts.append(int(shapes["images"][0]))
+            else:
+                needed = "it needs tensors `image` and `label`, or as many `images` as `labels`"
+                raise DataError(f"{path} holds no samples", needed)
+        self.ends = tuple(accumulate(counts))
 
     def __len__(self) -> int:
         return self.ends[-1] if self.ends else 0
 
     def __getitem__(self, draw: Draw | int) -> Case:
         """Read and prepare one sample, whose name is that of its file, with its number in a shard."""
-        position, seed, _ = draw if isinstance(draw, Draw) else Draw(draw)
-        place = position + len(self) if position < 0 else position
-        if not 0 <= place < len(self):
-            raise IndexError(f"position {position} of {len(self)} samples")
+        place, seed, _ = Draw.within(draw, len(self))
         number = bisect_right(self.ends, place)
         path, row = self.paths[number], place - (self.ends[number - 1] if number else 0)
         with _opened(path) as file:
@@ -120,19 +129,6 @@ class FileSamples(TorchDataset[Case]):
         case = Case(image.clone(), label.clone(), name, self.annotated, group=name)
         with seeded(seed):
             return self.preparation.train(case)
-
-
-def _samples_in(path: Path) -> int:
-    """Number of samples in a file, from its header."""
-    with _opened(path) as file:
-        names = set(file.keys())
-        if {"image", "label"} <= names:
-            return 1
-        if {"images", "labels"} <= names:
-            images, labels = (file.get_slice(key).get_shape() for key in ("images", "labels"))
-            if images[0] == labels[0]:
-                return int(images[0])
-    raise DataError(f"{path} holds no samples", "it needs tensors `image` and `label`, or as many `images` as `labels`")
 
 
 @contextmanager

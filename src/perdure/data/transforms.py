@@ -82,6 +82,7 @@ def fit_square(image: Tensor, side: int) -> Tensor:
 
 def centre(maps: Tensor, side: int) -> Tensor:
     """The central ``side`` × ``side`` of images or label maps ``(..., H, W)``."""
+    # rounded as torchvision's CenterCrop does, so that label maps are cut where its images would be
     top, left = (round((length - side) / 2) for length in maps.shape[-2:])
     return maps[..., top : top + side, left : left + side]
 
@@ -113,5 +114,6 @@ def scale_scores(scores: Tensor, size: Sequence[int]) -> Tensor:
     """Scores ``(N, k, *s)`` at another spatial size, linear along every axis; ``(N, k)`` stay as they are."""
     if scores.shape[2:] == torch.Size(size) or scores.ndim == 2:
         return scores
+    # pixels are areas, not points (align_corners=False), as where images were resized: maps do not drift at the border
     mode = "trilinear" if scores.ndim == 5 else "bilinear"
     return nnf.interpolate(scores, list(size), mode=mode, align_corners=False)

@@ -85,7 +85,7 @@ def build_network(name: str, dims: int, in_channels: int, **options: object) -> 
     taken = {key: value for key, value in given.items() if key in inspect.signature(builder).parameters}
     try:
         # checks values against the builder's own annotations: there is no second list of types to keep up to date
-        network: Network = validate_call(builder)(**taken, **options)
+        network = validate_call(builder)(**taken, **options)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -93,6 +93,11 @@ def build_network(name: str, dims: int, in_channels: int, **options: object) -> 
             f"network '{name}', option '{where}': {first['msg']}",
             f"got {first['input']!r}; default: {known.get(str(first['loc'][0]))!r}",
         ) from error
+    if not isinstance(network, Network):
+        raise UsageError(
+            f"network '{name}' made a {type(network).__name__}, not a network",
+            "a builder returns a perdure.networks.network.Network",
+        )
     return network
 
 

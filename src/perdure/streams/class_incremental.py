@@ -20,16 +20,17 @@ from perdure.data.dataset import Dataset
 from perdure.data.preparation import Preparation
 from perdure.data.source import Source, Split
 from perdure.errors import DataError, UsageError, nearest
-from perdure.labels import BACKGROUND, IGNORE, LabelSpace, remap_table
+from perdure.labels import BACKGROUND, IGNORE, TABLE_SIZE, LabelSpace, remap_table
 from perdure.streams import lists
-from perdure.streams.partition_file import partition, read_partition
-from perdure.streams.pool import Pool, find_pool, pool_view, pool_words
 from perdure.streams.task import Stream, TaskData, TaskSpec, make_stream
 
 Setting = Literal["overlap", "disjoint", "partition", "partition-rarest"]
 SETTINGS: Final[tuple[str, ...]] = get_args(Setting)
 Order = str | Sequence[int | str]
 Groups = tuple[tuple[int, ...], ...]
+Pool = Literal["val", "test"] | Source
+"""Unlabelled images that a protocol grants: a split of the stream's data set, or another source, all images of which
+are granted from the first task on."""
 
 
 def class_incremental(
@@ -61,7 +62,7 @@ def class_incremental(
         order: ``natural``, ``shuffled`` (by ``order_seed``), or class ids or names in learning order. Classes
             outside a given order are never taught and remain background.
         order_seed: Seed of the shuffled order.
-        partition_file: See :mod:`perdure.streams.partition_file`.
+        partition_file: See :mod:`perdure.streams.lists`.
         other_label: Label of classes that are not yet learned in validation and test sets: 0 counts them as background,
             ``IGNORE`` leaves their pixels out. The default follows the data set's benchmark.
         short_last: Allow a last task with fewer classes, if ``step`` does not divide the rest.
@@ -81,20 +82,28 @@ def class_incremental(
     test = lists.seen(lists.cached_presence(source, "test"), groups)
     for split, rows in (("training", train), ("test", test)):
         _refuse_empty(source, split, setting, groups, names, rows)
-    if pool is not None:
-        find_pool(source, pool)
-    plan = _Plan(source, groups, train, test, preparation, other, pool)
+    granted: tuple[Source, Split] | None = None
+    if isinstance(pool, str):
+        lists.cached_presence(source, pool)  # a missing split is told before any work starts
+        granted = source, pool
+    elif pool is not None:
+        pool.names("train")
+        granted = pool, "train"
+    plan = _Plan(source, groups, train, test, preparation, other, granted)
     specs = [
         TaskSpec(name, new, frozenset(new), setting == "overlap", preparation, partial(plan.open, index))
         for index, (name, new) in enumerate(zip(names, groups, strict=True))
     ]
     told = setting if source.kind == "segmentation" else ""  # an image of one class is in one task for every setting
-    return make_stream(source.space, specs, _protocol(base, step, told, order, order_seed, partition_file, pool))
+    return make_stream(source.space, specs, _protocol(base, step, told, order, order_seed, partition_file, granted))
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """Image lists and label tables of all tasks."""
+    """Image lists and label tables of all tasks.
+
+    A class and not closures: spawned loader workers receive the data sets pickled, and with them what they refer to.
+    """
 
     source: Source
     groups: Groups
@@ -102,7 +111,7 @@ class _Plan:
     test: list[lists.Rows]
     preparation: Preparation
     other: int
-    pool: Pool | None
+    granted: tuple[Source, Split] | None
 
     @cached_property
     def validation(self) -> list[lists.Rows]:
@@ -117,13 +126,17 @@ class _Plan:
             validation=lambda: self.view("val", index, new, check),
             tests=lambda: {"test": self.view("test", index, seen, None)},
             joint=lambda split: self.view(split, index, every, check),
-            pool=self._pool(index, check),
+            pool=None if self.granted is None else partial(self.pool, *self.granted, index, check),
         )
 
-    def _pool(self, index: int, check: Callable[[], None]) -> Callable[[], Dataset] | None:
-        if self.pool is None:
-            return None
-        return partial(pool_view, self.source, self.pool, self.groups, index, self.preparation, check)
+    def pool(self, source: Source, split: Split, index: int, check: Callable[[], None]) -> Dataset:
+        """Granted images of a task: of a split those that show a class seen so far. All labels are ``IGNORE``."""
+        names = tuple(source.names(split))
+        if split != "train":
+            rows = lists.seen(lists.cached_presence(source, split), self.groups)[index]
+            names = tuple(names[row] for row in rows)
+        hidden = np.full(TABLE_SIZE, IGNORE, np.int16)
+        return Dataset(source, split, names, hidden, self.preparation, True, check)
 
     def view(self, split: Split, index: int, keep: Sequence[int], check: Callable[[], None] | None) -> Dataset:
         """Images of one task with the labels ``keep``; all others become background or ``other``."""
@@ -212,7 +225,7 @@ def _train_rows(source: Source, groups: Groups, setting: str, file: Path | None)
     presence = lists.cached_presence(source, "train")
     if setting == "partition" and file is not None:
         names = source.names("train")
-        return partition(presence, groups, read_partition(file, names, len(groups)), names)
+        return lists.partition(presence, groups, lists.read_partition(file, names, len(groups)), names)
     rules = {
         "overlap": lists.overlap,
         "disjoint": lists.disjoint,
@@ -234,11 +247,23 @@ def _refuse_empty(
 
 
 def _protocol(
-    base: int, step: int, setting: str, order: Order, order_seed: int, partition_file: Path | None, pool: Pool | None
+    base: int,
+    step: int,
+    setting: str,
+    order: Order,
+    order_seed: int,
+    partition_file: Path | None,
+    granted: tuple[Source, Split] | None,
 ) -> str:
+    """What was asked for, in words: reports show it, and a run refuses to go on under another one."""
     text = f"class-incremental {base}-{step} {setting}".rstrip()
-    if pool is not None:
-        text += pool_words(pool)
+    if granted is not None:
+        source, split = granted
+        text += {
+            "train": f", {len(source.names('train'))} unlabelled images of their own in training",
+            "val": ", unlabelled validation images in training",
+            "test": ", unlabelled test images (transductive) in training",
+        }[split]
     if partition_file is not None:
         text += f" from {partition_file.name}"
     if order == "shuffled":

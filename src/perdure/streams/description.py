@@ -18,7 +18,7 @@ from perdure.files import read_json, write_json
 from perdure.labels import BACKGROUND, ClassInfo, LabelSpace
 
 if TYPE_CHECKING:
-    from perdure.streams.task import Stream, Task
+    from perdure.streams.task import Stream
 
 _HINT = "the file was changed or is damaged: restore it"
 
@@ -118,10 +118,12 @@ class DescribedStream(BaseModel):
 
     def refuse_other(self, other: DescribedStream) -> None:
         """Raise RunError unless ``other`` begins with this stream: a stream only ever grows at its end."""
-        for key in ("protocol", "kind", "background", "patients"):
-            if getattr(self, key) != getattr(other, key):
+        whole = {"protocol", "kind", "background", "patients"}
+        here, there = self.model_dump(include=whole), other.model_dump(include=whole)
+        for key, value in here.items():
+            if value != there[key]:
                 raise RunError(
-                    f"the run has {key} '{getattr(self, key)}', the recipe makes '{getattr(other, key)}'",
+                    f"the run has {key} '{value}', the recipe makes '{there[key]}'",
                     "use the same recipe, or another folder with --out",
                 )
         if other.classes[: len(self.classes)] != self.classes:
@@ -131,24 +133,22 @@ class DescribedStream(BaseModel):
             )
         for mine in self.tasks:
             theirs = other.tasks[mine.index] if mine.index < len(other.tasks) else None
-            if theirs != mine or ((self.merged or other.merged) and other.groups != self.groups):
-                what = _changed(mine, theirs)
-                raise RunError(
-                    f"task {mine.index + 1} ('{mine.name}') of the run is not the same any more: {what}",
-                    "bring data and recipe back as they were; new tasks can only be added at the end",
-                )
-
-
-def _changed(old: DescribedTask, new: DescribedTask | None) -> str:
-    """In words, what differs between two descriptions of a task."""
-    if new is None:
-        return "the recipe has no such task"
-    key = next((key for key in DescribedTask.model_fields if getattr(old, key) != getattr(new, key)), "groups")
-    if key == "data":
-        names = sorted(old.data.keys() | new.data.keys())
-        key = "data." + next(name for name in names if old.data.get(name) != new.data.get(name))
-    said = {"digest": "other training images", "images": f"{new.images} training images instead of {old.images}"}
-    return said.get(key, f"it has another value of '{key}'")
+            if theirs == mine and not ((self.merged or other.merged) and other.groups != self.groups):
+                continue
+            what = "the recipe has no such task"
+            if theirs is not None:
+                old, new = mine.model_dump(), theirs.model_dump()
+                key = next((key for key, value in old.items() if value != new[key]), "groups")
+                if key == "data":
+                    names = sorted(mine.data.keys() | theirs.data.keys())
+                    key = "data." + next(name for name in names if mine.data.get(name) != theirs.data.get(name))
+                images = f"{theirs.images} training images instead of {mine.images}"
+                said = {"digest": "other training images", "images": images}
+                what = said.get(key, f"it has another value of '{key}'")
+            raise RunError(
+                f"task {mine.index + 1} ('{mine.name}') of the run is not the same any more: {what}",
+                "bring data and recipe back as they were; new tasks can only be added at the end",
+            )
 
 
 def describe(
@@ -167,15 +167,17 @@ def describe(
         kind: What a label describes: every pixel, or the image.
         data: The part of the recipe that names the data, without places on a machine.
     """
-    lists = [_training_list(task) for task in stream.tasks]
-    return DescribedStream(
-        protocol=stream.protocol,
-        dataset=dataset,
-        kind=kind,
-        background=stream.space.background,
-        patients=patients,
-        classes=stream.space.classes,
-        tasks=tuple(
+    from perdure.data.dataset import members  # loads torch
+
+    tasks: list[DescribedTask] = []
+    for task in stream.tasks:
+        images, digest = 0, ""
+        if task.data is not None:
+            samples, content = task.data.train(), hashlib.blake2b(digest_size=12)
+            for part in members(samples):
+                content.update("\0".join(part.names).encode(errors="surrogateescape") + part.table.tobytes())
+            images, digest = len(samples), content.hexdigest()
+        tasks.append(
             DescribedTask(
                 index=task.index,
                 name=task.name,
@@ -188,22 +190,17 @@ def describe(
                 images=images,
                 digest=digest,
             )
-            for task, (images, digest) in zip(stream.tasks, lists, strict=True)
-        ),
+        )
+    return DescribedStream(
+        protocol=stream.protocol,
+        dataset=dataset,
+        kind=kind,
+        background=stream.space.background,
+        patients=patients,
+        classes=stream.space.classes,
+        tasks=tuple(tasks),
         groups=stream.groups,
     )
-
-
-def _training_list(task: Task) -> tuple[int, str]:
-    """Number of a task's training images and a digest of their list; nothing of a task without data."""
-    from perdure.data.dataset import members  # loads torch
-
-    if task.data is None:
-        return 0, ""
-    samples, digest = task.data.train(), hashlib.blake2b(digest_size=12)
-    for dataset in members(samples):
-        digest.update("\0".join(dataset.names).encode(errors="surrogateescape") + dataset.table.tobytes())
-    return len(samples), digest.hexdigest()
 
 
 def restore(described: DescribedStream) -> Stream:

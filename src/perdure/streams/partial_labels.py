@@ -17,7 +17,7 @@ from perdure.data.dataset import Dataset
 from perdure.data.preparation import Preparation
 from perdure.data.source import Source, Split
 from perdure.errors import DataError, UsageError, nearest
-from perdure.labels import BACKGROUND, IGNORE, TABLE_SIZE, ClassInfo, Color, LabelSpace, Table, spread_colors
+from perdure.labels import BACKGROUND, ClassInfo, Color, LabelSpace, remap_table, spread_colors
 from perdure.streams.class_incremental import slug
 from perdure.streams.lists import cached_presence
 from perdure.streams.task import Stream, TaskData, TaskSpec, make_stream
@@ -133,7 +133,10 @@ def global_space(sets: Sequence[DataSet], union: Union = "names") -> tuple[Label
             if name not in id_of:
                 id_of[name] = len(classes) + 1
                 info = part.source.space[local_id]
-                color = _free_color(info.color, colors)
+                # two data sets may colour different classes alike, such as each its first one
+                color = info.color
+                if color in colors:
+                    color = next(c for c in spread_colors(len(colors) + 2) if c not in colors)
                 classes.append(ClassInfo(id_of[name], name, info.kind, color))
                 colors.add(color)
             local[local_id] = id_of[name]
@@ -141,21 +144,6 @@ def global_space(sets: Sequence[DataSet], union: Union = "names") -> tuple[Label
     backgrounds = {part.source.space.background for part in sets}
     background = backgrounds.pop() if len(backgrounds) == 1 else "background"
     return LabelSpace(tuple(classes), background), maps
-
-
-def label_table(local: Mapping[int, int], other: int) -> Table:
-    """Table: local id -> global id. Background and IGNORE remain, all other labels become ``other``."""
-    table = np.full(TABLE_SIZE, other, np.int16)
-    table[[BACKGROUND, IGNORE]] = BACKGROUND, IGNORE
-    table[list(local)] = list(local.values())
-    return table
-
-
-def _free_color(wanted: Color, used: set[Color]) -> Color:
-    """The wanted colour, or the next generated one if another class already has it."""
-    if wanted not in used:
-        return wanted
-    return next(c for c in spread_colors(len(used) + 2) if c not in used)
 
 
 def _opener(
@@ -169,26 +157,21 @@ def _opener(
         source = sets[task].source
         names = tuple(source.names(split))
         if source.kind == "classification" and len(maps[task]) < len(source.space):
-            present = cached_presence(source, split)[:, list(maps[task])]  # the other images have no label in this task
+            # images of other classes have no label in this task; a segmented image still has its background
+            present = cached_presence(source, split)[:, list(maps[task])]
             names = tuple(names[row] for row in np.flatnonzero(present.any(1)))
         if split != "val" and not names:
             raise DataError(f"{sets[task].label}: the {split} split is empty", "a task needs at least one sample")
-        other = BACKGROUND if split == "train" else source.other_label
+        table = remap_table((), BACKGROUND if split == "train" else source.other_label)
+        table[list(maps[task])] = list(maps[task].values())
         shown, annotated = sets[task].preparation or preparation, frozenset(maps[task].values()) if unlabelled else None
-        return Dataset(source, split, names, label_table(maps[task], other), shown, split == "train", guard, annotated)
-
-    def tests() -> dict[str, Dataset]:
-        return {sets[task].label: view(task, "test", None) for task in range(index + 1)}
+        return Dataset(source, split, names, table, shown, split == "train", guard, annotated)
 
     view(index, "train", None)  # raises for a missing split before any work starts
     view(index, "test", None)
-
-    def data(check: Callable[[], None]) -> TaskData:
-        return TaskData(
-            train=lambda: view(index, "train", check),
-            validation=lambda: view(index, "val", check),
-            tests=tests,
-            joint=lambda split: view(index, split, check),
-        )
-
-    return data
+    return lambda check: TaskData(
+        train=lambda: view(index, "train", check),
+        validation=lambda: view(index, "val", check),
+        tests=lambda: {sets[task].label: view(task, "test", None) for task in range(index + 1)},
+        joint=lambda split: view(index, split, check),
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from importlib import resources
-from typing import Any, NamedTuple
+from typing import NamedTuple, NotRequired, TypedDict
 
 from perdure.errors import DataError, UsageError, nearest
 
@@ -20,18 +20,43 @@ class Comparison(NamedTuple):
     ok: bool
 
 
+class Entry(TypedDict):
+    """Images per step of one split: of ``train`` by setting; what is not published is left out."""
+
+    train: NotRequired[dict[str, list[int]]]
+    validation: NotRequired[list[int]]
+    test: NotRequired[list[int]]
+
+
+class ClassOrder(TypedDict):
+    """Published splits under another class order."""
+
+    splits: dict[str, Entry]
+
+
+class Published(TypedDict):
+    """All that is published of a data set, as its file in ``streams/published`` holds it."""
+
+    dataset: str
+    classes: int
+    images: dict[str, int]
+    splits: dict[str, Entry]
+    orders: NotRequired[dict[str, ClassOrder]]
+    left_out: NotRequired[list[int]]
+
+
 def datasets() -> list[str]:
     """Names of the data sets with published counts."""
     folder = resources.files(__package__) / "published"
     return sorted(entry.name.removesuffix(".json") for entry in folder.iterdir() if entry.name.endswith(".json"))
 
 
-def published(dataset: str) -> dict[str, Any]:
+def published(dataset: str) -> Published:
     """All published counts of a data set: images, splits, orders. Raises UsageError if there are none."""
     if dataset not in datasets():
         raise UsageError(f"no counts are published for data set '{dataset}'", nearest(dataset, datasets()))
     text = (resources.files(__package__) / "published" / f"{dataset}.json").read_text(encoding="utf-8")
-    content: dict[str, Any] = json.loads(text)
+    content: Published = json.loads(text)
     return content
 
 
@@ -47,11 +72,15 @@ def published_counts(dataset: str, split_name: str, setting: str, order: str = "
     if dataset not in datasets():
         return {}
     content = published(dataset)
-    splits = content["splits"] if order == "natural" else content.get("orders", {}).get(order, {}).get("splits", {})
-    entry = splits.get(split_name, {})
-    counts = {split: list(entry[split]) for split in ("validation", "test") if split in entry}
-    train = entry.get("train", {}).get(setting)
-    return ({"train": list(train)} if train else {}) | counts
+    other = content.get("orders", {}).get(order)
+    splits = content["splits"] if order == "natural" else other["splits"] if other else {}
+    entry = splits.get(split_name, Entry())
+    known = {
+        "train": entry.get("train", {}).get(setting),
+        "validation": entry.get("validation"),
+        "test": entry.get("test"),
+    }
+    return {split: list(counts) for split, counts in known.items() if counts}
 
 
 def compare_counts(
@@ -96,5 +125,4 @@ def published_left_out(dataset: str) -> list[int] | None:
 
     None if no partition is published.
     """
-    content = published(dataset) if dataset in datasets() else {}
-    return list(content["left_out"]) if "left_out" in content else None
+    return published(dataset).get("left_out") if dataset in datasets() else None

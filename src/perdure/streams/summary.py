@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 
@@ -12,7 +13,37 @@ from perdure.data.source import AbsentSplitError, Source
 from perdure.errors import UsageError
 from perdure.labels import BACKGROUND, LabelSpace
 from perdure.streams.lists import Presence, cached_presence
-from perdure.streams.task import Stream, Task, TaskData
+from perdure.streams.task import Stream, Task
+
+
+class TaskSummary(TypedDict):
+    """Content of one task; ``images`` and ``shown_by_images`` are by split and by name of the data set."""
+
+    index: int
+    name: str
+    new: list[str]
+    annotated: list[str]
+    recurs: bool
+    images: dict[str, dict[str, int] | None]
+    shown_by_images: dict[str, dict[str, dict[str, int]] | None]
+    without_images: list[str]
+
+
+class StreamSummary(TypedDict):
+    """Content of a stream, ready for JSON."""
+
+    protocol: str
+    classes: int
+    left_out: list[str]
+    tasks: list[TaskSummary]
+
+
+class _Known(NamedTuple):
+    """Presence matrix of a split. Holds the source, so that no other object gets its ``id()``, the cache key."""
+
+    source: Source
+    presence: Presence
+    row_of: dict[str, int]
 
 
 def list_sizes(stream: Stream) -> dict[str, list[int] | None]:
@@ -36,79 +67,61 @@ def left_out_rows(stream: Stream) -> list[int]:
 
     For class-incremental streams; published partitions state these positions.
     """
-    datasets = [dataset for task in stream.tasks for dataset in members(_open(task).train())]
+    views = [_views(task)["train"] or {} for task in stream.tasks]
+    datasets = [dataset for view in views for samples in view.values() for dataset in members(samples)]
     used = {name for dataset in datasets for name in dataset.names}
     ordered = sorted(datasets[0].source.names("train"))
     return [row for row, name in enumerate(ordered) if name not in used]
 
 
-def summarize(stream: Stream) -> dict[str, Any]:
+def summarize(stream: Stream) -> StreamSummary:
     """Content of a stream, ready for JSON.
 
     Each task has its name, classes and numbers of images. For train, validation and test it has the number of images
     that show each class *after* the label table of the task (by class name; label 0 by the background's name).
     ``without_images`` lists annotated classes that no training image shows.
     """
+    space = stream.space
+    # tasks of one source share its presence matrix, which takes longest to get
     memory: dict[tuple[int, str], _Known] = {}
-    tasks = [_summary(task, stream.space, memory) for task in stream.tasks]
-    taught = {c for task in stream.tasks for c in task.seen}
-    left_out = [c.name for c in stream.space.classes if c.id not in taught]
-    return {"protocol": stream.protocol, "classes": len(taught), "left_out": left_out, "tasks": tasks}
-
-
-def _summary(task: Task, space: LabelSpace, memory: dict[tuple[int, str], _Known]) -> dict[str, Any]:
-    views = _views(task)
-    shown = {
-        split: None if group is None else {name: _histogram(v, space, memory) for name, v in group.items()}
-        for split, group in views.items()
-    }
-    annotated = [space.name(c) for c in task.seen if c in task.annotated]
-    in_training = (shown["train"] or {})["train"]
-    return {
-        "index": task.index,
-        "name": task.name,
-        "new": [space.name(c) for c in task.new],
-        "annotated": annotated,
-        "recurs": task.recurs,
-        "images": {
-            split: None if group is None else {name: len(v) for name, v in group.items()}
+    tasks: list[TaskSummary] = []
+    for task in stream.tasks:
+        views = _views(task)
+        shown = {
+            split: None if group is None else {name: _histogram(v, space, memory) for name, v in group.items()}
             for split, group in views.items()
-        },
-        "shown_by_images": shown,
-        "without_images": [name for name in annotated if name not in in_training],
-    }
-
-
-class _Known(NamedTuple):
-    """Presence matrix of a split. Holds the source, so that no other object gets its ``id()``, the cache key."""
-
-    source: Source
-    presence: Presence
-    row_of: dict[str, int]
+        }
+        annotated = [space.name(c) for c in task.seen if c in task.annotated]
+        in_training = (shown["train"] or {})["train"]
+        tasks.append(
+            {
+                "index": task.index,
+                "name": task.name,
+                "new": [space.name(c) for c in task.new],
+                "annotated": annotated,
+                "recurs": task.recurs,
+                "images": {
+                    split: None if group is None else {name: len(v) for name, v in group.items()}
+                    for split, group in views.items()
+                },
+                "shown_by_images": shown,
+                "without_images": [name for name in annotated if name not in in_training],
+            }
+        )
+    taught = {c for task in stream.tasks for c in task.seen}
+    left_out = [c.name for c in space.classes if c.id not in taught]
+    return {"protocol": stream.protocol, "classes": len(taught), "left_out": left_out, "tasks": tasks}
 
 
 def _views(task: Task) -> dict[str, Mapping[str, Samples] | None]:
     """All data sets of a task by split and name. Only sizes and lists are used; reading samples would raise."""
-    data = _open(task)
-    validation = _or_none(data.validation)
-    return {
-        "train": {"train": data.train()},
-        "validation": None if validation is None else {"validation": validation},
-        "test": data.tests(),
-    }
-
-
-def _open(task: Task) -> TaskData:
-    if task.data is None:
+    data = task.data
+    if data is None:
         raise UsageError(f"task '{task.name}' has no data attached", "build the stream from its data set")
-    return task.data
-
-
-def _or_none(opener: Callable[[], Samples]) -> Samples | None:
-    try:
-        return opener()
-    except AbsentSplitError:
-        return None
+    validation: dict[str, Samples] | None = None
+    with suppress(AbsentSplitError):  # a data set without a validation split can be learned
+        validation = {"validation": data.validation()}
+    return {"train": {"train": data.train()}, "validation": validation, "test": data.tests()}
 
 
 def _histogram(samples: Samples, space: LabelSpace, memory: dict[tuple[int, str], _Known]) -> dict[str, int]:

@@ -1,13 +1,15 @@
-"""Tasks and streams; training data can be read only while its task is open."""
+"""Tasks and streams; training data can be read only while its task is open. All tasks as one, for joint training."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
-from perdure.data.dataset import Dataset, Samples
+import numpy as np
+
+from perdure.data.dataset import Dataset, Joined, Samples, members
 from perdure.data.preparation import Preparation
 from perdure.data.source import Split
 from perdure.errors import SealedDataError
@@ -24,7 +26,7 @@ class TaskData:
         tests: Test sets, by name, for *all* classes seen so far: one in class-incremental streams, one per task in
             task-incremental ones.
         joint: The task's ``"train"`` or ``"val"`` images with all their labels, for upper bounds only
-            (:func:`perdure.streams.merged.merged`).
+            (:func:`merged`).
         pool: Unlabelled images that may show any class seen so far. ``None`` unless the protocol grants them.
     """
 
@@ -83,23 +85,19 @@ class Task:
 
     def tests(self) -> dict[str, Dataset]:
         """Test sets for all classes seen so far, by name."""
-        if self.data is None:
-            raise SealedDataError(
-                f"task '{self.name}' has no data attached", "give the data set's folder: data.root=PATH"
-            )
-        return self.data.tests()
+        return self._open(training=False).tests()  # test sets of earlier tasks stay readable: they are not trained on
 
     def pool(self) -> Dataset | None:
         """Unlabelled images of the classes seen so far (all labels are ``IGNORE``), if the protocol grants any."""
         opener = self._open().pool
         return None if opener is None else opener()
 
-    def _open(self) -> TaskData:
+    def _open(self, training: bool = True) -> TaskData:
         if self.data is None:
             raise SealedDataError(
                 f"task '{self.name}' has no data attached", "give the data set's folder: data.root=PATH"
             )
-        if self._gate is not None:
+        if training and self._gate is not None:
             self._gate.check(self.index)
         return self.data
 
@@ -184,3 +182,31 @@ def make_stream(
         )
         old += spec.new
     return Stream(space, tuple(tasks), protocol, tuple(groups or (s.new for s in specs)), gate)
+
+
+def merged(stream: Stream) -> Stream:
+    """Stream of one task that teaches every class from the images of all tasks, with all their labels (upper bound).
+
+    ``groups`` are those of ``stream``, so figures of old and new classes have the same definition in both. Data sets
+    that do not annotate each other's classes can be merged, because each sample records its annotated classes.
+    """
+    last = stream.tasks[-1]
+    opened = [task.data for task in stream.tasks if task.data is not None]
+
+    def data(check: Callable[[], None]) -> TaskData:
+        def joined(split: Split) -> Samples:
+            datasets = [dataset for part in opened for dataset in members(part.joint(split))]
+            first = datasets[0]
+            if any(d.source is not first.source or not np.array_equal(d.table, first.table) for d in datasets):
+                return Joined(tuple(replace(dataset, check=check) for dataset in datasets))
+            # with one source and label table an image that recurs in several tasks is taken once
+            chosen = {name for dataset in datasets for name in dataset.names}
+            names = tuple(name for name in first.source.names(first.split) if name in chosen)
+            return replace(first, names=names, check=check)
+
+        return TaskData(partial(joined, "train"), partial(joined, "val"), last.tests, joined)
+
+    annotated = frozenset().union(*(task.annotated for task in stream.tasks))
+    complete = len(opened) == len(stream.tasks)  # a stream that is only described (prediction) has no data to merge
+    spec = TaskSpec("joint", last.seen, annotated, False, last.preparation, data if complete else None)
+    return make_stream(stream.space, [spec], f"{stream.protocol}, merged", stream.groups)

@@ -7,10 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import cast
 
-from perdure.data.readers.imagefiles import IMAGE_SUFFIXES, MASK_SUFFIXES
-from perdure.data.readers.listing import Pair, index_folder, match
-from perdure.data.readers.pairs import PairSource, identity
-from perdure.data.source import AbsentSplitError, Split
+from perdure.data.readers.pairs import Pair, PairSource, folder_pairs, identity
+from perdure.data.source import Split
 from perdure.errors import DataError
 from perdure.labels import IGNORE, ClassInfo, Kind, LabelSpace, spread_colors
 
@@ -21,7 +19,7 @@ def ade20k_space() -> LabelSpace:
     """The 150 classes in the benchmark's order, with their first synonym as name."""
     with _TABLE.open(encoding="utf-8", newline="") as stream:
         rows = list(csv.DictReader(stream))
-    colors = spread_colors(len(rows))
+    colors = spread_colors(len(rows))  # generated: the benchmark does not define a palette
     classes = (
         ClassInfo(int(row["id"]), row["name"], cast(Kind, row["kind"]), color)
         for row, color in zip(rows, colors, strict=True)
@@ -76,10 +74,4 @@ def _compare(path: Path, space: LabelSpace) -> None:
 
 def _samples(base: Path, split: Split) -> dict[str, Pair]:
     part = "training" if split == "train" else "validation"
-    images, masks = base / "images" / part, base / "annotations" / part
-    for folder in (images, masks):
-        if not folder.is_dir():
-            raise AbsentSplitError(
-                f"split '{split}' of ADE20K is absent: {folder} does not exist", "unpack that part too"
-            )
-    return match(index_folder(images, IMAGE_SUFFIXES), index_folder(masks, MASK_SUFFIXES), str(images))
+    return folder_pairs(base / "images" / part, base / "annotations" / part, split=f"split '{split}' of ADE20K")

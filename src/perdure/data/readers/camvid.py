@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from perdure.data.readers.listing import Line, Pair, from_list, read_list
-from perdure.data.readers.pairs import PairSource, decoder
-from perdure.data.source import SPLITS, AbsentSplitError, Split
+from perdure.data.readers.pairs import Pair, PairSource, decoder, list_pairs
+from perdure.data.source import SPLITS, Split
 from perdure.errors import DataError
 from perdure.labels import IGNORE, IGNORE_IN_FILES, ClassInfo, Color, Kind, LabelSpace
 
@@ -54,14 +54,11 @@ def open_camvid(root: Path) -> PairSource:
 
 
 def _samples(root: Path, split: Split) -> dict[str, Pair]:
-    path = root / f"{split}.txt"
-    if not path.is_file():
-        raise AbsentSplitError(f"split '{split}' of CamVid is absent: {path} does not exist", "add the list")
-    return from_list(path, read_list(path), partial(_locate, root, split))
-
-
-def _locate(root: Path, split: Split, line: Line) -> tuple[Path, Path]:
-    if len(line.columns) == 2:  # the last two parts of each path are folder and file
-        image, mask = (root.joinpath(*PurePosixPath(column).parts[-2:]) for column in line.columns)
+    def locate(columns: Sequence[str]) -> tuple[Path, Path]:
+        if len(columns) == 1:
+            return root / split / f"{columns[0]}.png", root / f"{split}annot" / f"{columns[0]}.png"
+        # only folder and file are taken: the original lists begin with a path of their authors' machine
+        image, mask = (root.joinpath(*PurePosixPath(column).parts[-2:]) for column in columns)
         return image, mask
-    return root / split / f"{line.columns[0]}.png", root / f"{split}annot" / f"{line.columns[0]}.png"
+
+    return list_pairs(root / f"{split}.txt", locate, split=f"split '{split}' of CamVid")

@@ -6,9 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from perdure.data.readers.listing import Pair, index_folder, match
-from perdure.data.readers.pairs import PairSource, decoder
-from perdure.data.source import AbsentSplitError, Split
+from perdure.data.readers.pairs import Pair, PairSource, decoder, folder_pairs
+from perdure.data.source import Split
 from perdure.errors import DataError
 from perdure.labels import ClassInfo, Color, Kind, LabelSpace
 
@@ -59,15 +58,7 @@ def open_cityscapes(root: Path) -> PairSource:
 
 def _samples(root: Path, split: Split) -> dict[str, Pair]:
     part = "train" if split == "train" else "val"
+    # beside labelIds there are color and instanceIds files of the same image: the ending tells them apart
+    endings = ("_leftImg8bit", "_gtFine_labelIds")
     images, masks = root / "leftImg8bit" / part, root / "gtFine" / part
-    for folder in (images, masks):
-        if not folder.is_dir():
-            raise AbsentSplitError(
-                f"split '{split}' of Cityscapes is absent: {folder} does not exist", "unpack that part too"
-            )
-    return match(_files(images, "_leftImg8bit"), _files(masks, "_gtFine_labelIds"), str(images))
-
-
-def _files(folder: Path, ending: str) -> dict[str, Path]:
-    cities = sorted(city for city in folder.iterdir() if city.is_dir())
-    return {name: file for city in cities for name, file in index_folder(city, (".png",), ending).items()}
+    return folder_pairs(images, masks, endings, nested=True, split=f"split '{split}' of Cityscapes")

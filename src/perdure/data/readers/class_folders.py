@@ -61,6 +61,7 @@ class ClassFolders(Source):
 
     def fingerprint(self, split: Split) -> str:
         """Digest of the names and classes of all images."""
+        # no pixels are read: image lists depend on names and classes only
         digest = hashlib.blake2b(digest_size=16)
         for name, class_id in self._samples(split).items():
             digest.update(f"{class_id}\0{name}\0".encode(errors="surrogateescape"))
@@ -151,18 +152,13 @@ def _list_images(folder: Path, split: Split, space: LabelSpace) -> dict[str, int
                 f"{place} is a class that train lacks", f"remove the folder or rename it: {nearest(place.name, ids)}"
             )
     for name, class_id in ids.items():
-        if (folder / name).is_dir():
-            samples |= dict.fromkeys(_images_of(folder / name), class_id)
+        for path in _visible(folder / name) if (folder / name).is_dir() else ():
+            if path.is_dir():
+                raise DataError(
+                    f"{path} is a folder inside a class folder", "put the images directly into the class folder"
+                )
+            if path.suffix.lower() in IMAGE_SUFFIXES:
+                samples[f"{name}/{path.name}"] = class_id
     if not samples:
         raise DataError(f"{folder} holds no image", _LAYOUT)
     return samples
-
-
-def _images_of(folder: Path) -> Iterator[str]:
-    for path in _visible(folder):
-        if path.suffix.lower() in IMAGE_SUFFIXES:
-            yield f"{folder.name}/{path.name}"
-        elif path.is_dir():
-            raise DataError(
-                f"{path} is a folder inside a class folder", "put the images directly into the class folder"
-            )

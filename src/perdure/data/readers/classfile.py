@@ -10,17 +10,26 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import Final, NamedTuple, get_args
 
 from perdure.errors import DataError, nearest
-from perdure.labels import BACKGROUND, IGNORE, ClassInfo, Kind, LabelSpace, spread_colors
+from perdure.labels import BACKGROUND, IGNORE, ClassInfo, Color, Kind, LabelSpace, spread_colors
 
 CLASS_FILES: Final = ("classes.txt", "class_names.txt", "classes.json")
 _NUMBERED = re.compile(r"(\d+)[\s,:;]+(\S.*)")
 _BACKGROUND_WORDS: Final = {"background", "bg", "backgrd", "unlabelled", "unlabeled"}
 _HELP: Final = "write one class per line: its number, a space, its name"
-Row = tuple[int, str, dict[str, Any]]
+
+
+class Row(NamedTuple):
+    """One class as the file gives it."""
+
+    id: int
+    name: str
+    kind: Kind = "thing"
+    color: Color | None = None
 
 
 def find_class_file(*folders: Path) -> Path | None:
@@ -47,7 +56,7 @@ def read_class_file(path: Path) -> LabelSpace:
     rows = _json_rows(path, text) if path.suffix == ".json" else _text_rows(path, text)
     by_id: dict[int, str] = {}
     by_name: dict[str, int] = {}
-    for number, name, _ in rows:
+    for number, name, *_ in rows:
         if number in by_id:
             raise DataError(
                 f"{path} gives id {number} twice: '{by_id[number]}' and '{name}'", "give each class its own id"
@@ -63,13 +72,12 @@ def read_class_file(path: Path) -> LabelSpace:
                 f"ids run from 1 to {IGNORE - 1}; 0 is background",
             )
         by_id[number], by_name[name] = name, number
-    foreground = [row for row in rows if row[0] != BACKGROUND]
+    foreground = [row for row in rows if row.id != BACKGROUND]
     if not foreground:
         raise DataError(f"{path} lists no class", _HELP)
     colors = spread_colors(len(foreground))
     classes = (
-        ClassInfo(k, name, **{"color": color, **extra})
-        for (k, name, extra), color in zip(foreground, colors, strict=True)
+        ClassInfo(row.id, row.name, row.kind, row.color or color) for row, color in zip(foreground, colors, strict=True)
     )
     return LabelSpace(tuple(classes), by_id.get(BACKGROUND, "background"))
 
@@ -86,17 +94,19 @@ def _text_rows(path: Path, text: str) -> list[Row]:
     for (number, line), found in zip(lines, matches, strict=True):
         if found is None:
             raise DataError(f"{path} line {number} has no class number: '{line}'", "number all lines or none")
-        rows.append((int(found[1]), found[2], {}))
+        rows.append(Row(int(found[1]), found[2]))
     return rows
 
 
 def _numbered(names: list[str]) -> list[Row]:
+    """Rows of names alone: the first one may be the background, which published lists often begin with."""
     first = 0 if re.sub(r"[\W_]", "", names[0]).lower() in _BACKGROUND_WORDS else 1
-    return [(k, name, {}) for k, name in enumerate(names, first)]
+    return [Row(k, name) for k, name in enumerate(names, first)]
 
 
 def _json_rows(path: Path, text: str) -> list[Row]:
-    def unique(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    def unique(items: list[tuple[str, object]]) -> dict[str, object]:
+        # a plain reader would keep the last of two equal keys, and a class would vanish without a word
         keys = [key for key, _ in items]
         for key in keys:
             if keys.count(key) > 1:
@@ -107,34 +117,36 @@ def _json_rows(path: Path, text: str) -> list[Row]:
         value = json.loads(text, object_pairs_hook=unique)
     except json.JSONDecodeError as error:
         raise DataError(f"{path} is not valid JSON: {error}", "check brackets, quotes and commas") from error
-    if isinstance(value, dict) and value:
-        if all(isinstance(name, str) and key.isdecimal() for key, name in value.items()):
-            return [(int(key), name, {}) for key, name in value.items()]
-        if all(type(number) is int for number in value.values()):
-            return [(number, name, {}) for name, number in value.items()]
-    if isinstance(value, list) and value:
-        if all(isinstance(name, str) for name in value):
+    match value:
+        case {**entries} if entries:
+            pairs = [(str(key), value) for key, value in entries.items()]
+            names = [Row(int(key), name) for key, name in pairs if key.isdecimal() and type(name) is str]
+            ids = [Row(number, name) for name, number in pairs if type(number) is int]  # not isinstance: True is an int
+            for rows in (names, ids):
+                if len(rows) == len(entries):
+                    return rows
+        case [str(), *_] if all(type(name) is str for name in value):
             return _numbered(value)
-        if all(isinstance(row, dict) for row in value):
+        case [{}, *_] if all(type(row) is dict for row in value):
             return [_detailed(path, row) for row in value]
     raise DataError(f"{path} is not a class list", 'expected {"1": "cat", "2": "dog"} or a list of names')
 
 
-def _detailed(path: Path, row: dict[str, Any]) -> Row:
+def _detailed(path: Path, row: Mapping[str, object]) -> Row:
     known = ("id", "name", "kind", "color")
     for key in row:
         if key not in known:
             raise DataError(f"{path}: unknown key '{key}' in a class", nearest(key, known))
-    number, name, kind, color = (row.get(key) for key in known)
-    if type(number) is not int or not isinstance(name, str):
+    number, name, given, color = (row.get(key) for key in known)
+    if type(number) is not int or type(name) is not str:
         raise DataError(f"{path}: a class needs an integer 'id' and a text 'name', found {json.dumps(row)}", _HELP)
-    if kind is not None and kind not in get_args(Kind):
-        raise DataError(f"{path}: unknown kind '{kind}' of class '{name}'", nearest(str(kind), get_args(Kind)))
-    if color is not None and not (
-        isinstance(color, list) and len(color) == 3 and all(type(c) is int and 0 <= c <= 255 for c in color)
-    ):
-        raise DataError(
-            f"{path}: the colour of class '{name}' is not three numbers in 0..255", "for example [255, 0, 0]"
-        )
-    extra = {"kind": kind, "color": tuple(color) if color else None}
-    return number, name, {key: given for key, given in extra.items() if given is not None}
+    kinds: tuple[Kind, ...] = get_args(Kind)
+    kind = next((kind for kind in kinds if kind == ("thing" if given is None else given)), None)
+    if kind is None:
+        raise DataError(f"{path}: unknown kind '{given}' of class '{name}'", nearest(str(given), kinds))
+    match color:
+        case None:
+            return Row(number, name, kind)
+        case [int(r), int(g), int(b)] if all(0 <= part <= 255 for part in (r, g, b)):
+            return Row(number, name, kind, (r, g, b))
+    raise DataError(f"{path}: the colour of class '{name}' is not three numbers in 0..255", "for example [255, 0, 0]")

@@ -11,15 +11,13 @@ An image and its mask have the same name except for the suffix. Class files: :mo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from perdure.data.readers.classfile import CLASS_FILES, find_class_file, read_class_file
-from perdure.data.readers.imagefiles import IMAGE_SUFFIXES, MASK_SUFFIXES
-from perdure.data.readers.listing import Line, Pair, from_list, index_folder, match, read_list
-from perdure.data.readers.pairs import Decoder, PairSource, decoder, identity
+from perdure.data.readers.pairs import Decoder, Pair, PairSource, decoder, folder_pairs, identity, list_pairs
 from perdure.data.source import SPLITS, AbsentSplitError, Split
 from perdure.errors import DataError, UsageError
 from perdure.labels import BACKGROUND, IGNORE, IGNORE_IN_FILES, LabelSpace
@@ -95,27 +93,21 @@ def _samples(root: Path, holdout: int | None, split: Split) -> dict[str, Pair]:
     lists = any((root / f"{part}.txt").is_file() for part in SPLITS)
     if folders and lists:
         raise DataError(f"{root} has both split folders and split lists", "keep the folders or the lists")
+
+    def locate(line: Sequence[str]) -> tuple[Path, Path]:
+        return root / "images" / f"{line[0]}.png", root / "masks" / f"{line[0]}.png"
+
     for part in stand_in[split]:
         if folders and (root / part).is_dir():
-            return _folder(root / part)
+            return folder_pairs(root / part / "images", root / part / "masks")
         if lists and (path := root / f"{part}.txt").is_file():
-            return from_list(path, read_list(path, columns=1), partial(_locate, root))
+            return list_pairs(path, locate, columns=1)
     if not folders and not lists:
         if holdout is None:
             raise DataError(
                 f"{root} does not say which images are for training and which for testing",
                 "write train.txt and test.txt, one sample name per line, or holdout=5 for every fifth image",
             )
-        pairs = _folder(root)
+        pairs = folder_pairs(root / "images", root / "masks")
         return {name: pair for k, (name, pair) in enumerate(pairs.items()) if (k % holdout == 0) != (split == "train")}
     raise AbsentSplitError(f"{root} has no split '{split}'", f"add {split}.txt or {split}/images/ and {split}/masks/")
-
-
-def _folder(folder: Path) -> dict[str, Pair]:
-    images = index_folder(folder / "images", IMAGE_SUFFIXES)
-    return match(images, index_folder(folder / "masks", MASK_SUFFIXES), str(folder / "images"))
-
-
-def _locate(root: Path, line: Line) -> tuple[Path, Path]:
-    name = line.columns[0]
-    return root / "images" / f"{name}.png", root / "masks" / f"{name}.png"

@@ -70,14 +70,16 @@ def read_index_mask(path: Path) -> npt.NDArray[np.uint8 | np.uint16]:
     """
     picture = _load(path)
     if picture.mode not in ("1", "L", "P", "I", "I;16", "I;16B", "I;16L"):
+        what = "an image of fractions" if picture.mode == "F" else "a colour image"
         raise DataError(
-            f"{path} is a colour image (format {picture.mode}) where a mask of class numbers is expected",
+            f"{path} is {what} (format {picture.mode}) where a mask of class numbers is expected",
             "save masks as palette or grey PNG whose pixel values are class numbers",
         )
     values = np.asarray(picture)
     if values.dtype in (np.uint8, np.bool_):
         return values.view(np.uint8)
-    wrong = values[(values < 0) | (values > _MOST)]
-    if wrong.size:
-        raise DataError(f"{path} holds label {wrong[0]}; labels run from 0 to {_MOST}", "renumber the classes")
-    return values.astype(np.uint16)
+    if values.itemsize > 2:  # Pillow gives 16-bit files of some kinds as int32, as it gives all wider ones
+        wrong = values[(values < 0) | (values > _MOST)]
+        if wrong.size:
+            raise DataError(f"{path} holds label {wrong[0]}; labels run from 0 to {_MOST}", "renumber the classes")
+    return values.astype(np.uint16, copy=False)  # also to the machine's byte order

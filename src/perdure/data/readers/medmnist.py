@@ -1,5 +1,7 @@
 """MedMNIST's 2D sets, and other ``.npz`` files in their layout: small images with one class per image.
 
+Such a file is a zip archive of NumPy arrays, read without pickle; every defect of it is a DataError.
+
 A file holds ``{train,val,test}_images``, ``(N, H, W)`` or ``(N, H, W, 3)`` uint8, and ``{train,val,test}_labels``,
 ``(N,)`` or ``(N, 1)`` from 0. ``tables/medmnist.json`` describes the official files.
 """
@@ -9,23 +11,23 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Final, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from perdure.data.readers.medmnist_official import (
     OfficialSet,
-    channels_of,
     difference,
     download_official,
     file_name,
     official_sets,
 )
-from perdure.data.readers.npzfile import Header, read_array, read_headers
 from perdure.data.source import SPLITS, AbsentSplitError, Image, Kind, Mask, Source, Split
 from perdure.errors import DataError, UsageError, nearest
 from perdure.labels import IGNORE, LabelSpace, label_space
@@ -35,6 +37,73 @@ Verify = Literal["warn", "strict", "off"]
 Pixels = npt.NDArray[np.uint8]
 _LOADING = threading.Lock()  # several threads must not load the same images twice
 _log = logging.getLogger(__name__)
+_UNREADABLE: Final = (
+    OSError, EOFError, ValueError, KeyError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip  # what zipfile and NumPy raise on damaged, encrypted and foreign archives
+
+
+class Header(NamedTuple):
+    """Shape, type and checksum (CRC-32 of its bytes) of an array, known before it is read."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[np.generic]
+    crc: int
+
+
+def read_headers(path: Path) -> dict[str, Header]:
+    """Header of every array of an archive; no array is read.
+
+    Raises:
+        DataError: The file is missing, damaged, or not an archive of arrays.
+    """
+    headers: dict[str, Header] = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for info in archive.infolist():
+                if not info.filename.endswith(".npy"):
+                    continue
+                with archive.open(info) as stream:
+                    version = np.lib.format.read_magic(stream)
+                    if version not in ((1, 0), (2, 0)):
+                        raise ValueError(f"array '{info.filename}' has format version {version}")
+                    old = version == (1, 0)
+                    read = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
+                    shape, _, dtype = read(stream)
+                    # Python's integers: the shape of a damaged header can overflow those of NumPy
+                    size = stream.tell() + int(np.prod(shape, dtype=object)) * dtype.itemsize
+                if not dtype.hasobject and size != info.file_size:
+                    raise ValueError(f"array '{info.filename}' should have {size} bytes and has {info.file_size}")
+                headers[info.filename.removesuffix(".npy")] = Header(shape, dtype, info.CRC)
+    except _UNREADABLE as error:
+        raise _unreadable(path, error) from error
+    if not headers:
+        raise DataError(f"{path} holds no NumPy array", "expected an archive written by numpy.savez")
+    return headers
+
+
+def read_array(path: Path, key: str) -> npt.NDArray[np.generic]:
+    """Read one array. Pickled objects are refused.
+
+    Raises:
+        DataError: The array is missing, damaged, contains Python objects, or does not fit into memory.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            array: npt.NDArray[np.generic] = archive[key]
+    except MemoryError as error:
+        raise DataError(f"'{key}' in {path} does not fit into memory", "choose a smaller image size") from error
+    except _UNREADABLE as error:
+        raise _unreadable(path, error) from error
+    return array
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    if isinstance(error, FileNotFoundError):
+        return DataError(f"{path} does not exist")
+    why = (str(error) or type(error).__name__).splitlines()[0]
+    return DataError(
+        f"{path} is not a readable .npz file: {why}", "the file is damaged or of another type: download it again"
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +134,7 @@ class NpzImages(Source):
     def names(self, split: Split) -> Sequence[str]:
         """Positions in the file, with five digits or more: ``00000``, ``00001``, ..."""
         count = len(self._ids(split))
-        width = _width(count)
+        width = max(5, len(str(count - 1)))
         return tuple(f"{k:0{width}d}" for k in range(count))
 
     def image(self, split: Split, name: str) -> Image:
@@ -81,6 +150,7 @@ class NpzImages(Source):
         """Digest of classes, labels, shape and the file's checksum of the images."""
         ids, images = self._ids(split), self.headers[f"{split}_images"]
         digest = hashlib.blake2b(ids.tobytes(), digest_size=16)
+        # the archive's own checksum spares reading the images, which can be gigabytes
         digest.update(repr((self.space.ids, [c.name for c in self.space.classes], images.shape, images.crc)).encode())
         return digest.hexdigest()
 
@@ -91,27 +161,24 @@ class NpzImages(Source):
 
     def _row(self, split: Split, name: str) -> int:
         count = len(self._ids(split))
-        if not (name.isdecimal() and len(name) == _width(count) and int(name) < count):
+        if not (name.isdecimal() and len(name) == max(5, len(str(count - 1))) and int(name) < count):
             raise DataError(f"{self.name} has no sample '{name}' in split '{split}'")
         return int(name)
 
     def _images(self, split: Split) -> Pixels:
-        if split not in self._loaded:
+        if split not in self._loaded:  # asked before the lock too, which most reads then never wait for
             with _LOADING:
                 if split not in self._loaded:
-                    self._loaded[split] = self._read(split)
+                    try:
+                        self._loaded[split] = read_array(self.path, f"{split}_images").astype(np.uint8, copy=False)
+                    except DataError as error:
+                        self._loaded[split] = error  # a damaged file is not read again for each of its images
         known = self._loaded[split]
-        if isinstance(known, DataError):  # a damaged file is not read again for each of its images
+        if isinstance(known, DataError):
             raise known
         return known
 
-    def _read(self, split: Split) -> Pixels | DataError:
-        try:
-            return read_array(self.path, f"{split}_images")
-        except DataError as error:
-            return error
-
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         """Leave the loaded images out when the source is sent to another process."""
         return self.__dict__ | {"_loaded": {}}
 
@@ -157,11 +224,23 @@ def open_medmnist(
     headers = read_headers(path)
     splits = _splits(path, headers)
     labels = {split: _labels(path, f"{split}_labels", headers[f"{split}_images"].shape[0]) for split in splits}
-    names = facts.classes if facts else classes or _invented(labels)
+    names = facts.classes if facts else classes
+    if not names:  # as many as the labels ask for
+        names = [f"class {k}" for k in range(min(IGNORE - 1, 1 + max(int(values.max()) for values in labels.values())))]
     for split, values in labels.items():
-        _check_range(path, f"{split}_labels", values, len(names))
+        wrong = np.flatnonzero((values < 0) | (values >= len(names)))
+        if wrong.size:
+            raise DataError(
+                f"{split}_labels in {path} holds {values[wrong[0]]} (image {wrong[0]}; {wrong.size} labels are outside "
+                f"0 to {len(names) - 1})",
+                f"the file is damaged or has other classes: {len(names)} are expected",
+            )
     if facts and verify != "off":
-        _verify(path, facts, size, headers, verify)
+        what = difference(path, facts, size, {key: header.shape for key, header in headers.items()})
+        if what and verify == "strict":
+            raise DataError(what, "fetch the official file, or accept this one with verify=warn")
+        if what:
+            _log.warning("%s", what)
     space = label_space(names, facts.kind if facts else "thing", background=None)
     ids = {split: (values + 1).astype(np.int16) for split, values in labels.items()}
     return NpzImages(flag or path.stem, path, space, headers, ids, patients)
@@ -222,7 +301,7 @@ def _splits(path: Path, headers: Mapping[str, Header]) -> tuple[Split, ...]:
         if len(header.shape) not in (3, 4) or header.shape[3:] not in ((), (1,), (3,)) or 0 in header.shape:
             what = "N × H × W or N × H × W × 3 is expected (volumes are not read)"
             raise DataError(f"{key} in {path} has shape {'×'.join(map(str, header.shape))}", what)
-        channels[channels_of(header)] = key
+        channels[header.shape[3] if len(header.shape) == 4 else 1] = key
     if len(channels) > 1:
         raise DataError(f"{path} has grey images ({channels[1]}) and colour images ({channels[3]})", "use one kind")
     return found
@@ -239,29 +318,3 @@ def _labels(path: Path, key: str, images: int) -> npt.NDArray[np.int64]:
     if values.size != images:
         raise DataError(f"{path} has {images} images but {values.size} labels in {key}", "fetch or write it again")
     return values.reshape(-1).astype(np.int64)
-
-
-def _invented(labels: Mapping[Split, npt.NDArray[np.int64]]) -> list[str]:
-    return [f"class {k}" for k in range(min(IGNORE - 1, 1 + max(int(values.max()) for values in labels.values())))]
-
-
-def _check_range(path: Path, key: str, values: npt.NDArray[np.int64], count: int) -> None:
-    wrong = np.flatnonzero((values < 0) | (values >= count))
-    if wrong.size:
-        raise DataError(
-            f"{key} in {path} holds {values[wrong[0]]} (image {wrong[0]}; {wrong.size} labels are outside 0 to "
-            f"{count - 1})",
-            f"the file is damaged or has other classes: {count} are expected",
-        )
-
-
-def _verify(path: Path, facts: OfficialSet, size: int, headers: Mapping[str, Header], verify: Verify) -> None:
-    what = difference(path, facts, size, headers)
-    if what and verify == "strict":
-        raise DataError(what, "fetch the official file, or accept this one with verify=warn")
-    if what:
-        _log.warning("%s", what)
-
-
-def _width(count: int) -> int:
-    return max(5, len(str(count - 1)))

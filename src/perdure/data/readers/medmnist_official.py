@@ -11,9 +11,8 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from perdure.data.readers.npzfile import Header
 from perdure.data.source import SPLITS
 from perdure.errors import DataError, PerdureError
 from perdure.files import TEMPORARY, write_failure
@@ -46,23 +45,24 @@ def file_name(flag: str, size: int) -> str:
     return f"{flag}.npz" if size == 28 else f"{flag}_{size}.npz"
 
 
-def channels_of(images: Header) -> int:
-    """1 for ``(N, H, W)`` and the last axis of ``(N, H, W, C)``."""
-    return images.shape[3] if len(images.shape) == 4 else 1
+def difference(path: Path, facts: OfficialSet, size: int, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """Differences between a file and the official one; empty if the MD5 is the same.
 
-
-def difference(path: Path, facts: OfficialSet, size: int, headers: Mapping[str, Header]) -> str:
-    """Differences between a file and the official one; empty if the MD5 is the same."""
+    Args:
+        path: The file.
+        facts: Description of the official set.
+        size: Height and width of the official images.
+        shapes: Shape of each array of the file.
+    """
     ours, official = _md5(path), facts.md5[str(size)]
     if ours == official:
         return ""
-    keys = {split: f"{split}_images" for split in SPLITS}
-    found = {split: headers[key].shape[0] if key in headers else 0 for split, key in keys.items()}
+    found = {split: shapes.get(f"{split}_images", (0,))[0] for split in SPLITS}
     differs = [
         f"{s} has {found[s]} images, officially {facts.counts[s]}" for s in SPLITS if found[s] != facts.counts[s]
     ]
-    images = headers["train_images"]
-    shape, wanted = (*images.shape[1:3], channels_of(images)), (size, size, facts.channels)
+    _, height, width, *channels = shapes["train_images"]
+    shape, wanted = (height, width, *(channels or [1])), (size, size, facts.channels)
     if shape != wanted:
         differs.append("images are {}×{} with {} channels, officially {}×{} with {}".format(*shape, *wanted))
     same = "numbers, size and channels of its images are the official ones, so order, packing or pixels differ"
@@ -94,25 +94,23 @@ def download_official(flag: str, size: int, path: Path) -> None:
             f"fetching '{flag}' needs the package medmnist, which is not installed: {error}",
             "run pip install 'perdure[medmnist]', or download the file yourself",
         ) from error
+    facts = medmnist.INFO[flag]
     try:
         with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=path.parent) as folder:
-            part = _fetch(medmnist, flag, size, Path(folder), path)
+            try:
+                with contextlib.redirect_stdout(sys.stderr):
+                    getattr(medmnist, facts["python_class"])(split="val", root=folder, size=size, download=True)
+            except Exception as error:  # the package raises RuntimeError for every failure
+                url = facts["url" if size == 28 else f"url_{size}"]
+                raise DataError(
+                    f"{path.name} could not be fetched ({type(error).__name__})",
+                    f"check the network, or fetch {url} into {path.parent} yourself",
+                ) from error
+            # a wrong file never gets the name, not even for a moment: another process could read it
+            part = Path(folder) / path.name
             digest, md5 = _md5(part), official_sets()[flag].md5[str(size)]
             if digest != md5:
                 raise DataError(f"what was fetched as {path.name} has MD5 {digest}, not {md5}", "try again later")
             part.replace(path)
     except OSError as error:
         raise write_failure(path, error) from error
-
-
-def _fetch(medmnist: Any, flag: str, size: int, folder: Path, path: Path) -> Path:
-    facts = medmnist.INFO[flag]
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
-            getattr(medmnist, facts["python_class"])(split="val", root=str(folder), size=size, download=True)
-    except Exception as error:  # the package raises RuntimeError for every failure
-        raise DataError(
-            f"{path.name} could not be fetched ({type(error).__name__})",
-            f"check the network, or fetch {facts['url' if size == 28 else f'url_{size}']} into {path.parent} yourself",
-        ) from error
-    return folder / path.name

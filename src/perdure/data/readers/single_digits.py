@@ -46,7 +46,7 @@ class SingleDigits(Source):
     def image(self, split: Split, name: str) -> Image:
         """Grey image ``(1, size, size)`` uint8, white ink on black."""
         pixels: Image = _collection(self.size)[0][self._place(split, name)]
-        return pixels[None].copy()
+        return pixels[None].copy()  # the cached collection must not change through a sample
 
     def mask(self, split: Split, name: str) -> Mask:
         """Digit + 1, shape ``()``."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Final, Literal, cast
+from typing import Final, Literal
 
 import numpy as np
 
@@ -82,5 +82,5 @@ def open_unlabelled(root: Path, kind: Kind, space: LabelSpace, channels: Literal
         DataError: The folder does not exist or contains no image.
     """
     source = Unlabelled(root, kind, space, channels)
-    source.names("train")
-    return cast(Source, source)
+    source.names("train")  # lists the folder now, so that a wrong one is told before a run starts
+    return source

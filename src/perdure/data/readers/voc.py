@@ -9,6 +9,7 @@ Layout: ``JPEGImages/NAME.jpg``, ``SegmentationClass/NAME.png`` (palette PNG, 25
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -16,9 +17,8 @@ from typing import Final
 import numpy as np
 
 from perdure.data.readers.classfile import find_class_file, read_class_file
-from perdure.data.readers.listing import Line, Pair, from_list, read_list
-from perdure.data.readers.pairs import PairSource, identity
-from perdure.data.source import AbsentSplitError, Split
+from perdure.data.readers.pairs import Pair, PairSource, identity, list_pairs
+from perdure.data.source import Split
 from perdure.errors import DataError
 from perdure.labels import ClassInfo, Color, LabelSpace
 
@@ -33,11 +33,6 @@ def voc_color(index: int) -> Color:
     bits = np.arange(8)
     channels = [int((((index >> (3 * bits + c)) & 1) << (7 - bits)).sum()) for c in range(3)]
     return channels[0], channels[1], channels[2]
-
-
-def voc_space() -> LabelSpace:
-    """The 20 classes in official order and colours."""
-    return LabelSpace(tuple(ClassInfo(k, name, "thing", voc_color(k)) for k, name in enumerate(CLASSES, 1)))
 
 
 def open_voc(root: Path, train_list: str | None = None, val_list: str = "val") -> PairSource:
@@ -55,37 +50,24 @@ def open_voc(root: Path, train_list: str | None = None, val_list: str = "val") -
     Raises:
         DataError: The folder has another layout, or the class file is invalid.
     """
-    base = _base(root)
-    own = _own_classes(base)
-    space = own or voc_space()
-    remedy = (
-        "add the class to the class file, or correct the mask"
-        if own
-        else "VOC masks hold 0..20 and 255; a data set with other classes needs a classes.txt beside JPEGImages"
-    )
-    lister = partial(_samples, base, train_list, val_list, own is not None)
-    return PairSource("voc", space, lister, identity(space), remedy)
-
-
-def _base(root: Path) -> Path:
-    candidates = (root, root / "VOC2012", root / "VOCdevkit" / "VOC2012")
-    for base in candidates:
+    for base in (root, root / "VOC2012", root / "VOCdevkit" / "VOC2012"):
         if (base / "JPEGImages").is_dir() and (base / "ImageSets" / "Segmentation").is_dir():
-            return base
-    raise DataError(
-        f"{root} is not a data set in the VOC layout",
-        "expected JPEGImages/, SegmentationClass/, ImageSets/Segmentation/ in it or in VOCdevkit/VOC2012/",
-    )
-
-
-def _own_classes(base: Path) -> LabelSpace | None:
-    """Label space of the folder's class file, or None if there is none or it lists VOC's own classes."""
-    path = find_class_file(base)
-    if path is None:
-        return None
-    space = read_class_file(path)
-    plain = tuple(re.sub(r"[\W_]", "", c.name).lower() for c in space.classes)
-    return None if plain == CLASSES and space.ids == tuple(range(1, 21)) else space
+            break
+    else:
+        raise DataError(
+            f"{root} is not a data set in the VOC layout",
+            "expected JPEGImages/, SegmentationClass/, ImageSets/Segmentation/ in it or in VOCdevkit/VOC2012/",
+        )
+    space = LabelSpace(tuple(ClassInfo(k, name, "thing", voc_color(k)) for k, name in enumerate(CLASSES, 1)))
+    own = False
+    remedy = "VOC masks hold 0..20 and 255; a data set with other classes needs a classes.txt beside JPEGImages"
+    if path := find_class_file(base):
+        listed = read_class_file(path)
+        plain = tuple(re.sub(r"[\W_]", "", c.name).lower() for c in listed.classes)
+        # a file with VOC's own classes changes nothing, so that colours and splits stay the official ones
+        if plain != CLASSES or listed.ids != space.ids:
+            space, own, remedy = listed, True, "add the class to the class file, or correct the mask"
+    return PairSource("voc", space, partial(_samples, base, train_list, val_list, own), identity(space), remedy)
 
 
 def _samples(base: Path, train_list: str | None, val_list: str, own: bool, split: Split) -> dict[str, Pair]:
@@ -94,16 +76,13 @@ def _samples(base: Path, train_list: str | None, val_list: str, own: bool, split
         stem = train_list or ("train_aug" if (lists / "train_aug.txt").is_file() else "train")
     else:
         stem = "test" if split == "test" and own and (lists / "test.txt").is_file() else val_list
-    path = lists / f"{stem}.txt"
-    if not path.is_file():
-        raise AbsentSplitError(f"split '{split}' of {base} has no list: {path} does not exist", "add the list")
     augmented = stem.endswith("_aug") and (base / "SegmentationClassAug").is_dir()
     masks = base / ("SegmentationClassAug" if augmented else "SegmentationClass")
-    return from_list(path, read_list(path), partial(_locate, base, masks))
 
-
-def _locate(base: Path, masks: Path, line: Line) -> tuple[Path, Path]:
-    if len(line.columns) == 2:
-        image, mask = (base / column.lstrip("/") for column in line.columns)
+    def locate(columns: Sequence[str]) -> tuple[Path, Path]:
+        if len(columns) == 1:
+            return base / "JPEGImages" / f"{columns[0]}.jpg", masks / f"{columns[0]}.png"
+        image, mask = (base / column.lstrip("/") for column in columns)  # as in "/JPEGImages/x.jpg"
         return image, mask
-    return base / "JPEGImages" / f"{line.columns[0]}.jpg", masks / f"{line.columns[0]}.png"
+
+    return list_pairs(lists / f"{stem}.txt", locate, split=f"split '{split}' of {base}")
