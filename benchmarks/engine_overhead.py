@@ -4,7 +4,7 @@
 
 Both loops run in turn, so that a busy machine slows both down. On a CPU the process's own time is counted, on a GPU
 the clock. A block starts after some steps of warm-up; starting and ending a phase is not part of a step. The
-engine does what it does by default: seeds every step, sums the loss terms, looks for signals and for the time to
+engine does what it does by default: seeds every step, sums the loss terms, checks for signals and for the time to
 save, writes a log line and TensorBoard scalars every 20 steps.
 """
 
@@ -26,14 +26,16 @@ from torch.utils.data import DataLoader
 
 from perdure.data.case import collate
 from perdure.data.dataset import Dataset
+from perdure.data.preparation import Preparation
 from perdure.data.sampling import Batches
+from perdure.data.source import Image, Mask, Source, Split
 from perdure.engine.checkpoint import Checkpoint, Position
 from perdure.engine.engine import Engine
 from perdure.engine.machine import Machine
 from perdure.engine.options import EngineOptions
 from perdure.engine.phases import Train
 from perdure.engine.run_logger import RunLogger
-from perdure.labels import label_space
+from perdure.labels import TABLE_SIZE, label_space
 from perdure.methods.finetune import Finetune
 from perdure.methods.options import Setup, TrainingOptions
 from perdure.methods.training import make_optimizer
@@ -45,7 +47,7 @@ CLASSES = 10
 
 
 class Case(NamedTuple):
-    """Network, side of the images and images a step."""
+    """Network, side of the images and images per step."""
 
     network: str
     settings: dict[str, Any]
@@ -67,28 +69,40 @@ CASES = {
 }
 
 
-class Pictures:
-    """Noise with labels, in memory."""
+class Noise(Source):
+    """Random images with random labels, in memory."""
 
-    name, patients, other_label = "pictures", False, 0
+    name, kind, patients, other_label = "noise", "segmentation", False, 0
     space = label_space([str(c) for c in range(1, CLASSES + 1)])
 
     def __init__(self, side: int, count: int) -> None:
         draw = np.random.default_rng(0)
         self.images = draw.integers(0, 256, (count, 3, side, side), np.uint8)
-        self.masks = draw.integers(0, CLASSES + 1, (count, side, side), np.uint8)
+        self.masks = draw.integers(0, CLASSES + 1, (count, side, side), np.int16)
 
-    def image(self, split: str, name: str) -> np.ndarray:  # noqa: ARG002
-        """Picture of a sample."""
+    def names(self, split: Split) -> list[str]:  # noqa: ARG002
+        """Numbers."""
+        return [str(i) for i in range(len(self.images))]
+
+    def image(self, split: Split, name: str) -> Image:  # noqa: ARG002
+        """Image of a sample."""
         return self.images[int(name)]
 
-    def mask(self, split: str, name: str) -> np.ndarray:  # noqa: ARG002
+    def mask(self, split: Split, name: str) -> Mask:  # noqa: ARG002
         """Labels of a sample."""
         return self.masks[int(name)]
 
+    def fingerprint(self, split: Split) -> str:  # noqa: ARG002
+        """Never asked for."""
+        return ""
 
-def plain(image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-    return image.float().div_(255), label.long()
+
+class Scaled(Preparation):
+    """Images in 0..1, without augmentation: both loops read the same way and spend little time on it."""
+
+    def show(self, image: Tensor) -> Tensor:
+        """Divide by 255."""
+        return image.float().div_(255)
 
 
 class Bench:
@@ -103,15 +117,15 @@ class Bench:
         self.method.begin(Task(0, "all", classes, (), frozenset(classes)))
         self.method.to(machine.device).train()
         self.machine, self.steps, self.case = machine, WARM + steps, case
-        source = Pictures(case.side, 4 * case.batch)
-        names = tuple(map(str, range(len(source.images))))
-        self.view = Dataset(source, "train", names, np.arange(256, dtype=np.uint8), plain)  # type: ignore[arg-type]
+        source = Noise(case.side, 4 * case.batch)
+        table = np.arange(TABLE_SIZE, dtype=np.int16)
+        self.data = Dataset(source, "train", tuple(source.names("train")), table, Scaled(), training=True)
         logger = RunLogger(machine, folder / "log.jsonl", quiet=True)
         self.engine = Engine(machine, machine.options, 0, Checkpoint(folder / "resume", machine, 1e9), logger)
         self.times: list[float] = []
 
     def mark(self, step: int) -> None:
-        """Look at the clock at the end of the warm-up and at the end."""
+        """Read the clock at the end of the warm-up and at the end."""
         if step + 1 not in (WARM, self.steps):
             return
         if self.machine.device.type == "cuda":
@@ -121,14 +135,14 @@ class Bench:
             self.times.append(time.process_time())
 
     def with_engine(self) -> float:
-        """Milliseconds a step."""
+        """Milliseconds per step."""
         self._begin(deterministic=True)
         phase = Train(
             name="train",
             module=self.method,
             loss=self.method.loss,
             optimizer=lambda: make_optimizer(self.method.network, self.training, later=False),
-            data=lambda: Batches(self.view, self.case.batch),
+            data=lambda: Batches(self.data, self.case.batch),
             steps=self.steps,
             after_step=self.mark,
         )
@@ -136,10 +150,10 @@ class Bench:
         return self._result()
 
     def bare(self) -> float:
-        """Milliseconds a step of the loop that everybody writes."""
+        """Milliseconds per step of the loop that everybody writes."""
         self._begin(deterministic=False)
         optimizer = make_optimizer(self.method.network, self.training, later=False)
-        loader = DataLoader(self.view, self.case.batch, shuffle=True, drop_last=True, collate_fn=collate)
+        loader = DataLoader(self.data, self.case.batch, shuffle=True, drop_last=True, collate_fn=collate)
         self.method.train()
         step = 0
         while step < self.steps:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from rich.markup import escape
@@ -18,11 +19,12 @@ from perdure.errors import DataError, UsageError
 from perdure.networks.layers import sync_batch_norm
 from perdure.networks.network import Network
 from perdure.report.page import write_model_card, write_report
-from perdure.run_folder import RunFolder
+from perdure.run_folder import Origin, RunFolder
 from perdure.sealing import begin, measure_validation, record, restore_sealed, seal
 from perdure.streams.description import describe
 
 SPARE_BYTES = 50_000_000
+"""Room for logs, results and pictures."""
 
 
 def run_experiment(recipe: Recipe, out: Path, resume: bool = False, quiet: bool = False) -> RunFolder:
@@ -39,24 +41,62 @@ def run_experiment(recipe: Recipe, out: Path, resume: bool = False, quiet: bool 
     """
     machine = Machine(recipe.engine, trackers_at=out / "tracking")
     experiment = build_experiment(recipe)
-    source = experiment.source
+    stream, method = experiment.stream, experiment.method
+    with _prepared(RunFolder(out), experiment, machine, resume) as run:
+        logger = RunLogger(machine, run.path / "log.jsonl", quiet)
+        checkpoint = Checkpoint(run.resume, machine, recipe.engine.save_seconds)
+        engine = Engine(machine, recipe.engine, recipe.seed, checkpoint, logger)
+        sync_batch_norm(method, machine.device)
+        sealed = run.sealed()
+        logger.say(f"[bold]{escape(recipe.name)}[/] · {escape(f'{recipe.method.name} -> {run.path}')}")
+        restore_sealed(method, stream.tasks, run, sealed, recipe.seed)
+        remaining = stream.tasks[len(sealed) :]
+        if remaining:
+            machine.start_trackers(recipe.name.replace("/", "-"))
+        for task in remaining:
+            with stream.opened(task):  # training data of all other tasks is sealed in this block
+                begin(method, task, recipe.seed)
+                position = checkpoint.load(method, task.index)
+                method.to(machine.device)
+                validation = measure_validation(experiment, task, machine)
+                engine.run(method, method.phases(task), task.index, position, validation)
+            seal(experiment, task, run, machine, logger)
+            checkpoint.clear()
+        machine.stop_trackers()
+        checkpoint.clear()  # left over if the run was killed right after the last task was sealed
+        if machine.main:
+            record(run, stream.tasks[-1])
+            write_model_card(run.path)
+            write_report(run.path)
+    return run
+
+
+@contextmanager
+def _prepared(run: RunFolder, experiment: Experiment, machine: Machine, resume: bool) -> Iterator[RunFolder]:
+    """Check, lock and fill the run folder; remove it again if recipe or data prove unusable before anything is saved.
+
+    Only the main process writes. The others wait until it has prepared the folder, and leave silently if it cannot.
+    """
+    recipe, source = experiment.recipe, experiment.source
     described = describe(experiment.stream, recipe.data.name, source.patients, source.kind, data_of_task(recipe))
-    run = RunFolder(out)
     with ExitStack() as held:
         failed = True
         try:
             if machine.main:
                 run.check(recipe, described, resume)  # nothing has been written before this line
-                run.space_for(_bytes_needed(experiment, run))
+                # the network per task that is still to come, and resume states with optimiser (8 networks)
+                network: int = sum(t.nbytes for t in experiment.method.state_dict().values())
+                done = len(run.sealed()) if run.recipe_file.exists() else 0
+                run.space_for(network * (len(experiment.stream) - done + 8) + SPARE_BYTES)
                 held.enter_context(run.locked())
                 run.start(recipe, described, resume, _first_weights(experiment))
             failed = False
         finally:
-            stopped = machine.any(failed)  # the other processes wait here until the main one has prepared the folder
+            stopped = machine.any(failed)
         if stopped:
             raise SystemExit(1)  # the main process reports the reason
         try:
-            return _learn(experiment, run, machine, quiet)
+            yield run
         except (UsageError, DataError):
             machine.stop_trackers()
             if machine.main:
@@ -64,47 +104,10 @@ def run_experiment(recipe: Recipe, out: Path, resume: bool = False, quiet: bool 
             raise
 
 
-def _learn(experiment: Experiment, run: RunFolder, machine: Machine, quiet: bool) -> RunFolder:
-    recipe, stream, method = experiment.recipe, experiment.stream, experiment.method
-    logger = RunLogger(machine, run.path / "log.jsonl", quiet)
-    checkpoint = Checkpoint(run.resume, machine, recipe.engine.save_seconds)
-    engine = Engine(machine, recipe.engine, recipe.seed, checkpoint, logger)
-    sync_batch_norm(method, machine.device)
-    sealed = run.sealed()
-    logger.say(f"[bold]{escape(recipe.name)}[/] · {escape(f'{recipe.method.name} -> {run.path}')}")
-    restore_sealed(method, stream.tasks, run, sealed, recipe.seed)
-    remaining = stream.tasks[len(sealed) :]
-    if remaining:
-        machine.start_trackers(recipe.name.replace("/", "-"))
-    for task in remaining:
-        with stream.opened(task):  # training data of all other tasks is sealed in this block
-            begin(method, task, recipe.seed)
-            position = checkpoint.load(method, task.index)
-            method.to(machine.device)
-            validation = measure_validation(experiment, task, machine)
-            engine.run(method, method.phases(task), task.index, position, validation)
-        seal(experiment, task, run, machine, logger)
-        checkpoint.clear()
-    machine.stop_trackers()
-    checkpoint.clear()  # left over if the run was killed right after the last task was sealed
-    if machine.main:
-        record(run, stream.tasks[-1])
-        write_model_card(run.path)
-        write_report(run.path)
-    return run
-
-
-def _first_weights(experiment: Experiment) -> dict[str, str | None] | None:
+def _first_weights(experiment: Experiment) -> Origin | None:
     """Origin of the network's initial weights, if recorded. Of a file only the name: a run contains no paths."""
     weights = next((part.weights for part in experiment.method.modules() if isinstance(part, Network)), None)
     if weights is None:
         return None
     source = weights.source if weights.source.startswith("timm/") else Path(weights.source).name
     return {"source": source, "sha256": weights.sha256, "licence": weights.licence}
-
-
-def _bytes_needed(experiment: Experiment, run: RunFolder) -> int:
-    """Bytes that the run still writes, roughly: the network per task, and resume states with optimiser (8 networks)."""
-    network: int = sum(t.nbytes for t in experiment.method.state_dict().values())
-    done = len(run.sealed()) if run.recipe_file.exists() else 0
-    return network * (len(experiment.stream) - done + 8) + SPARE_BYTES

@@ -35,7 +35,7 @@ def write_atomic(path: Path, fill: Callable[[Path], object]) -> None:
     try:
         Path(part).chmod(0o644)
         fill(Path(part))
-        with Path(part).open("rb") as written:
+        with Path(part).open("rb") as written:  # or a power cut could leave the new name with no content
             os.fsync(written.fileno())
         Path(part).replace(path)
     except OSError as error:
@@ -59,14 +59,10 @@ def write_failure(path: Path, error: OSError) -> PerdureError:
 
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text atomically."""
-
-    def fill(part: Path) -> None:
-        part.write_text(text, encoding="utf-8")
-
-    write_atomic(path, fill)
+    write_atomic(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: object) -> None:
     """Write JSON atomically. Keys keep their order, so equal values give equal bytes."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
@@ -85,18 +81,19 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     """Write tensors as safetensors, atomically. Equal tensors give equal bytes."""
     from safetensors.torch import save_file
 
+    # a clone for each: safetensors refuses tensors that share memory, as tied weights do
     plain = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-    write_atomic(path, lambda part: _save(save_file, plain, part, dict(metadata or {})))
 
+    def fill(part: Path) -> None:
+        try:
+            save_file(plain, str(part), metadata=dict(metadata or {}))
+        except Exception as error:  # safetensors wraps the operating system's error in its own type
+            for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                if f"code: {code}," in str(error) or os.strerror(code) in str(error):
+                    raise OSError(code, os.strerror(code)) from error
+            raise
 
-def _save(save_file: Callable[..., None], tensors: dict[str, Tensor], part: Path, metadata: dict[str, str]) -> None:
-    try:
-        save_file(tensors, str(part), metadata=metadata)
-    except Exception as error:  # safetensors wraps the operating system's error in its own type
-        for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            if f"code: {code}," in str(error) or os.strerror(code) in str(error):
-                raise OSError(code, os.strerror(code)) from error
-        raise
+    write_atomic(path, fill)
 
 
 def read_tensors(path: Path, names: Iterable[str] | None = None) -> dict[str, Tensor]:

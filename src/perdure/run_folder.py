@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from filelock import FileLock, Timeout
 
@@ -15,7 +15,7 @@ from perdure.config.load import dump_recipe, parse_recipe, read_raw, same_experi
 from perdure.config.recipe import Recipe
 from perdure.errors import RunError, UsageError
 from perdure.files import TEMPORARY, write_json
-from perdure.kept.ledger import sealed_folders, task_folder
+from perdure.kept.ledger import sealed_folders
 from perdure.kept.store import STORE, FileStore
 from perdure.streams.description import DescribedStream, read_stream, write_stream
 
@@ -23,26 +23,23 @@ STARTED: Final = frozenset({".lock", "stream.json", "environment.json"})
 """Files that may exist before the recipe is written."""
 
 
+Origin = dict[str, str | None]
+"""Source, hash and licence of the weights that a network starts from."""
+
+
 class RunFolder:
-    """One experiment on disk. It is complete and can be resumed."""
+    """One experiment on disk. It is complete and can be resumed.
+
+    Attributes:
+        path: The folder.
+        recipe_file: The resolved recipe.
+        resume: State of the current task.
+        store: Files that methods keep; its folder need not exist.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-
-    @property
-    def recipe_file(self) -> Path:
-        """The resolved recipe."""
-        return self.path / "recipe.yaml"
-
-    @property
-    def resume(self) -> Path:
-        """State of the current task."""
-        return self.path / "resume"
-
-    @property
-    def store(self) -> FileStore:
-        """Files that methods keep; need not exist."""
-        return FileStore(self.path / STORE)
+        self.recipe_file, self.resume, self.store = path / "recipe.yaml", path / "resume", FileStore(path / STORE)
 
     def recipe(self) -> Recipe:
         """Read the recipe. Raises RunError if it is damaged."""
@@ -54,10 +51,6 @@ class RunFolder:
     def stream(self) -> DescribedStream:
         """Read ``stream.json``. Raises DataError where it is damaged."""
         return read_stream(self.path / "stream.json")
-
-    def task_folder(self, index: int, name: str) -> Path:
-        """Folder of a task, ``tasks/00-NAME``."""
-        return task_folder(self.path, index, name)
 
     def sealed(self) -> list[Path]:
         """Folders of sealed tasks, in order, up to the first one that is not sealed."""
@@ -122,20 +115,23 @@ class RunFolder:
             raise RunError(f"{self.path} is not empty and not a run folder", "choose another folder with --out")
 
     def start(
-        self, recipe: Recipe, described: DescribedStream, resume: bool, first_weights: dict[str, Any] | None = None
+        self,
+        recipe: Recipe,
+        described: DescribedStream,
+        resume: bool,
+        first_weights: dict[str, str | None] | None = None,
     ) -> None:
-        """Start a new run in this folder, or continue the one in it. Raises RunError as :meth:`check` does.
-
-        ``first_weights`` gives source, hash and licence of the network's initial weights.
-        """
+        """Start a new run in this folder, or continue the one in it. Raises RunError as :meth:`check` does."""
         self.check(recipe, described, resume)
-        self._sweep()
+        for part in self.path.rglob(f"{TEMPORARY}*"):  # of a process that was killed while it wrote
+            part.unlink(missing_ok=True)
         if self.recipe_file.exists():
             if self.stream() != described:  # it has grown; written last, so that a kill in between is found here again
                 dump_recipe(recipe, self.recipe_file)
                 write_stream(self.path / "stream.json", described)
             return
         write_stream(self.path / "stream.json", described)
+        # the recipe comes last: a folder without one is not a run yet, and may be started again
         write_json(self.path / "environment.json", {**environment(), "first_weights": first_weights})
         dump_recipe(recipe, self.recipe_file)
 
@@ -143,11 +139,6 @@ class RunFolder:
         """Remove a run without saved state whose recipe or data proved unusable after :meth:`start`."""
         if not any((self.path / name).exists() for name in ("resume", "tasks", STORE)):
             shutil.rmtree(self.path, ignore_errors=True)
-
-    def _sweep(self) -> None:
-        """Remove temporary files of a killed process."""
-        for part in self.path.rglob(f"{TEMPORARY}*"):
-            part.unlink(missing_ok=True)
 
     def space_for(self, needed: int) -> None:
         """Raise RunError unless the disk has ``needed`` free bytes."""
@@ -160,7 +151,7 @@ class RunFolder:
             )
 
 
-def environment() -> dict[str, Any]:
+def environment() -> dict[str, str | int | None]:
     """Versions and kind of machine. Contains no host or user names."""
     import accelerate
     import timm

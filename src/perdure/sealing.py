@@ -1,4 +1,4 @@
-"""The end of a task: measure, write what crosses the boundary, mark it done; and the way back from there."""
+"""The end of a task: measure, write what is retained, mark it done; and how a run is restored from there."""
 
 from __future__ import annotations
 
@@ -8,16 +8,14 @@ from functools import reduce
 from operator import add
 from pathlib import Path
 
-import torch
-
 from perdure.config.build import Experiment
-from perdure.data.dataset import Dataset, Samples, members
+from perdure.data.dataset import Samples, members
 from perdure.engine.machine import Machine
 from perdure.engine.run_logger import RunLogger
 from perdure.engine.state import restore
 from perdure.files import write_json
 from perdure.inference.case import predict_cases
-from perdure.kept.ledger import DONE, preview_entry, read_files, read_kept, write_kept, write_ledger
+from perdure.kept.ledger import DONE, preview_entry, read_files, read_kept, task_folder, write_kept, write_ledger
 from perdure.methods.method import Method
 from perdure.methods.options import Options
 from perdure.metrics.confusion import ConfusionMatrix, read_counts, write_counts
@@ -35,7 +33,7 @@ SIDE_OF_PICTURES = 768
 
 
 def begin(method: Method[Options], task: Task, seed: int) -> None:
-    """Let a method get ready for a task; fresh classifiers depend on the seed and the task only."""
+    """Prepare a method for a task; fresh classifiers depend on the seed and the task only."""
     with seeded(derive_seed(seed, "begin", task.index)):
         method.begin(task)
 
@@ -58,13 +56,14 @@ def seal(experiment: Experiment, task: Task, run: RunFolder, machine: Machine, l
     method.eval()
     counts = {name: _count(experiment, dataset, task, machine) for name, dataset in task.tests().items()}
     if machine.main:
-        folder, before = run.task_folder(task.index, task.name), run.sealed()[-1:]
+        folder, before = task_folder(run.path, task.index, task.name), run.sealed()[-1:]
         patients, state = experiment.source.patients, method.state_dict()
         entries = write_kept(folder, state, method.kept(), len(task.seen), method.files, method.store, *before)
         method.store.sweep(task.index, [name for names in method.files.values() for name in names])
         write_counts(folder / "counts.json", counts)
         entries += [preview_entry(folder, path, patients) for path in _samples(experiment, task, machine, folder)]
         write_ledger(folder, task.name, entries, patients)
+        # last: without it the task counts as not sealed, and a resumed run does it again
         write_json(folder / DONE, {"task": task.index})
         figures = record(run, task)
         logger.log(task=task.index, event="sealed", **figures)
@@ -110,26 +109,19 @@ def _samples(experiment: Experiment, task: Task, machine: Machine, folder: Path)
     for test, dataset in tests.items():
         whole = replace(dataset, names=tuple(dataset.source.names(dataset.split)))
         for position in dict.fromkeys(i * len(whole) // report.samples for i in range(report.samples)):
-            image, label, predicted = _predicted(experiment, machine, whole, position)
+            case, preparation = whole.read(position), whole.preparation
+            images = preparation.show(case.image)[None].to(machine.device)
+            with machine.autocast("fp32"):
+                predicted = predict_cases(experiment.method.predict, images, preparation, case.size).labels[0].cpu()
+            image, label, step = case.image, case.label, -(-max(case.image.shape[1:]) // SIDE_OF_PICTURES)
             place = (folder / "samples", f"{test}-{position:05d}" if len(tests) > 1 else f"{position:05d}")
             if label.ndim:
+                thin = (slice(None, None, step),) * label.ndim
+                image, label, predicted = image[:, ::step, ::step], label[thin], predicted[thin]
                 files += write_samples(*place, image, label.numpy(), predicted.numpy(), palette)
             else:
                 files += write_class_samples(*place, image, int(label), int(predicted))
     return files
-
-
-def _predicted(
-    experiment: Experiment, machine: Machine, dataset: Dataset, position: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """A raw test image, its label and the model's, thinned out to the size of a picture."""
-    case, preparation = dataset.read(position), dataset.preparation
-    images = preparation.show(case.image)[None].to(machine.device)
-    with machine.autocast("fp32"):
-        predicted = predict_cases(experiment.method.predict, images, preparation, case.size).labels[0].cpu()
-    step = -(-max(case.image.shape[1:]) // SIDE_OF_PICTURES)
-    thin = (slice(None, None, step),) * case.label.ndim
-    return case.image[:, ::step, ::step] if thin else case.image, case.label[thin], predicted[thin]
 
 
 def record(run: RunFolder, task: Task) -> dict[str, float]:

@@ -15,7 +15,7 @@ from perdure.data.dataset import Dataset, Draw, Joined
 from perdure.data.preparation import Preparation
 from perdure.data.sampling import Batches, BatchSampler
 from perdure.data.source import Source
-from perdure.engine.loader import make_loader
+from perdure.engine.loader import read_draws
 from perdure.errors import DataError, SealedDataError
 from perdure.labels import IGNORE, TABLE_SIZE, label_space, remap_table
 
@@ -179,7 +179,9 @@ def test_annotated_classes_go_through_the_label_table_and_into_the_batch() -> No
 def readers(samples: Dataset | Joined, workers: int) -> set[int]:
     """Which processes read the sources of all samples first."""
     draws = BatchSampler(Batches(samples, 2, drop_last=False), 0, 0, -(-len(samples) // 2))
-    return {int(n) for batch in make_loader(draws, workers, False) if batch for n in batch.images[:, 1].unique()}
+    return {
+        int(n) for batch in read_draws(draws, collate, workers, False) if batch for n in batch.images[:, 1].unique()
+    }
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -191,9 +193,9 @@ def test_sources_are_loaded_before_workers_start(workers: int) -> None:
 
 def test_nothing_is_read_ahead_without_workers() -> None:
     whole = view(0, 4)
-    make_loader(BatchSampler(Batches(whole, 2), 0, 0, 2), workers=0, pin=False)
+    read_draws(BatchSampler(Batches(whole, 2), 0, 0, 2), collate, workers=0, pin=False)
     assert not whole.source.loaded  # type: ignore[attr-defined]
-    reads = make_loader(BatchSampler(Batches(whole, 2), 0, 0, 2), workers=1, pin=False)
+    reads = read_draws(BatchSampler(Batches(whole, 2), 0, 0, 2), collate, workers=1, pin=False)
     assert whole.source.loaded == [os.getpid() % LIMIT]  # type: ignore[attr-defined]
     assert len(list(reads)) == 2
 
@@ -208,11 +210,11 @@ def test_first_sample_that_is_never_drawn_may_be_damaged() -> None:
     source = First(0, 3)
     samples = Dataset(source, "train", tuple(source.names("train")), np.arange(TABLE_SIZE, dtype=np.int16), AS_IS, True)
     never = Batches(samples, 2, weights=torch.tensor([0.0, 1.0, 1.0]), draws=4)
-    assert len(list(make_loader(BatchSampler(never, 0, 0, 2), workers=1, pin=False))) == 2
+    assert len(list(read_draws(BatchSampler(never, 0, 0, 2), collate, workers=1, pin=False))) == 2
     with pytest.raises(DataError, match="n0 is damaged"):
-        list(make_loader(BatchSampler(Batches(samples, 3), 0, 0, 1), workers=1, pin=False))
+        list(read_draws(BatchSampler(Batches(samples, 3), 0, 0, 1), collate, workers=1, pin=False))
 
 
 def test_what_a_worker_finds_wrong_is_told_as_it_is() -> None:
     with pytest.raises(DataError, match="is damaged"):
-        list(make_loader(BatchSampler(Batches(view(0, 4, spoilt=True), 2), 0, 0, 2), workers=1, pin=False))
+        list(read_draws(BatchSampler(Batches(view(0, 4, spoilt=True), 2), 0, 0, 2), collate, workers=1, pin=False))

@@ -13,7 +13,7 @@ from perdure.data.dataset import Draw
 from perdure.data.preparation import Preparation
 from perdure.data.sampling import Batches, BatchSampler, Mix
 from perdure.data.tensors import FileSamples, tensor_view
-from perdure.engine.loader import make_loader
+from perdure.engine.loader import read_draws
 from perdure.errors import DataError
 from perdure.files import write_tensors
 from perdure.labels import label_space
@@ -95,7 +95,7 @@ def test_files_that_hold_no_samples(content: dict[str, torch.Tensor] | bytes | N
 @pytest.mark.parametrize("workers", [0, 2])
 def test_files_beside_new_images_in_a_mix(workers: int, tmp_path: Path) -> None:
     mix = Mix((Batches(tensor_view(numbered(6), torch.ones(6, 4, 5).short(), SPACE), 2), Batches(stored(tmp_path), 3)))
-    for batch in make_loader(BatchSampler(mix, seed=1, start=0, stop=5), workers=workers, pin=False):
+    for batch in read_draws(BatchSampler(mix, seed=1, start=0, stop=5), collate, workers=workers, pin=False):
         assert batch is not None and batch.parts.tolist() == [0, 0, 1, 1, 1]
         old = batch.of(1)
         assert torch.equal(old.images[:, 0, 0, 0] + 1, old.labels[:, 0, 0].float())

@@ -13,7 +13,7 @@ from perdure.data.dataset import Dataset, Draw, Joined
 from perdure.data.sampling import Batches, BatchSampler
 from perdure.data.source import AbsentSplitError, Source
 from perdure.data.tensors import TensorSource, tensor_view
-from perdure.engine.loader import make_loader
+from perdure.engine.loader import read_draws
 from perdure.labels import IGNORE, TABLE_SIZE, label_space
 
 SPACE = label_space(["a", "b", "c"], background=None)
@@ -122,7 +122,7 @@ def test_view_travels_to_another_process(make) -> None:
 def test_batches_of_old_and_new_images_with_and_without_workers(workers: int) -> None:
     joined = Joined((scalar(3), scalar(5, 10)))
     draws = BatchSampler(Batches(joined, 4), seed=1, start=0, stop=4)
-    seen = list(make_loader(draws, workers=workers, pin=False))
+    seen = list(read_draws(draws, collate, workers=workers, pin=False))
     for batch, step in zip(seen, draws, strict=True):
         assert batch is not None
         wanted = [d.position if d.position < 3 else 7 + d.position for d in step]

@@ -35,7 +35,7 @@ from perdure.data.sampling import Batches, Mix
 from perdure.data.tensors import FileSamples
 from perdure.engine import loader
 from perdure.engine.checkpoint import Checkpoint
-from perdure.engine.interrupt import Interrupted
+from perdure.engine.engine import Interrupted
 from perdure.engine.phases import Generate
 from perdure.engine.trainer import Trainer
 from perdure.errors import PerdureError
@@ -555,16 +555,16 @@ def test_reading_processes_change_nothing_and_do_not_hold_the_folder(
 ) -> None:
     """Also a stop that is sent to all processes at once, as a terminal does, saves first."""
 
-    collate = loader._collate
+    read = loader._Steps.__getitem__
 
-    def stop_all(gather: Any, samples: Any) -> Any:
+    def stop_all(self: Any, draws: Any) -> Any:
         os.killpg(0, signal.SIGTERM)  # from the reading process, while the main one waits for it
-        return collate(gather, samples)
+        return read(self, draws)
 
     def say(text: str) -> None:
         if text == "replaced run/recipe.yaml":
             os.setpgrp()
-            loader._collate = stop_all
+            loader._Steps.__getitem__ = stop_all
 
     raw = tiny(engine={"workers": 1})
     out = tmp_path / "run"

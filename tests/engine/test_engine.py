@@ -16,7 +16,7 @@ from torch.optim import SGD
 
 from perdure.data.case import Batch
 from perdure.data.sampling import Batches, Mix
-from perdure.engine.interrupt import Interrupted
+from perdure.engine.engine import Interrupted
 from perdure.engine.phases import Collect, Generate, Train
 from perdure.engine.schedules import poly
 from perdure.engine.state import Stateful, load_tree

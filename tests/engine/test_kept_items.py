@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from perdure.engine.interrupt import Interrupted
+from perdure.engine.engine import Interrupted
 from perdure.engine.phases import Generate
 from perdure.errors import RunError
 from perdure.files import read_tensors

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from perdure.data.case import Case
+from perdure.data.case import Case, collate
 from perdure.data.dataset import Dataset
 from perdure.data.preparation import Preparation
 from perdure.data.sampling import Batches, BatchSampler
 from perdure.data.source import Source
-from perdure.engine.loader import make_loader
+from perdure.engine.loader import read_draws
 from perdure.errors import DataError, UsageError
 from perdure.labels import TABLE_SIZE, label_space
 
@@ -89,8 +89,8 @@ def test_weights_draw_with_replacement() -> None:
 
 def test_the_same_draw_gives_the_same_augmentation_with_and_without_workers() -> None:
     draws = BatchSampler(Batches(view(6), 3), seed=5, start=0, stop=2)
-    here = [batch.images for batch in make_loader(draws, workers=0, pin=False)]
-    there = [batch.images for batch in make_loader(draws, workers=1, pin=False)]
+    here = [batch.images for batch in read_draws(draws, collate, workers=0, pin=False)]
+    there = [batch.images for batch in read_draws(draws, collate, workers=1, pin=False)]
     assert all(torch.equal(a, b) for a, b in zip(here, there, strict=True))
     assert not torch.equal(here[0] - here[0].floor(), here[1] - here[1].floor())
 
@@ -99,12 +99,12 @@ def test_reading_leaves_the_generator_outside_alone() -> None:
     torch.manual_seed(0)
     expected = torch.rand(2)
     torch.manual_seed(0)
-    next(iter(make_loader(BatchSampler(Batches(view(6), 3), 5, 0, 1), workers=0, pin=False)))
+    next(iter(read_draws(BatchSampler(Batches(view(6), 3), 5, 0, 1), collate, workers=0, pin=False)))
     assert torch.equal(torch.rand(2), expected)
 
 
 def test_empty_set_and_uneven_share_are_plain_errors() -> None:
     with pytest.raises(DataError, match="empty"):
-        make_loader(BatchSampler(Batches(view(0), 3), 0, 0, 1), workers=0, pin=False)
+        read_draws(BatchSampler(Batches(view(0), 3), 0, 0, 1), collate, workers=0, pin=False)
     with pytest.raises(UsageError, match="multiple of 2"):
-        make_loader(BatchSampler(Batches(view(6), 3), 0, 0, 1, rank=0, world=2), workers=0, pin=False)
+        read_draws(BatchSampler(Batches(view(6), 3), 0, 0, 1, rank=0, world=2), collate, workers=0, pin=False)

@@ -21,8 +21,7 @@ from perdure.data.readers.imagefiles import read_image
 from perdure.data.readers.single_digits import open_single_digits
 from perdure.errors import DataError, PerdureError
 from perdure.outputs.images import table_names
-from perdure.predict_files import classify_images, find_images, predict_images
-from perdure.trained import Answer, Trained
+from perdure.predict import Answer, Trained, classify_images, find_images, predict_images
 
 GREY = """\
 name: grey

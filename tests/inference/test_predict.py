@@ -18,9 +18,8 @@ from perdure.data.catalog import open_source
 from perdure.errors import RunError
 from perdure.labels import IGNORE
 from perdure.metrics.results import read_results
-from perdure.predict_files import find_images, predict_images
+from perdure.predict import Trained, find_images, predict_images
 from perdure.run_folder import RunFolder
-from perdure.trained import Trained
 
 
 def segment(model: Trained, image: np.ndarray) -> np.ndarray:

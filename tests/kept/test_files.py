@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from perdure.kept import store
 from perdure.kept.audit import audit
-from perdure.trained import Trained
+from perdure.predict import Trained
 
 PAIRS = '''\
 """Fine-tuning that keeps 1,000 tiny files of each of the first two tasks, and a network that nobody trains."""

@@ -15,8 +15,7 @@ from torch import Tensor
 from perdure.data.preparation import Preparation
 from perdure.data.source import Source
 from perdure.engine.checkpoint import Checkpoint
-from perdure.engine.engine import Engine
-from perdure.engine.interrupt import Interrupted
+from perdure.engine.engine import Engine, Interrupted
 from perdure.engine.machine import Machine
 from perdure.engine.options import EngineOptions
 from perdure.engine.run_logger import RunLogger

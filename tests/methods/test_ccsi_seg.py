@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from perdure.engine.interrupt import Interrupted
+from perdure.engine.engine import Interrupted
 from perdure.engine.phases import Generate
 from perdure.engine.state import restore
 from perdure.errors import PerdureError, UsageError

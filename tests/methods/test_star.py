@@ -15,9 +15,9 @@ from perdure.engine.phases import Train
 from perdure.engine.state import restore
 from perdure.labels import IGNORE
 from perdure.methods.star import Star
-from perdure.methods.star.bookkeeping import RULES, Counts
-from perdure.methods.star.grid import core_pixels, grid_pixels
+from perdure.methods.star.replay import RULES, Counts
 from perdure.methods.star.star import KEPT_BUFFERS
+from perdure.methods.star.statistics import core_pixels, grid_pixels
 from perdure.networks.segmenter import upsample
 
 GROUPS = [(2, 5), (1,), (4, 3)]

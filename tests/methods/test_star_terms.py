@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from perdure.methods.losses import channels_of
-from perdure.methods.star.grid import core_pixels
+from perdure.methods.star.statistics import core_pixels
 from perdure.methods.star.terms import balance, ocfm, replay_bce, sad
 
 

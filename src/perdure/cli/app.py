@@ -199,8 +199,7 @@ def predict(
     from rich.console import Console
     from rich.progress import Progress
 
-    from perdure.predict_files import classify_images, find_images, predict_images
-    from perdure.trained import Trained
+    from perdure.predict import Trained, classify_images, find_images, predict_images
 
     total = len(find_images(inputs))  # wrong inputs are told before the model is loaded
     model = Trained.open(run, device)

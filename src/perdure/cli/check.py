@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from perdure.streams.summary import StreamSummary
 
 
-def check_dataset(name: str, root: Path | None, options: dict[str, object], as_json: bool) -> bool:
+def check_dataset(name: str, root: Path | None, options: Mapping[str, object], as_json: bool) -> bool:
     """Read a data set on disk and print what it holds; False if it cannot be used as it is."""
     source = open_source(name, root, options)
     console = Console(stderr=True)

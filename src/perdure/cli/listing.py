@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from perdure.config.load import read_raw, shipped
+from perdure.config.load import load_recipe, shipped
 from perdure.data.catalog import DATASETS
 from perdure.errors import UsageError, nearest
 from perdure.methods import METHODS
@@ -30,9 +30,8 @@ def list_things(what: str, as_json: bool) -> None:
     if what == "recipes":
         rows = []
         for recipe in shipped():
-            raw = read_raw(recipe)
-            names = {key: raw[key]["name"] if isinstance(raw[key], dict) else raw[key] for key in ("method", "data")}
-            rows.append({"recipe": recipe, **names, "about": raw.get("about", "")})
+            made = load_recipe(recipe)
+            rows.append({"recipe": recipe, "method": made.method.name, "data": made.data.name, "about": made.about})
     elif what == "methods":
         rows = [{"method": name, "what it does": e.summary, "source": e.source} for name, e in METHODS.items()]
     elif what == "datasets":

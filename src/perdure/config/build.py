@@ -78,6 +78,22 @@ def build_stream(recipe: Recipe, source: Source) -> Stream:
 def build_tasks(recipe: Recipe, source: Source) -> Stream:
     """The stream as its protocol makes it, whatever the method."""
     plan = recipe.stream
+    pool: Pool | None
+    if (plan.pool == "folder") != (plan.pool_folder is not None):
+        raise UsageError(
+            f"stream.pool is {plan.pool or 'not given'} and stream.pool_folder is {plan.pool_folder or 'not given'}",
+            "images from a folder need both: stream.pool=folder stream.pool_folder=DIR",
+        )
+    if plan.pool != "folder":
+        pool = plan.pool
+    else:
+        assert plan.pool_folder is not None
+        channels = source.image("train", source.names("train")[0]).shape[0]
+        if channels not in (1, 3):
+            raise UsageError(
+                f"images of '{source.name}' have {channels} channels, those of files have 1 or 3", "set stream.pool=val"
+            )
+        pool = open_unlabelled(plan.pool_folder.expanduser(), source.kind, source.space, channels)
     return class_incremental(
         source,
         base=plan.base,
@@ -88,27 +104,8 @@ def build_tasks(recipe: Recipe, source: Source) -> Stream:
         partition_file=plan.partition_file,
         preparation=build_preparation(recipe, source.kind),
         short_last=plan.short_last,
-        pool=_pool(recipe, source),
+        pool=pool,
     )
-
-
-def _pool(recipe: Recipe, source: Source) -> Pool | None:
-    """What the protocol grants without labels; a folder's images get as many channels as the data set's have."""
-    pool, folder = recipe.stream.pool, recipe.stream.pool_folder
-    if (pool == "folder") != (folder is not None):
-        raise UsageError(
-            f"stream.pool is {pool or 'not given'} and stream.pool_folder is {folder or 'not given'}",
-            "images from a folder need both: stream.pool=folder stream.pool_folder=DIR",
-        )
-    if pool != "folder":
-        return pool
-    assert folder is not None
-    channels = source.image("train", source.names("train")[0]).shape[0]
-    if channels not in (1, 3):
-        raise UsageError(
-            f"images of '{source.name}' have {channels} channels, those of files have 1 or 3", "set stream.pool=val"
-        )
-    return open_unlabelled(folder.expanduser(), source.kind, source.space, channels)
 
 
 def build_preparation(recipe: Recipe, kind: Kind) -> Preparation:
@@ -140,30 +137,29 @@ def build_method(recipe: Recipe, preparation: Preparation, pretrained: bool = Tr
         preparation: Of the first task: its dimensions and channels are those of the network.
         pretrained: Load the weights that the recipe starts from; not needed where a sealed task is restored.
     """
-    kind = method_class(recipe.method.name)
-    setup = Setup(check_method(recipe), recipe.training, lambda: _network(recipe, preparation, pretrained))
+
+    def network() -> Network:
+        settings = dict(recipe.network.settings)
+        if not pretrained and "weights" in settings:
+            settings["weights"] = "random"
+        dims, channels = preparation.dims, preparation.channels
+        network = build_network(recipe.network.name, dims=dims, in_channels=channels, **settings)
+        try:
+            if preparation.patch:
+                network.check_size(preparation.patch)
+        except UsageError as error:
+            raise UsageError(f"augment.crop={recipe.augment.crop}: {error.what}", error.hint) from error
+        if recipe.training.batch_size < network.least_batch:
+            raise UsageError(
+                f"training.batch_size={recipe.training.batch_size}: the network '{recipe.network.name}' cannot train "
+                f"on fewer than {network.least_batch} images at once",
+                f"use {network.least_batch} or more, or another network",
+            )
+        return network
+
+    # a seed of its own: whatever was drawn before, such as a shuffled class order, changes no weight
     with seeded(derive_seed(recipe.seed, "network")):
-        return kind(setup)
-
-
-def _network(recipe: Recipe, preparation: Preparation, pretrained: bool) -> Network:
-    settings = dict(recipe.network.settings)
-    if not pretrained and "weights" in settings:
-        settings["weights"] = "random"
-    dims, channels = preparation.dims, preparation.channels
-    network = build_network(recipe.network.name, dims=dims, in_channels=channels, **settings)
-    try:
-        if preparation.patch:
-            network.check_size(preparation.patch)
-    except UsageError as error:
-        raise UsageError(f"augment.crop={recipe.augment.crop}: {error.what}", error.hint) from error
-    if recipe.training.batch_size < network.least_batch:
-        raise UsageError(
-            f"training.batch_size={recipe.training.batch_size}: the network '{recipe.network.name}' cannot train on "
-            f"fewer than {network.least_batch} images at once",
-            f"use {network.least_batch} or more, or another network",
-        )
-    return network
+        return method_class(recipe.method.name)(Setup(check_method(recipe), recipe.training, network))
 
 
 def check_method(recipe: Recipe) -> Options:

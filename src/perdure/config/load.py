@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, JsonValue, ValidationError
 from pydantic.fields import FieldInfo
 
 from perdure.config.recipe import Recipe
 from perdure.errors import UsageError, nearest
 from perdure.files import write_text
+
+Plain = dict[str, JsonValue]
+"""Content of a YAML file: texts, numbers, lists and mappings."""
 
 
 def shipped() -> dict[str, Path]:
@@ -34,7 +34,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     return parse_recipe(_override(read_raw(name), overrides), name)
 
 
-def read_raw(name: str) -> dict[str, Any]:
+def read_raw(name: str) -> Plain:
     """Plain content of a recipe by shipped name or file path."""
     path = shipped().get(name) or Path(name)
     if not path.is_file():
@@ -50,7 +50,7 @@ def read_raw(name: str) -> dict[str, Any]:
     return raw
 
 
-def parse_recipe(raw: Mapping[str, Any], origin: str) -> Recipe:
+def parse_recipe(raw: Mapping[str, object], origin: str) -> Recipe:
     """Check plain content against the schema."""
     try:
         return Recipe.model_validate(dict(raw))
@@ -60,33 +60,31 @@ def parse_recipe(raw: Mapping[str, Any], origin: str) -> Recipe:
 
 def dump_recipe(recipe: Recipe, path: Path) -> None:
     """Write the resolved recipe, without the places of files on this machine."""
-    plain = _without_places(json.loads(recipe.model_dump_json()))
-    plain["data"]["root"] = None
-    plain["stream"]["partition_file"] = None
-    plain["stream"]["pool_folder"] = None
+    data = recipe.data.model_copy(update={"root": None})
+    stream = recipe.stream.model_copy(update={"partition_file": None, "pool_folder": None})
+    bare = recipe.model_copy(update={"data": data, "stream": stream})
+    plain = _without_places(bare.model_dump(mode="json"))
     write_text(path, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
 
 
-def data_of_task(recipe: Recipe) -> dict[str, Any]:
+def data_of_task(recipe: Recipe) -> Plain:
     """The part of a recipe that names a task's data, without places on a machine."""
-    plain: dict[str, Any] = _without_places(json.loads(recipe.data.model_dump_json()))
-    del plain["root"]
-    return plain
+    return {k: _without_places(v) for k, v in recipe.data.model_dump(mode="json", exclude={"root"}).items()}
 
 
-def _without_places(value: Any) -> Any:
+def _without_places(value: JsonValue) -> JsonValue:
     """Plain values in which a file or folder given by a path is given by its name alone."""
-    if isinstance(value, dict):
-        return {key: _without_places(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_without_places(inner) for inner in value]
-    if isinstance(value, str) and ("/" in value or "\\" in value) and _is_place(value):
-        return PureWindowsPath(value).name  # takes both kinds of slash
-    return value
-
-
-def _is_place(text: str) -> bool:
-    return PurePosixPath(text).is_absolute() or PureWindowsPath(text).is_absolute() or text.startswith(("~", "../"))
+    match value:
+        case dict():
+            return {key: _without_places(inner) for key, inner in value.items()}
+        case list():
+            return [_without_places(inner) for inner in value]
+        case str() if "/" in value or "\\" in value:
+            windows = PureWindowsPath(value)  # takes both kinds of slash
+            absolute = PurePosixPath(value).is_absolute() or windows.is_absolute()
+            return windows.name if absolute or value.startswith(("~", "../")) else value
+        case _:
+            return value
 
 
 def same_experiment(old: Recipe, new: Recipe) -> str | None:
@@ -95,7 +93,8 @@ def same_experiment(old: Recipe, new: Recipe) -> str | None:
     Data and stream do not count: they say which tasks there are, which is compared task by task, so that a stream can
     grow at its end (:meth:`perdure.streams.description.DescribedStream.continued_by`).
     """
-    a, b = (_flat(_without_places(json.loads(recipe.model_dump_json()))) for recipe in (old, new))
+    a, b = (_flat(_without_places(recipe.model_dump(mode="json"))) for recipe in (old, new))
+    # data and stream are compared task by task; the others but precision change speed or presentation only
     free = ("data.", "stream.", "engine.", "report.", "evaluate.batch_size", "about")
     matters = [k for k in sorted(a.keys() | b.keys()) if not k.startswith(free) or k == "engine.precision"]
     return next((k for k in matters if a.get(k) != b.get(k)), None)
@@ -104,36 +103,36 @@ def same_experiment(old: Recipe, new: Recipe) -> str | None:
 def explain(error: ValidationError, model: type[BaseModel], where: str) -> tuple[str, str]:
     """Turn pydantic's first complaint into one line and a hint."""
     first = error.errors()[0]
-    path, field = _place(model, first["loc"])
-    if first["type"] == "extra_forbidden":
-        known = dict(_fields(_model_at(model, first["loc"][:-1])))
-        return f"{where}: unknown key '{path}'", nearest(str(first["loc"][-1]), known) if known else "it has no options"
+    keys: list[str] = []
+    field: FieldInfo | None = None
+    for part in first["loc"]:
+        known = model.model_fields.get(str(part))
+        # below a key that is no section, pydantic names the choices of a union, which are no keys
+        if field is not None and known is None and not isinstance(part, int) and _section(field) is None:
+            break
+        keys.append(str(part))
+        field, model = known or field, _section(known) or model
+    path, at = ".".join(keys), f"{'.'.join(keys)}: " if keys else ""
     about = f"{path}: {field.description}" if field is not None and field.description else ""
+    got = f" (got {first['input']!r:.80})"
+    if first["type"] == "extra_forbidden":
+        options = model.model_fields
+        return f"{where}: unknown key '{path}'", nearest(keys[-1], options) if options else "it has no options"
     if first["type"] == "missing":
         return f"{where}: the key '{path}' is missing", about
     if first["type"] in ("model_type", "dict_type"):
-        return f"{where}: {path} is not a mapping of keys (got {first['input']!r:.80})", about
+        return f"{where}: {path} is not a mapping of keys{got}", about
     message = first["msg"].removeprefix("Value error, ")
-    got = "" if isinstance(first["input"], dict) else f" (got {first['input']!r:.80})"
-    at = f"{path}: " if path else ""
-    return f"{where}: {at}{message[0].lower()}{message[1:]}{got}", about
+    return f"{where}: {at}{message[0].lower()}{message[1:]}{'' if type(first['input']) is dict else got}", about
 
 
-def _place(model: type[BaseModel], location: Sequence[int | str]) -> tuple[str, FieldInfo | None]:
-    """Key of a complaint and its field, without the names that pydantic gives to the choices of a union."""
-    keys: list[str] = []
-    field = None
-    for depth, part in enumerate(location):
-        inner = _model_at(model, location[:depth])
-        known = inner.model_fields.get(str(part))
-        if field is not None and known is None and not isinstance(part, int) and not _has_model(field):
-            break
-        keys.append(str(part))
-        field = known or field
-    return ".".join(keys), field
+def _section(field: FieldInfo | None) -> type[BaseModel] | None:
+    """The model of a key that is a section of keys, also where it may be left out; else ``None``."""
+    kinds = [field.annotation, *typing.get_args(field.annotation)] if field is not None else []
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
 
 
-def split_override(text: str) -> tuple[str, Any]:
+def split_override(text: str) -> tuple[str, JsonValue]:
     """Key and value of ``key=value``, the value read as YAML. Raises UsageError where it is none."""
     key, equals, value = text.partition("=")
     if not equals or not key:
@@ -145,58 +144,28 @@ def split_override(text: str) -> tuple[str, Any]:
         raise UsageError(f"the value of '{key}' cannot be read: {value}", hint) from error
 
 
-def _override(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+def _override(raw: Plain, overrides: Sequence[str]) -> Plain:
     for text in overrides:
         key, value = split_override(text)
         at = raw
         *parents, leaf = key.split(".")
         for part in parents:
-            inside: Any = at.get(part)
-            if isinstance(inside, str):  # `method: star`, then method.option=...
-                inside = at[part] = {"name": inside}
-            if inside is None:
-                inside = at[part] = {}
-            if not isinstance(inside, dict):
-                raise UsageError(f"'{key}' cannot be set: '{part}' is a single value", f"write {part}=VALUE")
-            at = inside
+            match at.get(part):
+                case dict() as inside:
+                    at = inside
+                case None:
+                    at[part] = at = {}
+                case str() as name:  # `method: star`, then method.option=...
+                    at[part] = at = {"name": name}
+                case _:
+                    raise UsageError(f"'{key}' cannot be set: '{part}' is a single value", f"write {part}=VALUE")
         at[leaf] = value
     return raw
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
-def _model_at(model: type[BaseModel], location: Sequence[int | str]) -> type[BaseModel]:
-    for part in location:
-        field = model.model_fields.get(str(part))
-        inner = next((t for t in _types(field.annotation) if _is_model(t)), None) if field else None
-        if inner is None:
-            return model
-        model = inner
-    return model
-
-
-def _fields(model: type[BaseModel]) -> Iterator[tuple[str, Any]]:
-    yield from model.model_fields.items()
-
-
-def _has_model(field: FieldInfo) -> bool:
-    return any(_is_model(kind) for kind in _types(field.annotation))
-
-
-def _types(annotation: Any) -> Iterator[Any]:
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        yield from typing.get_args(annotation)
-    else:
-        yield annotation
-
-
-def _is_model(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, BaseModel)
+def _flat(tree: JsonValue, prefix: str = "") -> Plain:
+    """Values by their whole keys, ``stream.base``."""
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    parts = (_flat(value, f"{prefix}.{key}" if prefix else key) for key, value in tree.items())
+    return {key: value for part in parts for key, value in part.items()}

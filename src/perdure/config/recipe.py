@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
 from perdure.engine.options import EngineOptions
 from perdure.methods.options import Options, TrainingOptions
@@ -17,7 +17,7 @@ class OpenOptions(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, JsonValue]:
         """The further keys."""
         return dict(self.model_extra or {})
 
@@ -146,7 +146,7 @@ class Recipe(Options):
 
     @field_validator("method", "network", "data", mode="before")
     @classmethod
-    def _name_alone(cls, value: Any) -> Any:
+    def _name_alone(cls, value: object) -> object:
         """`method: star` is short for `method: {name: star}`."""
         return {"name": value} if isinstance(value, str) else value
 
@@ -155,7 +155,7 @@ class Recipe(Options):
         if len(self.augment.mean) != len(self.augment.std):
             raise ValueError("augment.mean and augment.std must have the same length")
         if not self.augment.mean:
-            raise ValueError("augment.mean and augment.std need one number a channel")
+            raise ValueError("augment.mean and augment.std need one number per channel")
         if min(self.augment.std) <= 0:
             raise ValueError("augment.std must be above 0")
         if not 0 < self.augment.area[0] <= self.augment.area[1]:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from perdure.engine.machine import Machine
-from perdure.engine.state import Stateful, load_tree, restore, save_tree
-from perdure.errors import RunError
+from perdure.engine.state import State, Stateful, load_tree, restore, save_tree
 from perdure.kept.store import FileStore
 
 EVERY_STEPS_SHARED = 20
@@ -31,16 +28,8 @@ class Position:
 
     phase: int = 0
     step: int = 0
-    inside: dict[str, Any] = field(default_factory=dict)
+    inside: State = field(default_factory=dict)
     done: list[str] = field(default_factory=list)
-
-    def refuse_other(self, number: int, name: str) -> None:
-        """Raise RunError unless the phase ``number`` that is done has this name."""
-        if self.done[number] != name:
-            raise RunError(
-                f"phase {number + 1} of the task was '{self.done[number]}', but the method now asks for '{name}'",
-                "a method's decisions between phases must follow from buffers that later phases leave alone",
-            )
 
 
 class Checkpoint:
@@ -50,25 +39,21 @@ class Checkpoint:
         folder: The run's ``resume`` folder, or ``None`` to keep nothing.
         machine: Only its main process writes.
         save_seconds: Least time between two saves inside a phase.
+
+    Attributes:
+        file: The state file.
+        scratch: Items of Generate phases that are only needed until the task is sealed.
     """
 
     def __init__(self, folder: Path | None, machine: Machine, save_seconds: float) -> None:
         self.folder, self.machine, self.save_seconds = folder, machine, save_seconds
+        self.file = None if folder is None else folder / "state.safetensors"
+        self.scratch = FileStore(None if folder is None else folder / "items")
         self._last = time.monotonic()
 
-    @property
-    def file(self) -> Path | None:
-        """The state file."""
-        return None if self.folder is None else self.folder / "state.safetensors"
-
-    @property
-    def scratch(self) -> FileStore:
-        """Items of Generate phases that are only needed until the task is sealed."""
-        return FileStore(None if self.folder is None else self.folder / "items")
-
-    def due(self, step: int, stopping: bool) -> tuple[bool, bool]:
-        """Whether to save after this step, and whether to stop. The same answer in every process."""
-        if self.machine.world > 1 and (step + 1) % EVERY_STEPS_SHARED:
+    def due(self, done: int, stopping: bool) -> tuple[bool, bool]:
+        """Whether to save after ``done`` steps, and whether to stop. The same answer in every process."""
+        if self.machine.world > 1 and done % EVERY_STEPS_SHARED:
             return False, False
         late = self.folder is not None and time.monotonic() - self._last >= self.save_seconds
         return self.machine.any(late and self.machine.main), self.machine.any(stopping)
@@ -88,13 +73,13 @@ class Checkpoint:
                     "files": method.files,
                 },
             )
-        self._last = time.monotonic()
+        self._last = time.monotonic()  # after the write: on a slow disk, saving must not take all of the time
 
     def load(self, method: Stateful, task: int) -> Position:
         """Restore the method; the start of the task if nothing usable was saved for it."""
         if self.file is None or not self.file.exists():
             return Position()
-        tree: Mapping[str, Any] = load_tree(self.file)
+        tree = load_tree(self.file)
         if tree["task"] != task:  # left over from a task that was sealed just before a kill
             return Position()
         restore(method, tree["method"])

@@ -2,30 +2,75 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from itertools import repeat
-from typing import Any
+from types import FrameType
+from typing import NoReturn
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from perdure.data.case import Batch
+from perdure.data.case import Batch, collate
 from perdure.data.sampling import Batches, BatchSampler, Mix, check_shares
 from perdure.engine.checkpoint import Checkpoint, Position
-from perdure.engine.interrupt import Interrupted, StopSignal
-from perdure.engine.loader import make_loader
+from perdure.engine.loader import read_draws
 from perdure.engine.machine import Machine
 from perdure.engine.options import EngineOptions
 from perdure.engine.phases import Collect, Generate, Phase, Train
-from perdure.engine.run_logger import RunLogger
-from perdure.engine.state import Stateful
-from perdure.engine.trainer import Trainer, Window, add_sums
-from perdure.errors import PerdureError, UsageError
+from perdure.engine.run_logger import RunLogger, Show
+from perdure.engine.state import State, Stateful
+from perdure.engine.trainer import Trainer, add_sums
+from perdure.errors import PerdureError, RunError, UsageError
 from perdure.kept.store import item_names
 from perdure.seeds import derive_seed, manual_seed
 
 Validate = Callable[[], Mapping[str, float]]
+
+
+class Interrupted(PerdureError):
+    """The run was asked to stop and has saved where it was."""
+
+
+class StopSignal:
+    """Whether SIGTERM or Ctrl-C arrived while :meth:`listen` was open; a second Ctrl-C ends the process at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    @contextmanager
+    def listen(self) -> Iterator[StopSignal]:
+        """Replace the handlers of SIGTERM and SIGINT; only the main thread may do so, others are never asked."""
+        with ExitStack() as previous:
+            if threading.current_thread() is threading.main_thread():
+                for number in (signal.SIGTERM, signal.SIGINT):
+                    previous.callback(signal.signal, number, signal.signal(number, self._ask))
+            yield self
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        if self.asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.asked = True
+
+
+@dataclass(frozen=True)
+class _Work:
+    """The phase under way: whose it is, its seed, the names of the finished phases, and whether to stop.
+
+    Plain data: what is done with it stands in :class:`Engine`.
+    """
+
+    method: Stateful
+    task: int
+    number: int
+    name: str
+    seed: int
+    done: list[str]
+    stop: StopSignal
+    title: str
 
 
 class Engine:
@@ -65,14 +110,21 @@ class Engine:
             PerdureError: A loss is not finite, or the disk is full.
         """
         method.to(self.machine.device)
-        with StopSignal() as stop:
+        with StopSignal().listen() as stop:
             for number, phase in enumerate(phases):
                 if number < position.phase:
-                    position.refuse_other(number, phase.name)
+                    if position.done[number] != phase.name:
+                        was, now = position.done[number], phase.name
+                        raise RunError(
+                            f"phase {number + 1} of the task was '{was}', but the method now asks for '{now}'",
+                            "decisions between phases must follow from buffers that later phases leave alone",
+                        )
                     continue
-                method.eval()  # whatever ran before; a training phase wakes what it trains
-                here = position if number == position.phase else Position(number, done=position.done)
-                work = _Work(self, method, task, number, phase, stop, position.done)
+                method.eval()  # whatever mode the previous phase left; the trainer sets train mode where it is needed
+                here = position if number == position.phase else Position(number)
+                seed = derive_seed(self.seed, "task", task, "phase", number, phase.name)
+                title = f"task {task + 1} · {phase.name}"
+                work = _Work(method, task, number, phase.name, seed, position.done, stop, title)
                 match phase:
                     case Train():
                         self._train(phase, here, work, validation)
@@ -82,95 +134,80 @@ class Engine:
                         self._generate(phase, here, work)
                 position.done.append(phase.name)
                 self.checkpoint.save(method, task, Position(number + 1, done=position.done))
-                work.leave_if_asked()
+                if self.machine.any(stop.asked):
+                    self._leave(work)
 
     def _train(self, phase: Train, here: Position, work: _Work, validation: Validate | None) -> None:
         trainer = Trainer(phase, self.machine, self.options)
         trainer.resume(here.inside)
         batches = phase.data() if phase.data is not None else None
         per_epoch = batches.steps() if batches is not None else 1
-        total = _length(phase, per_epoch, trainer.accumulate)
+        share = trainer.accumulate / per_epoch  # epochs per optimiser step
+        total = phase.steps
+        if (phase.epochs is None) == (total is None):
+            raise UsageError(f"phase '{phase.name}' needs either epochs or steps")
+        if total is None:
+            total = max(1, (phase.epochs or 0) * per_epoch // trainer.accumulate)
+        reads: Iterator[Batch | None] = repeat(None)
         if batches is not None:
             check_shares(batches, self.machine.world)
-        reads = self._reads(batches, here.step * trainer.accumulate, total * trainer.accumulate, work.seed)
-        before = self._steps_before(work)
-        window = Window()
-        with self.logger.progress(work.title, total, here.step) as bar:
+            reads = self._reads(batches, here.step * trainer.accumulate, total * trainer.accumulate, work.seed)
+        before, every = self._steps_before(work), self.options.validate_every
+        with self.logger.progress(work.title, total, here.step) as show:
             for step in range(here.step, total):
+                # a seed per step, so that a resumed run needs no generator state and draws the same
                 manual_seed(derive_seed(work.seed, "step", step, self.machine.rank))
-                window.add(trainer.step(reads, step, total))
+                trainer.step(reads, step, total)
                 if phase.after_step is not None:
                     phase.after_step(step)
-                done, last = step + 1, step + 1 == total
-                epoch = done * trainer.accumulate / per_epoch
-                if last or done % self.options.log_every == 0:
-                    place = {"step": done, "of": total, "epoch": epoch, "run_step": before + done, "lr": trainer.lr}
-                    bar.to(done, f"loss {self._report(work, place, window):.3f}")
-                else:
-                    bar.to(done)
-                if validation is not None and self._validation_due(epoch, trainer.accumulate / per_epoch):
-                    self._validate(work, done, before + done, validation, phase.module)
-                if not last:
-                    work.save_if_due(step, lambda: {"trainer": trainer.state()}, partial(_check, window, trainer))
-        work.refuse_nonfinite(total - 1, trainer.nonfinite())
+                done, note = step + 1, None
+                epoch = done * trainer.accumulate / per_epoch  # not a sum of shares: whole epochs are whole numbers
+                if done == total or done % self.options.log_every == 0:
+                    place = {"step": done, "of": total, "epoch": epoch, "run_step": before + done}
+                    note = f"loss {self._report(work, place, trainer):.3f}"
+                show(done, note)
+                if validation is not None and every and int(epoch / every + 1e-9) > int((epoch - share) / every + 1e-9):
+                    figures = validation()
+                    phase.module.train()
+                    self.logger.log(task=work.task, phase=phase.name, step=done, event="validation", **figures)
+                    self._track(work, figures, before + done)
+                if done < total:
+                    self.save_if_due(work, done, lambda: {"trainer": trainer.state()}, trainer.nonfinite)
+        self._refuse_nonfinite(work, total, trainer.nonfinite())
         trainer.close()
         self._steps = before + total
         if phase.finish is not None:
             phase.finish()
 
-    def _reads(self, batches: Batches | Mix | None, start: int, stop: int, seed: int) -> Iterator[Batch | None]:
-        """This process's batches of the steps ``start .. stop - 1``; ``None`` for ever where a phase has no data."""
-        if batches is None:
-            return repeat(None)
-        draws = BatchSampler(batches, seed, start, stop, self.machine.rank, self.machine.world)
-        return iter(make_loader(draws, self.options.workers, self.machine.device.type == "cuda", seed))
-
-    def _steps_before(self, work: _Work) -> int:
-        """Optimiser steps of the run before this phase; the log knows them where an earlier process did them."""
-        if self._steps is None:
-            line = self.logger.last_step or {"run_step": 0, "step": 0}
-            here = (line.get("task"), line.get("phase")) == (work.task, work.phase.name)
-            self._steps = int(line["run_step"]) - (int(line["step"]) if here else 0)
-        return self._steps
-
     def _collect(self, phase: Collect, here: Position, work: _Work) -> None:
-        batches = phase.data()
-        total = batches.steps()
-        sums: dict[str, Tensor] = {}
+        batches, device = phase.data(), self.machine.device
+        total, sums = batches.steps(), dict[str, Tensor]()
         if self.machine.main:  # what was saved is the sum over all processes
-            sums = {k: v.to(self.machine.device) for k, v in here.inside.get("sums", {}).items()}
+            sums = {k: v.to(device) for k, v in here.inside.get("sums", {}).items()}
         reads = self._reads(batches, here.step, total, work.seed)
         phase.module.eval()
         with (
-            self.logger.progress(work.title, total, here.step) as bar,
+            self.logger.progress(work.title, total, here.step) as show,
             torch.no_grad(),
             self.machine.autocast("fp32"),
         ):
-            for step, batch in enumerate(reads, here.step):
-                manual_seed(derive_seed(work.seed, "step", step, self.machine.rank))
-                if batch is not None:
-                    add_sums(sums, phase.measure(batch.to(self.machine.device)))
-                bar.to(step + 1)
-                if step + 1 < total:
-                    work.save_if_due(step, lambda: {"sums": self._share_sums(sums)})
-        totals = self._share_sums(sums)
+            for done, batch in enumerate(reads, here.step + 1):
+                manual_seed(derive_seed(work.seed, "step", done - 1, self.machine.rank))
+                if batch is not None:  # with several processes, the last batch may be too small for all of them
+                    add_sums(sums, phase.measure(batch.to(device)))
+                show(done)
+                if done < total:
+                    self.save_if_due(work, done, lambda: {"sums": self._move_to_main(sums)})
+        self._move_to_main(sums)
         if self.machine.world > 1:
-            totals = {k: v.to(self.machine.device) for k, v in _broadcast(totals).items()}
-        phase.finish(totals)
+            from accelerate.utils import broadcast_object_list
+
+            # objects, because the others do not know names and shapes of the sums
+            box: list[dict[str, Tensor]] = [{k: v.cpu() for k, v in sums.items()}]
+            broadcast_object_list(box)
+            sums = {k: v.to(device) for k, v in box[0].items()}
+        phase.finish(sums)
         self.logger.log(task=work.task, phase=phase.name, event="collected", steps=total)
-
-    def _share_sums(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Move all partial sums to the main process and return them."""
-        if self.machine.world == 1:
-            return sums
-        from accelerate.utils import gather_object
-
-        parts = gather_object([{k: v.cpu() for k, v in sums.items()}])
-        sums.clear()
-        if self.machine.main:
-            for part in parts:
-                add_sums(sums, {k: v.to(self.machine.device) for k, v in part.items()})
-        return sums
 
     def _generate(self, phase: Generate, here: Position, work: _Work) -> None:
         store = self.checkpoint.scratch if phase.keep is None else work.method.store
@@ -178,143 +215,105 @@ class Engine:
         rank, world = self.machine.rank, self.machine.world
         rounds = -(-phase.count // world)
         phase.module.eval()
-        with self.logger.progress(work.title, phase.count, here.step * world) as bar:
+        with self.logger.progress(work.title, phase.count, here.step * world) as show:
             for turn in range(rounds):
                 index = turn * world + rank
                 if index < phase.count and not store.path(names[index]).exists():  # one that exists is whole
                     manual_seed(derive_seed(work.seed, "item", index))
-                    saved = here.inside if turn == here.step and world == 1 else {}
-                    progress = _ItemProgress(work, turn, saved.get("item"), partial(bar.to, turn))
-                    store.write(names[index], phase.make(index, progress))
-                bar.to(min(phase.count, (turn + 1) * world))
+                    saved = here.inside.get("item") if turn == here.step and world == 1 else None
+                    store.write(names[index], phase.make(index, _ItemProgress(saved, self, work, turn, show)))
+                show(min(phase.count, (turn + 1) * world))
                 if turn + 1 < rounds:
-                    work.save_if_due(turn, dict)
-        self.machine.barrier()
+                    self.save_if_due(work, turn + 1, dict)
+        self.machine.barrier()  # until the other processes have written the items that `finish` reads
         if phase.keep is not None:
             work.method.files[phase.keep] = (*work.method.files.get(phase.keep, ()), *names)
         if phase.finish is not None:
             phase.finish(store.paths(names))
         self.logger.log(task=work.task, phase=phase.name, event="generated", items=phase.count)
 
-    def _report(self, work: _Work, place: Mapping[str, float], window: Window) -> float:
-        """Log and track the mean terms since the last report; returns their sum."""
-        work.refuse_nonfinite(int(place["step"]) - 1, window.nonfinite(self.machine))
-        terms = window.means()
-        loss = sum(terms.values())
-        self.logger.log(task=work.task, phase=work.phase.name, **place, loss=loss, **terms)
-        figures = {"loss": loss, "lr": place["lr"], **terms}
-        self.logger.track({f"{work.tag}/{k}": v for k, v in figures.items()}, int(place["run_step"]))
-        return loss
-
-    def _validation_due(self, epoch: float, share: float) -> bool:
-        """Whether the step of ``share`` epochs that ends at ``epoch`` crossed a multiple of ``validate_every``."""
-        every = self.options.validate_every
-        return every > 0 and int(epoch / every + 1e-9) > int((epoch - share) / every + 1e-9)
-
-    def _validate(self, work: _Work, step: int, run_step: int, validation: Validate, module: nn.Module) -> None:
-        figures = validation()
-        module.train()
-        self.logger.log(task=work.task, phase=work.phase.name, step=step, event="validation", **figures)
-        self.logger.track({f"{work.tag}/{k}": v for k, v in figures.items()}, run_step)
-
-
-class _ItemProgress:
-    """See :class:`~perdure.engine.phases.Progress`."""
-
-    def __init__(self, work: _Work, turn: int, saved: Mapping[str, Any] | None, note: Callable[[str], None]) -> None:
-        self.saved = saved
-        self._work, self._turn, self._note = work, turn, note
-
-    def checkpoint(self, done: int, of: int, note: str, state: Callable[[], dict[str, object]]) -> None:
-        self._note(f"{done} of {of} {note}")
-        if self._work.engine.machine.world == 1:  # processes work on different items: there is no common moment
-            self._work.save_inside(self._turn, lambda: {"item": state()})
-
-
-class _Work:
-    """One phase of one task of one method: its seed, its place in the checkpoint, its title."""
-
-    def __init__(
-        self,
-        engine: Engine,
-        method: Stateful,
-        task: int,
-        number: int,
-        phase: Phase,
-        stop: StopSignal,
-        done: list[str],
-    ) -> None:
-        self.engine, self.method, self.task = engine, method, task
-        self.number, self.phase, self.stop, self.done = number, phase, stop, done
-        self.seed = derive_seed(engine.seed, "task", task, "phase", number, phase.name)
-        self.title = f"task {task + 1} · {phase.name}"
-        self.tag = f"task{task}/{phase.name}"
-
     def save_if_due(
-        self, step: int, inside: Callable[[], dict[str, object]], sound: Callable[[Machine], str | None] | None = None
+        self, work: _Work, done: int, inside: Callable[[], State], nonfinite: Callable[[], str | None] | None = None
     ) -> None:
-        """Save after ``step`` if it is time or a stop was asked for; then stop if it was.
+        """Save when it is time or a stop was asked for; then stop if it was.
 
         Args:
-            step: Number of the step that was done, from 0.
-            inside: What the phase needs to go on after it.
-            sound: Names what must not be saved because it is not finite.
+            work: The phase under way.
+            done: Steps that are done.
+            inside: What the phase needs to continue after them.
+            nonfinite: Names what must not be saved because it is not finite.
         """
-        save, leave = self.engine.checkpoint.due(step, self.stop.asked)
+        save, leave = self.checkpoint.due(done, work.stop.asked)
         if save or leave:
-            if sound is not None:
-                self.refuse_nonfinite(step, sound(self.engine.machine))
-            self._save(step + 1, inside)
+            if nonfinite is not None:
+                self._refuse_nonfinite(work, done, nonfinite())
+            self.checkpoint.save(work.method, work.task, Position(work.number, done, inside(), work.done))
         if leave:
-            self._leave()
+            self._leave(work)
 
-    def save_inside(self, step: int, inside: Callable[[], dict[str, object]]) -> None:
-        """As :meth:`save_if_due`, in the middle of a step that is then not done yet."""
-        save, leave = self.engine.checkpoint.due(step, self.stop.asked)
-        if save or leave:
-            self._save(step, inside)
-        if leave:
-            self._leave()
-
-    def _save(self, step: int, inside: Callable[[], dict[str, object]]) -> None:
-        self.engine.checkpoint.save(self.method, self.task, Position(self.number, step, dict(inside()), self.done))
-
-    def refuse_nonfinite(self, step: int, name: str | None) -> None:
-        """Raise a plain error if something is NaN or infinite, before anything of it is saved."""
-        if name is not None:
-            raise PerdureError(
-                f"{name} is not finite: task {self.task + 1}, phase '{self.phase.name}', step {step + 1}",
-                "start a new run with a lower training.lr, training.clip=1 or engine.precision=fp32",
-            )
-
-    def leave_if_asked(self) -> None:
-        """Stop between two phases if a stop was asked for."""
-        if self.engine.machine.any(self.stop.asked):
-            self._leave()
-
-    def _leave(self) -> None:
-        self.engine.machine.barrier()
+    def _leave(self, work: _Work) -> NoReturn:
+        self.machine.barrier()  # until the main process has saved
         raise Interrupted(
-            f"stopped in task {self.task + 1}, phase '{self.phase.name}'; everything so far is saved",
+            f"stopped in task {work.task + 1}, phase '{work.name}'; everything so far is saved",
             "the same command with --resume goes on from here",
         )
 
+    def _refuse_nonfinite(self, work: _Work, step: int, name: str | None) -> None:
+        """Raise a plain error if something is NaN or infinite, before anything of it is saved."""
+        if name is not None:
+            raise PerdureError(
+                f"{name} is not finite: task {work.task + 1}, phase '{work.name}', step {step}",
+                "start a new run with a lower training.lr, training.clip=1 or engine.precision=fp32",
+            )
 
-def _check(window: Window, trainer: Trainer, machine: Machine) -> str | None:
-    return window.nonfinite(machine) or trainer.nonfinite()
+    def _report(self, work: _Work, place: Mapping[str, float], trainer: Trainer) -> float:
+        """Log and track the mean terms since the last report; returns their sum."""
+        self._refuse_nonfinite(work, int(place["step"]), trainer.nonfinite(weights=False))
+        terms, lr = trainer.means(), float(trainer.optimizer.param_groups[0]["lr"])
+        loss = sum(terms.values())
+        self.logger.log(task=work.task, phase=work.name, **place, lr=lr, loss=loss, **terms)
+        self._track(work, {"loss": loss, "lr": lr, **terms}, int(place["run_step"]))
+        return loss
+
+    def _track(self, work: _Work, figures: Mapping[str, float], run_step: int) -> None:
+        self.machine.track({f"task{work.task}/{work.name}/{k}": v for k, v in figures.items()}, run_step)
+
+    def _steps_before(self, work: _Work) -> int:
+        """Optimiser steps of the run before this phase; the log knows them where an earlier process did them."""
+        if self._steps is None:
+            line = self.logger.last_step or {"run_step": 0, "step": 0}
+            here = (line.get("task"), line.get("phase")) == (work.task, work.name)
+            self._steps = int(line["run_step"]) - (int(line["step"]) if here else 0)
+        return self._steps
+
+    def _reads(self, batches: Batches | Mix, start: int, stop: int, seed: int) -> Iterator[Batch | None]:
+        """This process's batches of the steps ``start .. stop - 1``."""
+        draws = BatchSampler(batches, seed, start, stop, self.machine.rank, self.machine.world)
+        return read_draws(draws, collate, self.options.workers, self.machine.device.type == "cuda", seed)
+
+    def _move_to_main(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Add up the partial sums of all processes in the main one, in place; the others start again from nothing."""
+        if self.machine.world > 1:
+            from accelerate.utils import gather_object
+
+            parts = gather_object([{k: v.cpu() for k, v in sums.items()}])
+            sums.clear()
+            for part in parts if self.machine.main else ():
+                add_sums(sums, {k: v.to(self.machine.device) for k, v in part.items()})
+        return sums
 
 
-def _broadcast(totals: dict[str, Tensor]) -> dict[str, Tensor]:
-    from accelerate.utils import broadcast_object_list
+@dataclass
+class _ItemProgress:
+    """See :class:`~perdure.engine.phases.Progress`."""
 
-    box = [{k: v.cpu() for k, v in totals.items()}]
-    broadcast_object_list(box)
-    return box[0]
+    saved: State | None
+    engine: Engine
+    work: _Work
+    turn: int
+    show: Show
 
-
-def _length(phase: Train, per_epoch: int, accumulate: int) -> int:
-    if (phase.epochs is None) == (phase.steps is None):
-        raise UsageError(f"phase '{phase.name}' needs either epochs or steps")
-    if phase.steps is not None:
-        return phase.steps
-    return max(1, (phase.epochs or 0) * per_epoch // accumulate)
+    def checkpoint(self, done: int, of: int, note: str, state: Callable[[], dict[str, object]]) -> None:
+        self.show(self.turn, f"{done} of {of} {note}")
+        if self.engine.machine.world == 1:  # processes work on different items: there is no common moment to save
+            self.engine.save_if_due(self.work, self.turn, lambda: {"item": state()})

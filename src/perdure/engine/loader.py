@@ -6,46 +6,47 @@ import atexit
 import contextlib
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from perdure.data.case import Batch, Case, collate
+from perdure.data.case import Case
 from perdure.data.dataset import Draw, Samples, members
 from perdure.data.sampling import Batches, BatchSampler
 from perdure.errors import DataError, PerdureError, UsageError
 
-Read = tuple[int, Case | PerdureError]
-"""A sample and the source of a mix that it is from, or what is wrong with it."""
 T = TypeVar("T")
-
-
-def make_loader(draws: BatchSampler, workers: int, pin: bool, context_seed: int = 0) -> Iterator[Batch | None]:
-    """Read the draws as batches of equal size, or ``None`` where this process has no share; see :func:`read_draws`."""
-    return read_draws(draws, workers, _stack, pin, context_seed)
 
 
 def read_cases(samples: Samples, at_once: int, workers: int, rank: int, world: int) -> Iterator[list[Case]]:
     """All samples in order, some at a time, this process's share of them; images may differ in size."""
     batches = Batches(samples, at_once * world, shuffle=False, drop_last=False)
-    for cases in read_draws(BatchSampler(batches, 0, 0, batches.steps(), rank, world), workers, _list):
+    for cases in read_draws(BatchSampler(batches, 0, 0, batches.steps(), rank, world), lambda cases, _: cases, workers):
         yield cases or []
 
 
 def read_draws(
     draws: BatchSampler,
-    workers: int,
     gather: Callable[[list[Case], list[int]], T],
+    workers: int,
     pin: bool = False,
     context_seed: int = 0,
 ) -> Iterator[T | None]:
-    """Read the draws; each step gives what ``gather`` makes of its cases, ``None`` where there are none.
+    """Read the draws step by step.
 
-    What a worker process finds wrong with a sample is raised here as it was raised there. Worker processes start
-    anew for each phase; an archive that is read when it is first needed is read here before, once for all of them.
+    A sample that a worker process cannot read raises its error here. Worker processes start anew for each phase; an
+    archive that is read when it is first needed is read here before, once for all of them.
+
+    Args:
+        draws: The steps.
+        gather: Makes what a step gives of its cases and the numbers of their sources, where they are read; a step of
+            which this process has no share gives ``None``.
+        workers: Processes that read; 0 for this one.
+        pin: Copy tensors into pinned memory, for a GPU.
+        context_seed: Seeds the workers' own generators. Samples do not depend on it: they carry a seed each.
 
     Raises:
         DataError: A source is empty.
@@ -63,85 +64,61 @@ def read_draws(
             f"a batch of {uneven[0]} cannot be shared by {draws.world} processes",
             f"choose a batch size that is a multiple of {draws.world}",
         )
-    if workers:
-        _read_ahead(sources)
-    generator = torch.Generator().manual_seed(context_seed)  # workers' base seeds; samples carry their own
+    for dataset in (dataset for source in sources for dataset in members(source) if workers and len(dataset)):
+        with contextlib.suppress(PerdureError):  # a worker reports it, if one reads this sample
+            dataset[0]
     loader = DataLoader(
-        _Told(sources),
-        batch_sampler=draws,
+        _Steps(sources, gather),
+        sampler=draws,
+        batch_size=None,  # an entry of the data set is a whole step
+        collate_fn=lambda step: step,
         num_workers=workers,
-        collate_fn=partial(_collate, gather),
         pin_memory=pin,
-        generator=generator,
+        generator=torch.Generator().manual_seed(context_seed),
         worker_init_fn=_start_worker if workers else None,
+        # forked workers share what is in memory already; spawned ones would import torch and read archives again
         multiprocessing_context="fork" if workers else None,
     )
     return _reads(loader)
 
 
-def _read_ahead(sources: Sequence[Samples]) -> None:
-    """Read a sample of each data set, so that what it loads once is in memory when workers are forked."""
-    for samples in (dataset for source in sources for dataset in members(source) if len(dataset)):
-        # a worker tells what is wrong with a sample, if one reads it
-        with contextlib.suppress(PerdureError):
-            samples[0]
+@dataclass(frozen=True)
+class _Steps(TorchDataset[T | PerdureError | None], Generic[T]):
+    """Whole steps by their draws. Errors are handed over and not raised: torch would add a worker's traceback."""
 
+    sources: Sequence[Samples]
+    gather: Callable[[list[Case], list[int]], T]
 
-def _reads(loader: DataLoader[Read]) -> Iterator[Any]:
-    reads = iter(loader)
-    # Workers do not heed SIGTERM, so Python's own way of ending them at exit would wait for ever.
-    stop: Callable[[], None] = reads._shutdown_workers if loader.num_workers else _nothing  # type: ignore[attr-defined]
-    atexit.register(stop)
-    try:
-        for batch in reads:
-            if isinstance(batch, PerdureError):
-                raise batch
-            yield batch
-    finally:
-        atexit.unregister(stop)
-        stop()
-
-
-def _nothing() -> None:
-    pass
-
-
-class _Told(TorchDataset[Read]):
-    """Samples of several sources that hand errors over instead of raising them: torch would add a traceback."""
-
-    def __init__(self, sources: Sequence[Samples]) -> None:
-        self.sources = sources
-
-    def __getitem__(self, draw: Draw) -> Read:
+    def __getitem__(self, draws: list[Draw]) -> T | PerdureError | None:
         try:
-            return draw.part, self.sources[draw.part][draw]
+            cases = [self.sources[draw.part][draw] for draw in draws]
         except PerdureError as error:
-            return draw.part, error
+            return error
+        return self.gather(cases, [draw.part for draw in draws]) if cases else None
+
+
+def _reads(loader: DataLoader[T | PerdureError | None]) -> Iterator[T | None]:
+    reads = iter(loader)
+    # Workers ignore SIGTERM, so Python's own way of ending them at exit would wait for ever.
+    end_workers: Callable[[], None] | None = reads._shutdown_workers if loader.num_workers else None  # type: ignore[attr-defined]
+    if end_workers is not None:
+        atexit.register(end_workers)
+    try:
+        for step in reads:
+            if isinstance(step, PerdureError):
+                raise step
+            yield step
+    finally:
+        if end_workers is not None:
+            atexit.unregister(end_workers)
+            end_workers()
 
 
 def _start_worker(worker: int) -> None:  # noqa: ARG001
-    """One thread a worker; a stop that is sent to the whole process group is the main process's business.
+    """One thread per worker, and no reaction to a stop that is sent to the whole process group.
 
-    It saves first and then ends its workers by itself, so they must go on reading until then.
+    The main process saves first and then ends its workers itself, so they must go on reading until then.
     """
     torch.set_num_threads(1)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-
-
-def _stack(cases: list[Case], parts: list[int]) -> Batch:
-    return collate(cases, parts)
-
-
-def _list(cases: list[Case], parts: list[int]) -> list[Case]:  # noqa: ARG001
-    return cases
-
-
-def _collate(gather: Callable[[list[Case], list[int]], T], samples: list[Read]) -> T | PerdureError | None:
-    """A step's cases, or the first thing that was wrong; ``None`` where this process has no share of the step."""
-    cases: list[Case] = []
-    for _, sample in samples:
-        if isinstance(sample, PerdureError):
-            return sample
-        cases.append(sample)
-    return gather(cases, [part for part, _ in samples]) if cases else None

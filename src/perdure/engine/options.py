@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+Precision = Literal["fp32", "bf16", "fp16"]
 
 
 class EngineOptions(BaseModel):
@@ -13,7 +15,7 @@ class EngineOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU if there is one")
-    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="fp16 needs a GPU")
+    precision: Precision = Field("fp32", description="fp16 needs a GPU")
     workers: int = Field(0, ge=0, description="processes that read data; 0 reads in the main process")
     threads: int | None = Field(None, ge=1, description="CPU threads; results are bitwise equal at equal counts only")
     save_seconds: float = Field(
@@ -31,6 +33,6 @@ class EngineOptions(BaseModel):
 
     @field_validator("channels_last", mode="before")
     @classmethod
-    def _word(cls, value: Any) -> Any:
+    def _word(cls, value: object) -> object:
         """YAML reads a bare on or off as true or false."""
-        return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+        return "on" if value is True else "off" if value is False else value

@@ -1,8 +1,8 @@
 """A phase: one stage of a method's work on a task, as plain data. The engine runs it, a method describes it.
 
 Three kinds are enough for all methods: :class:`Train` minimises a loss, :class:`Collect` adds up statistics in
-one pass over data, :class:`Generate` makes numbered items (synthetic samples). Whatever a phase needs is looked
-up when it starts, so a later phase may use what an earlier one left behind.
+one pass over data, :class:`Generate` makes numbered items (synthetic samples). What a phase needs is asked
+for when it starts, so a later phase may use what an earlier one left behind.
 """
 
 from __future__ import annotations
@@ -10,18 +10,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Protocol
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from perdure.data.case import Batch
 from perdure.data.sampling import Batches, Mix
+from perdure.engine.options import Precision
 from perdure.engine.schedules import Schedule, constant
+from perdure.engine.state import State
 
 Terms = dict[str, Tensor]
 """Named, already weighted scalar loss terms; the engine minimises their sum and logs each."""
-Precision = Literal["fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Train:
         steps: Length in optimiser steps.
         clip: Largest global gradient norm, or ``None``.
         ema: Decay of an exponential moving average of the parameters that replaces them at the end, or ``None``.
-        accumulate: Batches a step.
+        accumulate: Batches per step.
         precision: Overrides the run's precision for this phase.
         after_step: Called with the step's number after each update (projection, pruning, bookkeeping).
         finish: Called once at the end.
@@ -86,7 +87,7 @@ class Progress(Protocol):
         saved: What the last ``checkpoint`` before a stop handed over for saving; ``None`` for an item not begun.
     """
 
-    saved: Mapping[str, Any] | None
+    saved: State | None
 
     def checkpoint(self, done: int, of: int, note: str, state: Callable[[], dict[str, object]]) -> None:
         """Show progress; save ``state()`` when that is due, and leave if a stop was asked for.
@@ -107,7 +108,7 @@ class Progress(Protocol):
 class Generate:
     """Make ``count`` numbered items; each is written to disk as it is done, so a killed run goes on with the next.
 
-    An item that takes longer than some seconds tells the :class:`Progress` how far it is.
+    An item that takes longer than some seconds calls :meth:`Progress.checkpoint` as it goes.
 
     Args:
         name: Shown in progress, log and folder names.

@@ -42,6 +42,7 @@ def stairs(first: float, every: float, factor: float) -> Schedule:
     """
 
     def rate(step: int, total: int) -> float:
+        # 1e-9: shares such as 0.07 are no binary fractions, and a stair must not come a step late
         past = (step / total - first) / every
         return factor ** (math.floor(past + 1e-9) + 1) if past > -1e-9 else 1.0
 

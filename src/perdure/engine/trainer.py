@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import nullcontext
 from functools import partial, reduce
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +12,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from perdure.data.case import Batch
 from perdure.engine.machine import Machine
-from perdure.engine.options import EngineOptions
-from perdure.engine.phases import Precision, Terms, Train
+from perdure.engine.options import EngineOptions, Precision
+from perdure.engine.phases import Terms, Train
+from perdure.engine.state import State
 from perdure.errors import UsageError
 from perdure.networks.network import Network
 
@@ -22,14 +22,9 @@ from perdure.networks.network import Network
 class _Trainee(nn.Module):
     """The trained module and its loss as one module, so that gradient averaging sees every use of it."""
 
-    def __init__(
-        self,
-        module: nn.Module,
-        loss: Callable[[Batch], Terms],
-        autocast: Callable[[], AbstractContextManager[Any]],
-    ) -> None:
+    def __init__(self, phase: Train, autocast: Callable[[], torch.autocast]) -> None:
         super().__init__()
-        self.module, self._loss, self._autocast = module, loss, autocast
+        self.module, self._loss, self._autocast = phase.module, phase.loss, autocast
 
     def forward(self, batch: Batch) -> Terms:
         with self._autocast():
@@ -37,7 +32,7 @@ class _Trainee(nn.Module):
 
 
 class Trainer:
-    """Optimiser, scaler, EMA and precision of one Train phase."""
+    """Optimiser, scaler, EMA, precision and loss terms of one Train phase."""
 
     def __init__(self, phase: Train, machine: Machine, options: EngineOptions) -> None:
         self.phase, self.machine = phase, machine
@@ -49,56 +44,58 @@ class Trainer:
                 "set engine.precision=fp16, which scales the loss",
             )
         phase.module.train()
-        self.last = machine.channels_last(phase.module, precision)
-        if self.last:
+        # faster on a GPU and with bf16, slower with fp32 on a CPU; it does not exist for volumes
+        flat = not any(isinstance(m, nn.Conv3d) for m in phase.module.modules())
+        faster = machine.device.type == "cuda" or precision == "bf16"
+        self.channels_last = flat and {"auto": faster, "on": True, "off": False}[options.channels_last]
+        if self.channels_last:
             # Not `to(memory_format=…)`, which fails on a method's buffers of five axes. Through `_apply`, as that does,
             # because methods move their frozen copies along there.
-            phase.module._apply(_sort_axes)  # type: ignore[no-untyped-call]
-        self.compiled = _compilable(phase.module) if options.compile else []
+            phase.module._apply(_channels_last)  # type: ignore[no-untyped-call]
+        self.compiled: list[nn.Module] = []
+        if options.compile:
+            # parts of a method that are called as modules and have weights; a network says which of its parts are
+            children = phase.module.children()
+            parts = [part for m in children for part in (m.compilable() if isinstance(m, Network) else [m])]
+            lists = (nn.ModuleList, nn.ModuleDict)
+            self.compiled = [m for m in parts if any(True for _ in m.parameters()) and not isinstance(m, lists)]
         for part in self.compiled:
             part.compile()
+        # listed once, not at every step: that goes through all modules
         self.parameters = [p for p in phase.module.parameters() if p.requires_grad]
-        trainee = _Trainee(phase.module, phase.loss, partial(machine.autocast, precision))
-        self.trainee = machine.accelerator.prepare(trainee)
-        # accelerate's wrapper of the optimiser looks for a package at every step, which a small network feels
+        self.trainee = machine.accelerator.prepare(_Trainee(phase, partial(machine.autocast, precision)))
+        # not wrapped: accelerate's wrapper searches for an installed package at every step, which slows small networks
         self.optimizer = phase.optimizer()
         # of its own, so that a phase starts the same in a run that went on and in one that was resumed
         self.scaler = torch.amp.GradScaler(machine.device.type) if precision == "fp16" else None
         self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
+        self._sums: Terms = {}  # of the loss terms since the last report
+        self._count = 0
         self.ema: AveragedModel | None = None
         if phase.ema is not None:
             # of the parameters alone: buffers may come and go, which the average cannot follow
             self.averaged = nn.ParameterList(phase.module.parameters())
             self.ema = AveragedModel(self.averaged, multi_avg_fn=get_ema_multi_avg_fn(phase.ema))  # type: ignore[no-untyped-call]
 
-    @property
-    def lr(self) -> float:
-        """Learning rate of the first group as last used."""
-        return float(self.optimizer.param_groups[0]["lr"])
-
     def step(self, reads: Iterator[Batch | None], step: int, total: int) -> Terms:
         """One optimiser step on ``accumulate`` batches; returns the detached loss terms, averaged over them."""
-        terms: Terms = {}
-        for _ in range(self.accumulate - 1):
-            with self.machine.accelerator.no_sync(self.trainee):
-                add_sums(terms, self._backward(next(reads)))
-        add_sums(terms, self._backward(next(reads)))
-        self._update(step, total)
-        return terms
-
-    def _backward(self, batch: Batch | None) -> Terms:
-        if batch is not None:
-            batch = batch.to(self.machine.device)
-            if self.last:
-                batch = _channels_last(batch)
-        terms: Terms = self.trainee(batch)
-        if self.accumulate > 1:
-            terms = {k: v / self.accumulate for k, v in terms.items()}
-        loss = reduce(torch.add, terms.values())
-        (self.scaler.scale(loss) if self.scaler else loss).backward()  # type: ignore[no-untyped-call]
-        return {k: v.detach() for k, v in terms.items()}
-
-    def _update(self, step: int, total: int) -> None:
+        sums: Terms = {}
+        for turn in range(1, self.accumulate + 1):
+            batch = next(reads)
+            if batch is not None:
+                batch = batch.to(self.machine.device)
+                if self.channels_last:
+                    batch = batch._replace(images=_channels_last(batch.images))
+            # processes average their gradients once per step, after the last batch
+            with nullcontext() if turn == self.accumulate else self.machine.accelerator.no_sync(self.trainee):
+                terms: Terms = self.trainee(batch)
+                if self.accumulate > 1:
+                    terms = {k: v / self.accumulate for k, v in terms.items()}
+                loss = reduce(torch.add, terms.values())
+                torch.autograd.backward(self.scaler.scale(loss) if self.scaler else loss)
+            add_sums(sums, {k: v.detach() for k, v in terms.items()})
+        add_sums(self._sums, sums)
+        self._count += 1
         factor = self.phase.schedule(step, total)
         for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
             group["lr"] = base * factor
@@ -114,15 +111,34 @@ class Trainer:
         self.optimizer.zero_grad()
         if self.ema is not None:
             self.ema.update_parameters(self.averaged)
+        return sums
 
-    def nonfinite(self) -> str | None:
-        """Says so if a trained weight is NaN or infinite, which the loss shows one step too late."""
-        sound = all(torch.stack([p.detach().isfinite().all() for p in self.parameters]).tolist())
-        return None if sound else "a weight"
+    def nonfinite(self, weights: bool = True) -> str | None:
+        """What is NaN or infinite in any process, in words: a loss term since the last report, or a trained weight.
 
-    def state(self) -> dict[str, object]:
+        Weights show what the loss shows one step too late; going through them takes longer. Makes the sums of the
+        terms means over processes.
+        """
+        if self.machine.world > 1 and self._sums:
+            names = sorted(self._sums)
+            mean = self.machine.total(torch.stack([self._sums[name].float() for name in names])) / self.machine.world
+            self._sums = dict(zip(names, mean, strict=True))
+        for name, value in self._sums.items():
+            if not torch.isfinite(value).all():
+                return f"the loss term '{name}'"
+        if weights and not all(torch.stack([p.detach().isfinite().all() for p in self.parameters]).tolist()):
+            return "a weight"
+        return None
+
+    def means(self) -> dict[str, float]:
+        """Mean of each loss term since the last call; only now are the terms read from the device."""
+        means = {name: float(value) / self._count for name, value in self._sums.items()}
+        self._sums, self._count = {}, 0
+        return means
+
+    def state(self) -> State:
         """What :meth:`resume` needs."""
-        state: dict[str, object] = {
+        state: State = {
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict() if self.scaler else None,
         }
@@ -130,10 +146,10 @@ class Trainer:
             state["ema"] = dict(self.ema.state_dict())
         return state
 
-    def resume(self, inside: Mapping[str, object]) -> None:
+    def resume(self, inside: State) -> None:
         """Restore the optimiser, the scaler and the average of a phase under way."""
         state = inside.get("trainer")
-        if not isinstance(state, Mapping):
+        if state is None:  # the phase begins
             return
         self.optimizer.load_state_dict(state["optimizer"])
         if state["scaler"] and self.scaler:
@@ -151,69 +167,22 @@ class Trainer:
             with torch.no_grad():
                 for parameter, mean in zip(self.phase.module.parameters(), averaged, strict=True):
                     parameter.copy_(mean)
-        self.machine.share_buffers(self.phase.module)
+        if self.machine.world > 1:  # each process has counted running statistics of its own batches
+            from accelerate.utils import broadcast
+
+            broadcast([b for b in self.phase.module.buffers() if b.numel()])
         for part in self.compiled:
             part._compiled_call_impl = None
-        if self.last:
-            _lay_out_plainly(self.phase.module)
+        if self.channels_last:
+            # also the strides of axes of length one, which choose the algorithm as well
+            with torch.no_grad():
+                for tensor in (*self.phase.module.parameters(), *self.phase.module.buffers()):
+                    tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
         self.machine.accelerator.free_memory()
 
 
-class Window:
-    """Running sums of loss terms since the last report, read from the device only then."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._count = 0
-
-    def add(self, terms: Terms) -> None:
-        """Add the terms of one batch."""
-        add_sums(self._sums, terms)
-        self._count += 1
-
-    def share(self, machine: Machine) -> None:
-        """Replace the sums by their means over all processes."""
-        if machine.world > 1 and self._sums:
-            names = sorted(self._sums)
-            mean = machine.total(torch.stack([self._sums[name].float() for name in names])) / machine.world
-            self._sums = dict(zip(names, mean, strict=True))
-
-    def nonfinite(self, machine: Machine) -> str | None:
-        """Which term is NaN or infinite in any process, in words, if one is."""
-        self.share(machine)
-        for name, value in self._sums.items():
-            if not torch.isfinite(value).all():
-                return f"the loss term '{name}'"
-        return None
-
-    def means(self) -> dict[str, float]:
-        """Mean of each term since the last call."""
-        means = {name: float(value) / self._count for name, value in self._sums.items()}
-        self._sums.clear()
-        self._count = 0
-        return means
-
-
-def _sort_axes(tensor: Tensor) -> Tensor:
+def _channels_last(tensor: Tensor) -> Tensor:
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
-
-
-def _channels_last(batch: Batch) -> Batch:
-    return batch._replace(images=batch.images.contiguous(memory_format=torch.channels_last))
-
-
-def _compilable(module: nn.Module) -> list[nn.Module]:
-    """Parts of a method that are called as modules and have weights; a network says which of its parts are."""
-    parts = [part for m in module.children() for part in (m.compilable() if isinstance(m, Network) else [m])]
-    trained = [m for m in parts if any(True for _ in m.parameters())]
-    return [m for m in trained if not isinstance(m, nn.ModuleList | nn.ModuleDict)]
-
-
-@torch.no_grad()
-def _lay_out_plainly(module: nn.Module) -> None:
-    """Undo channels-last, also the strides of axes of length one, which choose the algorithm as well."""
-    for tensor in (*module.parameters(), *module.buffers()):
-        tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
 
 
 def add_sums(sums: dict[str, Tensor], more: Mapping[str, Tensor]) -> None:

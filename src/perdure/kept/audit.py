@@ -6,10 +6,11 @@ import getpass
 import re
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import Any, Final
+from typing import Final
 
 from perdure.errors import DataError, PerdureError, RunError
 from perdure.files import TEMPORARY, sha256
@@ -35,12 +36,21 @@ TEXT_SUFFIXES: Final = frozenset({".yaml", ".yml", ".json", ".jsonl", ".csv", ".
 EVENTS: Final = "events.out.tfevents."
 _PATH: Final = re.compile(
     r"file://[^\s\"'<>]+"
+    # a slash, two names or more; not the end of a URL, of a tag, of a relative path or of a fraction
     r"|(?<![\w.:/<~…-])/(?:[\w.+@-]+/)+[\w.+@-]*"
+    # a drive, and a server; in JSON each backslash stands twice
     r"|(?<!\w)[A-Za-z]:\\{1,2}\w[^\s\"'<>]*"
     r"|(?<!\\)\\{2,4}[\w.-]+\\{1,2}[\w.-]+"
 )
+# pictures within the report: base64 has slashes, and would often be taken for a path
 _EMBEDDED: Final = re.compile(r"data:[\w/+.-]+;base64,[A-Za-z0-9+/=]+")
 _ANYBODY: Final = frozenset({"root", "user", "admin", "localhost", "ubuntu", "debian", "runner", "docker", "jovyan"})
+
+
+class Item(Entry):
+    """An entry of a task's ledger, with the folder name of the task."""
+
+    task: str
 
 
 @dataclass
@@ -53,7 +63,7 @@ class Audit:
         problems: One plain line for each thing that is wrong; empty means the audit passed.
     """
 
-    items: list[dict[str, Any]] = field(default_factory=list)
+    items: list[Item] = field(default_factory=list)
     bytes_by_kind: dict[str, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
@@ -62,7 +72,7 @@ class Audit:
         """True if nothing is wrong."""
         return not self.problems
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Plain data for ``--json``."""
         return {"passed": self.passed, **asdict(self)}
 
@@ -85,24 +95,18 @@ def audit(run: Path) -> Audit:
     patients = stream is None or stream.patients
     sealed = sealed_folders(run, names)
     known = {run / name for name in RUN_FILES} | _audit_tasks(run, sealed, patients, found)
-    task = f"{len(sealed):02d}-"
-    under_way = (TEMPORARY, "resume/", f"tasks/{task}", f"{STORE}/{task}") if len(sealed) < len(names) else ()
+    task, unfinished = f"{len(sealed):02d}-", len(sealed) < len(names)
+    under_way = ("resume/", f"tasks/{task}", f"{STORE}/{task}")
     for path in sorted(run.rglob("*")):
         where = path.relative_to(run).as_posix()
+        tracked = where.startswith("tracking/") and path.name.startswith(EVENTS)
+        working = unfinished and (where.startswith(under_way) or path.name.startswith(TEMPORARY))
         if path.is_symlink():
             found.problems.append(f"{where}: is a link; what it points to cannot be checked")
-        elif path.is_file() and path not in known and not _explained(where, under_way):
+        elif path.is_file() and path not in known and not tracked and not working:
             found.problems.append(f"{where}: no ledger knows this file")
     _look_for_names(run, found)
     return found
-
-
-def _explained(where: str, under_way: tuple[str, ...]) -> bool:
-    """Whether a file belongs to the trackers, or to the work on a task that is not sealed yet."""
-    name = where.rpartition("/")[2]
-    if where.startswith("tracking/") and name.startswith(EVENTS):
-        return True
-    return bool(under_way) and (where.startswith(under_way[1:]) or name.startswith(TEMPORARY))
 
 
 def _audit_tasks(run: Path, sealed: Sequence[Path], patients: bool, found: Audit) -> set[Path]:
@@ -170,7 +174,9 @@ def _look_for_names(run: Path, found: Audit) -> None:
 def identifying_names() -> list[str]:
     """Names of this machine and user that say who or where; words that the program uses itself cannot be told apart."""
     host = socket.gethostname()
-    names = {host, host.partition(".")[0], _user()}
+    names = {host, host.partition(".")[0]}
+    with suppress(OSError, KeyError):  # no account for this process, as in some containers
+        names.add(getpass.getuser())
     return sorted(n for n in names if len(n) > 3 and n.lower() not in _ANYBODY and n.lower() not in _own_words())
 
 
@@ -179,10 +185,3 @@ def _own_words() -> frozenset[str]:
     package = Path(__file__).parents[1]
     files = (p for p in package.rglob("*") if p.suffix in (".py", ".yaml", ".j2", ".css"))
     return frozenset(word for p in files for word in re.findall(r"\w+", p.read_text(encoding="utf-8").lower()))
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):  # no account for this process, as in some containers
-        return ""

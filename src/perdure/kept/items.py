@@ -17,7 +17,7 @@ class Kept:
         kind: What sort of thing it is. ``exemplars`` are raw training samples.
         keys: Names of the method's buffers that hold it (entries of ``state_dict()``).
         made_from: One plain sentence: from which data, by which computation.
-        per_class: True if its bytes grow with the number of classes (the ledger then shows bytes a class).
+        per_class: True if its bytes grow with the number of classes (the ledger then shows bytes per class).
         shows: How the report shows its buffers. ``images``: each tensor is uint8 ``(K, C, H, W)`` or
             ``(K, n, C, H, W)``, row k of the k-th class learned. ``distances``: see
             :mod:`perdure.methods.ccsi.memorisation`.

@@ -105,7 +105,7 @@ def write_kept(
         folder: The task's folder, two levels below the run folder.
         state: ``method.state_dict()``.
         items: What the method says it keeps; every key and name of files belongs to one item only.
-        classes: Number of classes seen, for bytes a class.
+        classes: Number of classes seen, for bytes per class.
         files: The method's files: names in the store, by the name that an item gives.
         store: Where they are.
         before: Folder of the task sealed before this one; nothing that its ledger lists is written or hashed again.
@@ -120,6 +120,7 @@ def write_kept(
     _check_claims(state, items, files)
     earlier = read_ledger(before)["items"] if before is not None else []
     known = {file["file"]: file for entry in earlier for file in entry["files"]}
+    # whatever no item claims is a weight: nothing that a method saves escapes the ledger
     claimed = {key for item in items for key in item.keys}
     weights = {k: v for k, v in state.items() if k not in claimed}
     entries = []
@@ -153,39 +154,27 @@ def _write_changed(
     folder: Path, file: str, tensors: Mapping[str, Tensor], previous: Sequence[StoredTensor], whole: bool
 ) -> list[StoredTensor]:
     """Write the tensors of one item that differ from the previous ledger's (all if ``whole``), and list all of them."""
+    import torch
+
     own = (folder / file).relative_to(run_of(folder)).as_posix()
-    listed: list[StoredTensor] = [
-        {
-            "name": name,
-            "shape": list(tensor.shape),
-            "dtype": str(tensor.dtype).removeprefix("torch."),
-            "sha256": _hash(tensor),
-            "file": own,
-        }
-        for name, tensor in tensors.items()
-    ]
     old = {t["name"]: t for t in previous}
-    places = {t["name"]: old[t["name"]]["file"] for t in listed if t["name"] in old and _equal(t, old[t["name"]])}
-    if whole and not len(places) == len(listed) == len(old):
-        places = {}
-    for entry in listed:
-        entry["file"] = places.get(entry["name"], own)
-    changed = {name: tensor for name, tensor in tensors.items() if name not in places}
+    listed: list[StoredTensor] = []
+    for name, tensor in tensors.items():
+        # as bytes, because numpy has no bfloat16; the shape first, because a single number has no axis to view by
+        plain = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest = hashlib.sha256(plain.numpy().data).hexdigest()
+        shape, dtype = list(tensor.shape), str(tensor.dtype).removeprefix("torch.")
+        entry: StoredTensor = {"name": name, "shape": shape, "dtype": dtype, "sha256": digest, "file": own}
+        if name in old and entry == {**old[name], "file": own}:
+            entry["file"] = old[name]["file"]
+        listed.append(entry)
+    if whole and (len(listed) != len(old) or any(t["name"] not in old or t["file"] == own for t in listed)):
+        for entry in listed:
+            entry["file"] = own
+    changed = {t["name"]: tensors[t["name"]] for t in listed if t["file"] == own}
     if changed:
         write_tensors(folder / file, changed)
     return listed
-
-
-def _equal(one: StoredTensor, two: StoredTensor) -> bool:
-    return (one["shape"], one["dtype"], one["sha256"]) == (two["shape"], two["dtype"], two["sha256"])
-
-
-def _hash(tensor: Tensor) -> str:
-    import torch
-
-    # as bytes, because numpy has no bfloat16; the shape first, because a single number has no axis to view by
-    plain = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    return hashlib.sha256(plain.numpy().data).hexdigest()
 
 
 def _check_claims(state: Mapping[str, Tensor], items: Sequence[Kept], files: Mapping[str, Sequence[str]]) -> None:

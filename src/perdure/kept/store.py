@@ -73,9 +73,9 @@ class FileStore:
         return [self.path(name) for name in names]
 
     def write(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        """Write a file in one step, and remember its hash while it is in the page cache."""
+        """Write a file in one step, and compute its hash."""
         write_tensors(self.path(name), tensors)
-        self.describe(name)
+        self.describe(name)  # now, while the file is in the page cache
 
     def describe(self, name: str) -> StoredFile:
         """Size and hash of a file; read at most once by each process, as files do not change."""

@@ -1,7 +1,7 @@
 """STAR: learn new classes from images, and old ones' share of the training distribution from statistics.
 
 Chen, Cong, Luo, Ip, Kwong: "Saving 100x Storage: Prototype Replay for Reconstructing Training Sample Distribution
-in Class-Incremental Semantic Segmentation", NeurIPS 2023. Of every class a unit prototype, a spread a channel, the
+in Class-Incremental Semantic Segmentation", NeurIPS 2023. Of every class a unit prototype, a spread per channel, the
 mean and deviation of the features' norms and a number of cells are kept, and one number of background cells.
 Later tasks train *new* classifiers against features drawn from these, in the quantity in which the old classes
 would have appeared (4.2), hold the features of old classes in place (OCFM, 4.3) and push new classes away from old
@@ -11,6 +11,7 @@ prototypes (SAD, 4.4). Old classifiers get no loss at all.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -18,7 +19,6 @@ from pydantic import Field
 from torch import Tensor
 
 from perdure.data.case import Batch
-from perdure.data.sampling import Batches
 from perdure.engine.phases import Collect, Phase, Terms
 from perdure.kept.items import Kept
 from perdure.labels import BACKGROUND
@@ -27,8 +27,8 @@ from perdure.methods.losses import annotates, channels_of, class_bce, negative_b
 from perdure.methods.method import Method
 from perdure.methods.options import Options, Setup
 from perdure.methods.prediction import Prediction
-from perdure.methods.star import bookkeeping, replay, statistics
-from perdure.methods.star.grid import core_logits, core_pixels, grid_pixels
+from perdure.methods.star import replay, statistics
+from perdure.methods.star.statistics import core_logits, core_pixels, grid_pixels
 from perdure.methods.star.terms import balance, ocfm, replay_bce, sad
 from perdure.networks.frozen import Frozen
 from perdure.networks.segmenter import Segmenter
@@ -54,7 +54,7 @@ class StarOptions(Options):
     compat: tuple[Defect, ...] = Field(
         (),
         description="published defects to bring back: spread_index (Q1: spread around another class's prototype), "
-        "channel_norm (Q3: a norm a channel), trunc (Q6: rare classes are never replayed), "
+        "channel_norm (Q3: a norm per channel), trunc (Q6: rare classes are never replayed), "
         "sad_constant (Q7: absent classes add 1), old_classifier_decay (Q14: old classifiers shrink)",
     )
 
@@ -63,7 +63,7 @@ class Star(Method[StarOptions]):
     """Prototype replay.
 
     The statistics are buffers in learning order: ``prototypes (C, D)``, ``spreads (C, D)``, ``norms (C, 2)``,
-    ``counts (C,)`` and ``background_count ()``, all float32: 8 D + 12 bytes a class and 4 more. Which class a row
+    ``counts (C,)`` and ``background_count ()``, all float32: 8 D + 12 bytes per class and 4 more. Which class a row
     belongs to follows from the stream's tasks (``class_ids``), so ids take no space. ``replay_amounts (C_old,)``
     and ``repeat_factor ()`` exist only while a later task is under way.
     """
@@ -100,17 +100,12 @@ class Star(Method[StarOptions]):
 
     def phases(self, task: Task) -> Sequence[Phase]:
         """Count, train, then measure the new classes (spec 5.3)."""
-        later = task.index > 0
-
-        def data() -> Batches:
-            return training.batches(task, self.training_options)
-
-        def counted(totals: dict[str, Tensor]) -> None:
-            self._keep_counts(totals, data().steps(), recurs=task.recurs)
-
-        loss = self.later_loss if later else self.base_loss
+        data = partial(training.batches, task, self.training_options)
+        loss = self.later_loss if task.index > 0 else self.base_loss
         return [
-            Collect("counts", self, data, self._count, counted),
+            Collect(
+                "counts", self, data, self._count, lambda totals: self._keep_counts(totals, data().steps(), task.recurs)
+            ),
             training.train_phase(self, self.network, task, self.training_options, loss),
             Collect("prototypes", self, data, self._measure_prototypes, self._keep_prototypes),
             Collect("spreads", self, data, self._measure_spreads, self._keep_spreads),
@@ -120,7 +115,7 @@ class Star(Method[StarOptions]):
 
     def base_loss(self, batch: Batch) -> Terms:
         """4.1: binary cross-entropy on the images."""
-        logits = self.network.classify(self.network.features(batch.images), first=-1)
+        logits = self.network.classify(self.network.features(batch.images), first=-1)  # the newest classifier alone
         return {"current": self.options.lambda_mbce * self._current(logits, batch).sum()}
 
     def later_loss(self, batch: Batch) -> Terms:
@@ -136,11 +131,14 @@ class Star(Method[StarOptions]):
         replayed, number = self._replay()
         true_background = unlabelled[-1] & (pseudo_labels[-1] == 0)
         cells = true_background.numel()
+        certain = true_background
+        if batch.annotated is not None:  # a pixel says nothing about classes that its image does not label
+            certain = certain.unsqueeze(1) & annotates(batch.annotated, self.new, certain.dim() - 1)
         assert self.repeat_factor is not None
         mbce = balance(
             self._current(logits, batch),
             replayed,
-            negative_bce(logits, self._certain(true_background, batch)),
+            negative_bce(logits, certain),
             number / cells,
             self.repeat_factor * true_background.sum() / cells,
         )
@@ -149,8 +147,12 @@ class Star(Method[StarOptions]):
         # 4.4
         channels = channels_of(labels, self.new)
         away = sad(features, channels, len(self.new), self.prototypes, "sad_constant" in options.compat)
+        current = options.lambda_mbce * mbce.current
+        if "old_classifier_decay" in options.compat:
+            # Q14: a gradient of zero, with which the optimiser decays the old classifiers as published
+            current = current + torch.stack([p.sum() for p in self.network.classifiers[:-1].parameters()]).sum() * 0.0
         return {
-            "current": options.lambda_mbce * mbce.current + self._touch_old_classifiers(),
+            "current": current,
             "replay": options.lambda_mbce * mbce.replay,
             "background": options.lambda_mbce * mbce.background,
             "ocfm": options.lambda_ocfm * kept_in_place,
@@ -162,17 +164,13 @@ class Star(Method[StarOptions]):
         weight, keep = self.training_options.pos_weight, self.options.ignore_as_negative
         return class_bce(logits, batch.labels, self.new, weight, keep, batch.annotated)
 
-    def _certain(self, background: Tensor, batch: Batch) -> Tensor:
-        """Background cells ``(N, *s)``; by class where images do not label all new classes, see :func:`class_bce`."""
-        if batch.annotated is None:
-            return background
-        return background.unsqueeze(1) & annotates(batch.annotated, self.new, background.dim() - 1)
-
     def _replay(self) -> tuple[Tensor, Tensor]:
         """L_rep ``(C_new,)`` on freshly drawn features, and how many they are."""
         compat = self.options.compat
         assert self.replay_amounts is not None
-        numbers = bookkeeping.whole(self.replay_amounts, _processes(), "trunc" in compat)
+        shared = torch.distributed.is_available() and torch.distributed.is_initialized()
+        processes = torch.distributed.get_world_size() if shared else 1
+        numbers = replay.whole(self.replay_amounts, processes, "trunc" in compat)
         drawn = replay.chunks(
             self.prototypes, self.spreads, self.norms, numbers, self.options.replay_chunk, "channel_norm" in compat
         )
@@ -188,12 +186,6 @@ class Star(Method[StarOptions]):
         features = old.features(batch.images)
         logits = core_logits(old.classify(features), self.network.stride)
         return features, statistics.pseudo_labels(logits, self.options.threshold)
-
-    def _touch_old_classifiers(self) -> Tensor | float:
-        """Zero with a zero gradient for old classifiers, which then decay as published (Q14); else just 0."""
-        if "old_classifier_decay" not in self.options.compat:
-            return 0.0
-        return torch.stack([p.sum() for p in self.network.classifiers[:-1].parameters()]).sum() * 0.0
 
     # What is stored -------------------------------------------------------------------------------------------
 
@@ -217,16 +209,16 @@ class Star(Method[StarOptions]):
         old, background = self.counts[: len(self.old)], labels[0]
         if self.old:
             chosen = self.options.bookkeeping
-            rule: bookkeeping.Rule = ("overlap" if recurs else "disjoint") if chosen == "auto" else chosen
-            known = bookkeeping.Counts(
+            rule: replay.Rule = ("overlap" if recurs else "disjoint") if chosen == "auto" else chosen
+            known = replay.Counts(
                 old.double(), self.background_count.double(), totals["predicted"].to(old.device).double()
             )
-            books = bookkeeping.RULES[rule](known, len(self.new), steps)
-            # A class that was never seen has no prototype to draw around, whatever the old network believes.
+            amounts = replay.RULES[rule](known, len(self.new), steps)
+            # A class that was never seen has no prototype to draw around, whatever the old network predicts.
             drawable = self.prototypes[: len(self.old)].any(1)
-            self.replay_amounts = (books.replays * drawable).float()
-            self.repeat_factor = books.repeat.float()
-            old, background = books.old.float(), books.background.float()
+            self.replay_amounts = (amounts.replays * drawable).float()
+            self.repeat_factor = amounts.repeat.float()
+            old, background = amounts.old.float(), amounts.background.float()
         self.counts = torch.cat([old, labels[1:]])
         self.background_count = background.clone()
 
@@ -234,9 +226,9 @@ class Star(Method[StarOptions]):
         return statistics.feature_sums(self.network.features(batch.images), self._codes(batch), len(self.new))
 
     def _keep_prototypes(self, totals: dict[str, Tensor]) -> None:
-        old = len(self.old)
-        self.prototypes = torch.cat([self.prototypes[:old], statistics.prototypes_from(totals).to(self.prototypes)])
-        self.norms = torch.cat([self.norms[:old], statistics.norms_from(totals).to(self.norms)])
+        old, (prototypes, norms) = len(self.old), statistics.prototypes_and_norms(totals)
+        self.prototypes = torch.cat([self.prototypes[:old], prototypes.to(self.prototypes)])
+        self.norms = torch.cat([self.norms[:old], norms.to(self.norms)])
 
     def _measure_spreads(self, batch: Batch) -> dict[str, Tensor]:
         # Q1: the published code measures around the prototype in row j of all classes instead of the new ones.
@@ -255,15 +247,9 @@ class Star(Method[StarOptions]):
         return training.sigmoid_scores(self.network, images, self.class_ids)
 
     def kept(self) -> Sequence[Kept]:
-        """The statistics: 2,060 bytes a class at width 256, and 4."""
+        """The statistics: 2,060 bytes per class at width 256, and 4."""
         text = (
             "of each class a unit mean feature, its spread, mean and deviation of feature norms, number of grid cells; "
             "one number of background cells; from the training images of the task that taught the class"
         )
         return [Kept("statistics", "statistics", KEPT_BUFFERS, text, per_class=True)]
-
-
-def _processes() -> int:
-    """Processes that share the replay of an iteration."""
-    ready = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return torch.distributed.get_world_size() if ready else 1

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.autograd.function import BackwardCFunction, FunctionCtx, once_differentiable
 
 NEAREST = 1e-6
 """Smallest distance that :func:`sad` divides by."""
@@ -84,7 +84,7 @@ def sad(features: Tensor, channels: Tensor, classes: int, prototypes: Tensor, ab
 
     Args:
         features: ``(N, D, *s)``.
-        channels: ``(P, N, *s)`` channel of each core pixel, -1 for none (see :mod:`grid`).
+        channels: ``(P, N, *s)`` channel of each core pixel, -1 for none (see :mod:`statistics`).
         classes: New classes.
         prototypes: ``(C_old, D)``; rows of zeros belong to classes without statistics and do not count.
         absent: Let classes that are absent from the batch contribute their constant 1, as published (Q7);
@@ -112,7 +112,7 @@ class _ReplayBce(torch.autograd.Function):
     """Mean softplus of a linear layer over chunks, with its derivative added up on the way forward."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, bias: Tensor, chunks: Iterable[Tensor]) -> Tensor:
+    def forward(ctx: FunctionCtx, weight: Tensor, bias: Tensor, chunks: Iterable[Tensor]) -> Tensor:
         weight_slope, bias_slope, total = torch.zeros_like(weight), torch.zeros_like(bias), torch.zeros_like(bias)
         count = 0
         with torch.autocast(weight.device.type, enabled=False):
@@ -129,6 +129,6 @@ class _ReplayBce(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        weight_slope, bias_slope = ctx.saved_tensors
+    def backward(ctx: BackwardCFunction, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        weight_slope, bias_slope = tuple(ctx.saved_tensors)  # torch types it as a single one
         return grad[:, None] * weight_slope, grad * bias_slope, None
