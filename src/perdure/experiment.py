@@ -40,9 +40,10 @@ def run_experiment(recipe: Recipe, out: Path, resume: bool = False, quiet: bool 
         PerdureError: The run cannot start or continue. The folder stays resumable.
     """
     machine = Machine(recipe.engine, trackers_at=out / "tracking")
-    experiment = build_experiment(recipe)
+    run = RunFolder(out)
+    experiment = build_experiment(recipe, len(run.sealed()) if resume and run.recipe_file.exists() else 0)
     stream, method = experiment.stream, experiment.method
-    with _prepared(RunFolder(out), experiment, machine, resume) as run:
+    with _prepared(run, experiment, machine, resume):
         logger = RunLogger(machine, run.path / "log.jsonl", quiet)
         checkpoint = Checkpoint(run.resume, machine, recipe.engine.save_seconds)
         engine = Engine(machine, recipe.engine, recipe.seed, checkpoint, logger)

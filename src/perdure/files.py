@@ -8,13 +8,14 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perdure.errors import DataError, PerdureError
 
 if TYPE_CHECKING:
+    from pydantic import JsonValue
     from torch import Tensor
 
 TEMPORARY = ".part-"
@@ -73,8 +74,37 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"could not read {path}: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not valid JSON: {error}") from error
+
+
+def parse_yaml(text: str) -> JsonValue:
+    """Plain values of a YAML text, as ``yaml.safe_load`` reads them, apart from what no recipe needs.
+
+    Raises:
+        yaml.YAMLError: The text is not YAML, repeats a key, or refers to another part of itself: a few lines that do so
+            can stand for more values than memory holds.
+    """
+    import yaml  # here, because most commands read no YAML
+
+    class Plain(yaml.SafeLoader):
+        def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+            if self.check_event(yaml.AliasEvent):
+                raise yaml.YAMLError("references to other values (*name) are not allowed: write the value again")
+            return super().compose_node(parent, index)
+
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, object]:
+            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            twice = next((key for key in keys if keys.count(key) > 1), None)
+            if twice is not None:
+                raise yaml.YAMLError(f"the key '{twice}' occurs twice (line {node.start_mark.line + 1} and below)")
+            return super().construct_mapping(node, deep)
+
+    try:
+        value: JsonValue = yaml.load(text, Plain)  # noqa: S506  # a SafeLoader
+        return value
+    except RecursionError as error:
+        raise yaml.YAMLError("it is nested too deeply") from error
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:

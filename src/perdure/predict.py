@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from perdure.config.build import build_method
+from perdure.config.build import build_method, refuse_foreign_code
 from perdure.data.preparation import Preparation
 from perdure.data.readers.imagefiles import IMAGE_SUFFIXES, read_image, to_grey
 from perdure.data.source import Kind
@@ -65,11 +65,13 @@ class Trained:
     kind: Kind = "segmentation"
 
     @classmethod
-    def open(cls, path: Path, device: str = "auto") -> Trained:
+    def open(cls, path: Path, device: str = "auto", allow_code: bool = False) -> Trained:
         """Load the newest sealed task of a run onto ``device``: auto (a GPU if there is one), cpu or cuda.
 
+        A run may come from somebody else: what it names outside of Perdure is imported with ``allow_code`` only.
+
         Raises:
-            UsageError: A GPU was asked for and there is none.
+            UsageError: A GPU was asked for and there is none, or the run needs code that was not allowed.
             RunError: The folder is not a run, or none of its tasks is sealed yet.
             DataError: A file of the run is damaged.
         """
@@ -83,6 +85,8 @@ class Trained:
                 f"no task of {path} is sealed yet: there is nothing to predict with",
                 "go on with `perdure run … --resume`",
             )
+        if not allow_code:
+            refuse_foreign_code(recipe, str(run.recipe_file))
         where = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
         method = build_method(recipe, stream.tasks[0].preparation, pretrained=False)
         restore_sealed(method, stream.tasks, run, sealed, recipe.seed)

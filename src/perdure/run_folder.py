@@ -87,8 +87,8 @@ class RunFolder:
         finally:
             lock.release()
 
-    def check(self, recipe: Recipe, described: DescribedStream, resume: bool) -> None:
-        """Check that a run can start or continue in this folder. Writes nothing.
+    def check(self, recipe: Recipe, described: DescribedStream, resume: bool) -> DescribedStream:
+        """Check that a run can start or continue in this folder; returns its stream from now on. Writes nothing.
 
         Raises:
             RunError: The folder contains a run and ``resume`` is false, a run of another recipe or one whose stream
@@ -105,14 +105,14 @@ class RunFolder:
                     f"the run in {self.path} was made with another value of '{key}'",
                     "use the same recipe, or choose another folder with --out",
                 )
-            self.stream().refuse_other(described)
-            return
+            return self.stream().continued_by(described, len(self.sealed()))
         if self.path.exists() and not self.path.is_dir():
             raise RunError(f"{self.path} is not a folder", "choose another folder with --out")
         # recipe.yaml is written last. Without it, the STARTED files come from a start that was killed.
         inside = [p.name for p in self.path.iterdir()] if self.path.exists() else []
         if any(name not in STARTED and not name.startswith(TEMPORARY) for name in inside):
             raise RunError(f"{self.path} is not empty and not a run folder", "choose another folder with --out")
+        return described
 
     def start(
         self,
@@ -122,7 +122,7 @@ class RunFolder:
         first_weights: dict[str, str | None] | None = None,
     ) -> None:
         """Start a new run in this folder, or continue the one in it. Raises RunError as :meth:`check` does."""
-        self.check(recipe, described, resume)
+        described = self.check(recipe, described, resume)
         for part in self.path.rglob(f"{TEMPORARY}*"):  # of a process that was killed while it wrote
             part.unlink(missing_ok=True)
         if self.recipe_file.exists():

@@ -43,11 +43,11 @@ def restore_sealed(
 ) -> None:
     """Bring a fresh method to where it was after the last of the sealed task folders, and give it the run's files."""
     method.store = run.store
-    for task, _ in zip(tasks, sealed, strict=False):
+    for task, folder in zip(tasks, sealed, strict=False):
         begin(method, task, seed)
+        method.files = read_files(folder)  # the next `begin` may drop some of them, as it did when the run went on
     if sealed:
         restore(method, read_kept(sealed[-1]))
-        method.files = read_files(sealed[-1])
 
 
 def seal(experiment: Experiment, task: Task, run: RunFolder, machine: Machine, logger: RunLogger) -> None:

@@ -28,6 +28,9 @@ app = typer.Typer(
 DEMO: Final = ("finetune", "star", "joint")
 Json = Annotated[bool, typer.Option("--json", help="machine-readable output")]
 Run = Annotated[Path, typer.Argument(help="a run folder")]
+AllowCode = Annotated[
+    bool, typer.Option("--allow-code", help="import the method or network of one's own that the recipe names")
+]
 
 
 def _say(text: str) -> None:
@@ -104,6 +107,7 @@ def check(
         list[str] | None, typer.Option("--set", help="key=value; for a recipe or a data set's option")
     ] = None,
     as_json: Json = False,
+    allow_code: AllowCode = False,
 ) -> None:
     """Check a recipe (schema, data, images of each task) or a data set (layout, files, labels, counts)."""
     from perdure.cli.check import check_dataset, check_recipe
@@ -115,7 +119,7 @@ def check(
         passed = check_dataset(what, path, options, as_json)
     else:
         root = [f"data.root={path}"] if path is not None else []
-        passed = check_recipe(load_recipe(what, [*(overrides or []), *root]), as_json)
+        passed = check_recipe(load_recipe(what, [*(overrides or []), *root]), as_json, allow_code)
     if not passed:
         raise typer.Exit(1)
 
@@ -192,6 +196,7 @@ def predict(
     ],
     out: Annotated[Path, typer.Option("-o", "--out", help="folder for the masks or the table")],
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda")] = "auto",
+    allow_code: AllowCode = False,
 ) -> None:
     """Apply a run's newest sealed model to new images: masks and the class list, or a table of classes."""
     if device not in ("auto", "cpu", "cuda"):
@@ -202,14 +207,15 @@ def predict(
     from perdure.predict import Trained, classify_images, find_images, predict_images
 
     total = len(find_images(inputs))  # wrong inputs are told before the model is loaded
-    model = Trained.open(run, device)
+    model = Trained.open(run, device, allow_code)
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         shown = bar.add_task("images", total=total)
         work = predict_images if model.kind == "segmentation" else classify_images
         work(model, inputs, out, lambda done, _: bar.update(shown, completed=done))
     done, where = ("segmented", out) if model.kind == "segmentation" else ("classified", out / "predictions.csv")
-    _say(f"{total} image(s) {done} into {len(model.seen)} classes -> {where}")
+    count = len(model.seen)
+    _say(f"{total} image(s) {done} into {count} {'class' if count == 1 else 'classes'} -> {where}")
 
 
 @app.command()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,7 +67,7 @@ def _show_dataset(found: Inspection, console: Console) -> None:
     console.print("[green]everything can be used[/]" if found.ok else "[red]not usable as it is[/]")
 
 
-def check_recipe(recipe: Recipe, as_json: bool) -> bool:
+def check_recipe(recipe: Recipe, as_json: bool, allow_code: bool = False) -> bool:
     """Build everything that a recipe names and print the images of each task; False if published counts differ."""
     from perdure.config.build import (
         build_method,
@@ -76,9 +76,12 @@ def check_recipe(recipe: Recipe, as_json: bool) -> bool:
         build_tasks,
         check_kinds,
         check_method,
+        refuse_foreign_code,
     )
     from perdure.streams.summary import list_sizes, summarize
 
+    if not allow_code:
+        refuse_foreign_code(recipe, f"recipe '{recipe.name}'")
     check_method(recipe)
     source = open_source(recipe.data.name, recipe.data.root, recipe.data.settings)
     check_kinds(recipe, source)

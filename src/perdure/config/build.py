@@ -34,8 +34,10 @@ class Experiment:
     method: Method[Options]
 
 
-def build_experiment(recipe: Recipe) -> Experiment:
+def build_experiment(recipe: Recipe, sealed: int = 0) -> Experiment:
     """Open the data, make the stream and build the method; reads masks (cached) but trains nothing.
+
+    So many tasks as are ``sealed`` need no training images any more.
 
     Raises:
         UsageError: A name or an option is wrong.
@@ -44,8 +46,19 @@ def build_experiment(recipe: Recipe) -> Experiment:
     check_method(recipe)
     source = open_source(recipe.data.name, recipe.data.root, recipe.data.settings)
     check_kinds(recipe, source)
-    stream = build_stream(recipe, source)
+    stream = build_stream(recipe, source, sealed)
     return Experiment(recipe, source, stream, build_method(recipe, stream.tasks[0].preparation))
+
+
+def refuse_foreign_code(recipe: Recipe, where: str) -> None:
+    """Raise UsageError if a recipe that came with a run, or from somebody else, names code outside of this package."""
+    foreign = [recipe.method.name] * (recipe.method.name not in METHODS)
+    foreign += [recipe.network.name] * (recipe.network.name not in NETWORKS)
+    if foreign:
+        raise UsageError(
+            f"{where} names code outside of Perdure: '{foreign[0]}'",
+            "it would be run; add --allow-code if you trust it",
+        )
 
 
 def check_kinds(recipe: Recipe, source: Source) -> None:
@@ -69,13 +82,13 @@ def check_kinds(recipe: Recipe, source: Source) -> None:
         )
 
 
-def build_stream(recipe: Recipe, source: Source) -> Stream:
+def build_stream(recipe: Recipe, source: Source, sealed: int = 0) -> Stream:
     """The recipe's stream over an open source; upper bounds get it merged into one task."""
-    stream = build_tasks(recipe, source)
+    stream = build_tasks(recipe, source, sealed)
     return merged(stream) if method_class(recipe.method.name).sees_all_tasks else stream
 
 
-def build_tasks(recipe: Recipe, source: Source) -> Stream:
+def build_tasks(recipe: Recipe, source: Source, sealed: int = 0) -> Stream:
     """The stream as its protocol makes it, whatever the method."""
     plan = recipe.stream
     pool: Pool | None
@@ -105,6 +118,7 @@ def build_tasks(recipe: Recipe, source: Source) -> Stream:
         preparation=build_preparation(recipe, source.kind),
         short_last=plan.short_last,
         pool=pool,
+        sealed=sealed,
     )
 
 

@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 
 from perdure.config.recipe import Recipe
 from perdure.errors import UsageError, nearest
-from perdure.files import write_text
+from perdure.files import parse_yaml, write_text
 
 Plain = dict[str, JsonValue]
 """Content of a YAML file: texts, numbers, lists and mappings."""
@@ -40,7 +40,7 @@ def read_raw(name: str) -> Plain:
     if not path.is_file():
         raise UsageError(f"there is no recipe '{name}'", f"{nearest(name, shipped())}, or give the path of a YAML file")
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = parse_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date such as 2024-13-45
         raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     except OSError as error:
@@ -138,7 +138,7 @@ def split_override(text: str) -> tuple[str, JsonValue]:
     if not equals or not key:
         raise UsageError(f"'{text}' is not an override", "write key=value, for example training.epochs=5")
     try:
-        return key, yaml.safe_load(value)
+        return key, parse_yaml(value)
     except (yaml.YAMLError, ValueError) as error:
         hint = "quote what YAML would misread, for example 'name=\"a: b\"'"
         raise UsageError(f"the value of '{key}' cannot be read: {value}", hint) from error

@@ -95,10 +95,16 @@ class EvaluateSection(Options):
         "size × size after scaling",
     )
     size: int | None = Field(
-        None, ge=8, le=1 << 16, description="segmentation: scale the shorter side to so many pixels first; null: as images are"
+        None,
+        ge=8,
+        le=1 << 16,
+        description="segmentation: scale the shorter side to so many pixels first; null: as images are",
     )
     window: int | None = Field(
-        1024, ge=8, le=1 << 16, description="segmentation: larger images are predicted in overlapping windows of this side"
+        1024,
+        ge=8,
+        le=1 << 16,
+        description="segmentation: larger images are predicted in overlapping windows of this side",
     )
     overlap: float = Field(1 / 3, ge=0, le=0.95, description="share of a window that its neighbour covers again")
     blend: Literal["average", "centre"] = Field(

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Annotated, Final, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
 from perdure.data.case import Case
@@ -29,7 +29,6 @@ from perdure.data.transforms import (
     shorter_to,
 )
 from perdure.errors import DataError
-
 
 LARGEST_SIDE: Final = 1 << 16
 """Bound on sides in pixels: a description of a run that was damaged must not ask for all memory of a machine."""

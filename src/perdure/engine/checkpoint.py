@@ -9,7 +9,8 @@ from pathlib import Path
 
 from perdure.engine.machine import Machine
 from perdure.engine.state import State, Stateful, load_tree, restore, save_tree
-from perdure.kept.store import FileStore
+from perdure.errors import RunError
+from perdure.kept.store import FileStore, in_folder
 
 EVERY_STEPS_SHARED = 20
 """With several processes, whether to save is agreed on only so often: asking costs a collective call."""
@@ -80,11 +81,18 @@ class Checkpoint:
         if self.file is None or not self.file.exists():
             return Position()
         tree = load_tree(self.file)
-        if tree["task"] != task:  # left over from a task that was sealed just before a kill
-            return Position()
-        restore(method, tree["method"])
-        method.files = {name: tuple(files) for name, files in tree["files"].items()}
-        return Position(tree["phase"], tree["step"], tree["inside"], tree["done"])
+        try:
+            if tree["task"] != task:  # left over from a task that was sealed just before a kill
+                return Position()
+            files = {name: tuple(map(in_folder, names)) for name, names in tree["files"].items()}
+            position = Position(tree["phase"], tree["step"], tree["inside"], tree["done"])
+            restore(method, tree["method"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise RunError(
+                f"{self.file} is not a state that can be resumed: {error!r}", "delete it to start the task again"
+            ) from error
+        method.files = files
+        return position
 
     def clear(self) -> None:
         """Forget the task under way: it is sealed."""

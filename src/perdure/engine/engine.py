@@ -111,6 +111,7 @@ class Engine:
         """
         method.to(self.machine.device)
         with StopSignal().listen() as stop:
+            number = -1
             for number, phase in enumerate(phases):
                 if number < position.phase:
                     if position.done[number] != phase.name:
@@ -136,6 +137,11 @@ class Engine:
                 self.checkpoint.save(method, task, Position(number + 1, done=position.done))
                 if self.machine.any(stop.asked):
                     self._leave(work)
+            if number + 1 < position.phase:
+                raise RunError(
+                    f"phase '{position.done[number + 1]}' of the task is done, but the method no longer asks for it",
+                    "decisions between phases must follow from buffers that later phases leave alone",
+                )
 
     def _train(self, phase: Train, here: Position, work: _Work, validation: Validate | None) -> None:
         trainer = Trainer(phase, self.machine, self.options)

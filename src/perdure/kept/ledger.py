@@ -154,17 +154,12 @@ def _write_changed(
     folder: Path, file: str, tensors: Mapping[str, Tensor], previous: Sequence[StoredTensor], whole: bool
 ) -> list[StoredTensor]:
     """Write the tensors of one item that differ from the previous ledger's (all if ``whole``), and list all of them."""
-    import torch
-
     own = (folder / file).relative_to(run_of(folder)).as_posix()
     old = {t["name"]: t for t in previous}
     listed: list[StoredTensor] = []
     for name, tensor in tensors.items():
-        # as bytes, because numpy has no bfloat16; the shape first, because a single number has no axis to view by
-        plain = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        digest = hashlib.sha256(plain.numpy().data).hexdigest()
         shape, dtype = list(tensor.shape), str(tensor.dtype).removeprefix("torch.")
-        entry: StoredTensor = {"name": name, "shape": shape, "dtype": dtype, "sha256": digest, "file": own}
+        entry: StoredTensor = {"name": name, "shape": shape, "dtype": dtype, "sha256": hash_of(tensor), "file": own}
         if name in old and entry == {**old[name], "file": own}:
             entry["file"] = old[name]["file"]
         listed.append(entry)
@@ -196,15 +191,34 @@ def _check_claims(state: Mapping[str, Tensor], items: Sequence[Kept], files: Map
         raise RunError(f"the file {again[0]} is kept twice")
 
 
+def hash_of(tensor: Tensor) -> str:
+    """Hex SHA-256 of the bytes of a tensor."""
+    import torch
+
+    # as bytes, because numpy has no bfloat16; the shape first, because a single number has no axis to view by
+    plain = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return hashlib.sha256(plain.numpy().data).hexdigest()
+
+
 def read_kept(folder: Path) -> dict[str, Tensor]:
-    """Read back the buffers and weights of a sealed task, from the files of whichever tasks wrote them."""
-    wanted: dict[str, list[str]] = {}
+    """Read back the buffers and weights of a sealed task, from the files of whichever tasks wrote them.
+
+    Raises:
+        DataError: The ledger or a file is missing or damaged, or a tensor is not the one that was sealed.
+    """
+    wanted: dict[str, dict[str, str]] = {}
     for entry in read_ledger(folder)["items"]:
         for tensor in entry["tensors"]:
-            wanted.setdefault(tensor["file"], []).append(tensor["name"])
+            wanted.setdefault(tensor["file"], {})[tensor["name"]] = tensor["sha256"]
     state: dict[str, Tensor] = {}
-    for file, names in wanted.items():
-        state.update(read_tensors(run_of(folder) / file, names))
+    for file, hashes in wanted.items():
+        state.update(read_tensors(run_of(folder) / file, hashes))
+        changed = [name for name, expected in hashes.items() if hash_of(state[name]) != expected]
+        if changed:
+            raise DataError(
+                f"{run_of(folder) / file}: '{changed[0]}' is not what the ledger says (hash differs)",
+                "the file was changed or is damaged: restore it, or run `perdure audit` to see all of them",
+            )
     return state
 
 

@@ -5,7 +5,6 @@ One folder for the whole run, so that no task copies what an earlier one made.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated
@@ -92,8 +91,11 @@ class FileStore:
             return
         wanted = {self.path(name) for name in kept}
         for folder in self.root.glob(f"{task:02d}-*"):
+            if folder.is_symlink():  # never followed: what it points to is not the run's
+                folder.unlink()
+                continue
             for path in folder.iterdir():
                 if path not in wanted:
                     path.unlink()
             if not any(folder.iterdir()):
-                shutil.rmtree(folder)
+                folder.rmdir()

@@ -13,7 +13,7 @@ import yaml
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
 from perdure.errors import DataError, RunError
-from perdure.files import read_json
+from perdure.files import parse_yaml, read_json
 from perdure.kept.ledger import LEDGER, sealed_folders
 from perdure.metrics.confusion import read_counts
 from perdure.metrics.figures import RunResults, run_results
@@ -98,7 +98,7 @@ def load_run(path: Path) -> RunData:
         raise RunError(f"{path} is not a run folder", "give a folder that `perdure run` made (it holds recipe.yaml)")
     stream = read_stream(path / "stream.json")
     try:
-        loaded = yaml.safe_load((path / "recipe.yaml").read_text(encoding="utf-8"))
+        loaded = parse_yaml((path / "recipe.yaml").read_text(encoding="utf-8"))
         recipe = _MAPPING.validate_python(json.loads(json.dumps(loaded, default=str)))  # keys as text, dates as text
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise DataError(f"could not read {path / 'recipe.yaml'}: {' '.join(str(error).split())}") from error

@@ -157,6 +157,8 @@ def read_samples(folder: Path) -> dict[str, Sample]:
         name = path.name.removesuffix(".image.png")
         maps = Maps(folder / f"{name}.truth.png", folder / f"{name}.pred.png")
         classes = folder / f"{name}.class.json"
+        if any(file.is_symlink() for file in (path, classes, maps.truth, maps.prediction)):
+            continue  # a page must not show a file of somebody else's choice
         if classes.is_file():
             try:
                 found[name] = Sample(name, path, classes=Classes.model_validate(read_json(classes)))

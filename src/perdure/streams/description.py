@@ -52,7 +52,6 @@ class DescribedTask(BaseModel):
         """All classes known after this task, in learning order."""
         return self.old + self.new
 
-
     def differs(self, other: DescribedTask, sealed: bool) -> str:
         """In words, what is not the same in a second description of this task; of a sealed one apart from its data."""
         data = {"data", "images", "digest"}
@@ -118,10 +117,14 @@ class DescribedStream(BaseModel):
 
     @property
     def evaluation(self) -> tuple[str, str]:
-        """How test images are measured, in words: what is measured, which figures of two runs must share, and windows."""
+        """In words, what is measured of test images (figures of two runs must share it), and how large ones are cut."""
         shown = self.tasks[-1].preparation
         size, window = shown.get("size"), shown.get("window")
-        cut = "" if window is None else f", in windows of {window} pixels where larger (overlap {shown.get('overlap'):.0%})"
+        cut = (
+            ""
+            if window is None
+            else f", in windows of {window} pixels where larger (overlap {shown.get('overlap'):.0%})"
+        )
         if shown.get("kind") == "class_image":
             return "whole images, padded or scaled to the network's square", ""
         if shown.get("protocol") == "centre_crop":
