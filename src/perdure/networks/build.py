@@ -73,6 +73,8 @@ def build_network(name: str, dims: int, in_channels: int, **options: object) -> 
     """
     from pydantic import ValidationError, validate_call  # not for `perdure list`, which only reads the table
 
+    from perdure.networks.network import Network
+
     entry, builder = _find(name)
     if entry is not None and dims not in entry.dims:
         fitting = ", ".join(n for n, e in NETWORKS.items() if dims in e.dims) or "none"
