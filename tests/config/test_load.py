@@ -227,3 +227,19 @@ def test_recipe_in_the_docs_is_one(text: str) -> None:
 def test_recipes_do_not_change() -> None:
     with pytest.raises(ValidationError):
         recipe().seed = 2  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("name: a\nname: b", "the key 'name' occurs twice"),
+        ("data: {name: digits, name: voc}", "the key 'name' occurs twice"),
+        ("a: &a [1, 2]\nb: [*a, *a]", "references to other values"),
+        ("[" * 5000, "nested too deeply"),
+    ],
+)
+def test_yaml_that_no_recipe_needs_is_refused(text: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "odd.yaml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=said):
+        load_recipe(str(path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import shlex
@@ -14,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -120,6 +122,37 @@ def bomb(world: Path) -> None:
 def bare_bomb(world: Path) -> None:
     """A weights file that is nothing but a pickle with code in it."""
     (world / "w.pth").write_bytes(pickle.dumps({"conv1.weight": Bomb()}))
+
+
+def flipped(path: str) -> Prepare:
+    """Change one bit in the last byte of a file."""
+
+    def prepare(world: Path) -> None:
+        content = bytearray((world / path).read_bytes())
+        content[-1] ^= 1
+        (world / path).write_bytes(content)
+
+    return prepare
+
+
+def harmful(section: str, name: str) -> Prepare:
+    """Let a run's recipe name a module that leaves a trace where it is imported; it lies where Python would find it."""
+
+    def prepare(world: Path) -> None:
+        (world / "harmful.py").write_text("import pathlib\npathlib.Path('executed').touch()\n")
+        recipe = yaml.safe_load((world / "run/recipe.yaml").read_text())
+        recipe[section] = {"name": name}
+        (world / "run/recipe.yaml").write_text(yaml.safe_dump(recipe))
+
+    return prepare
+
+
+def set_window(path: Path, window: int) -> None:
+    """Change the window of every task in a ``stream.json``."""
+    stream = json.loads(path.read_text())
+    for task in stream["tasks"]:
+        task["preparation"]["window"] = window
+    path.write_text(json.dumps(stream))
 
 
 def swap(path: str, old: str, new: str) -> Prepare:
@@ -358,6 +391,30 @@ PREDICTION = {
         PREDICT, FAILED, ("stream", "damaged"), copied_run(text("run/stream.json", '{"tasks": []}'))
     ),
     "recipe damaged": Case(PREDICT, FAILED, ("recipe.yaml", "damaged"), copied_run(text("run/recipe.yaml", "name: 1"))),
+    "a byte of the weights changed": Case(
+        PREDICT, FAILED, ("weights.safetensors", "hash"), copied_run(flipped(f"{STATE}/weights.safetensors"))
+    ),
+    "a run that names foreign code as its method": Case(
+        PREDICT,
+        USAGE,
+        ("names code outside of Perdure: 'harmful:Method'", "--allow-code"),
+        copied_run(harmful("method", "harmful:Method")),
+    ),
+    "a run that names foreign code as its network": Case(
+        PREDICT,
+        USAGE,
+        ("names code outside of Perdure: 'harmful:build'", "--allow-code"),
+        copied_run(harmful("network", "harmful:build")),
+    ),
+    "a run with yaml aliases": Case(
+        PREDICT,
+        FAILED,
+        ("recipe.yaml", "references to other values"),
+        copied_run(text("run/recipe.yaml", "a: &a [1]\nb: [*a, *a]")),
+    ),
+    "a run with a huge window": Case(
+        PREDICT, FAILED, ("stream.json",), copied_run(lambda w: set_window(w / "run/stream.json", 10**9))
+    ),
     "unknown device": Case(f"{PREDICT} --device gpu", USAGE, ("no device 'gpu'",), copied_run()),
     "masks into a file": Case(
         "predict run -i photos/images -o tiny.yaml", FAILED, ("could not write tiny.yaml",), copied_run()

@@ -103,14 +103,14 @@ def test_a_network_that_does_not_change_is_stored_once(whole: Path) -> None:
 
 
 def test_prediction_reads_each_tensor_from_the_task_that_wrote_it(run: Path) -> None:
-    model = Trained.open(run, "cpu").method
+    model = Trained.open(run, "cpu", allow_code=True).method
     files = sorted(run.glob("tasks/*/weights.safetensors"))
     state = model.state_dict()
     assert torch.equal(state["frozen.weight"], load_file(files[0])["frozen.weight"])
     assert all(torch.equal(state[k], v) for k, v in load_file(files[2]).items())
     assert len(model.files["pairs"]) == 2000 and model.store.paths(model.files["pairs"])[1999].is_file()
     shutil.rmtree(run / "kept")  # not needed to predict
-    Trained.open(run, "cpu")
+    Trained.open(run, "cpu", allow_code=True)
 
 
 def alter(path: Path) -> None:
@@ -163,3 +163,15 @@ def test_raw_samples_of_patients_in_files(run: Path) -> None:
         "kept/00-01-pairs/000000.safetensors and 999 more files",
         *2 * ["kept/00-01-pairs/000000.safetensors and 1999 more files"],
     ]
+
+
+def test_sweeping_follows_no_link(tmp_path: Path) -> None:
+    """A run folder may come from somebody else: what it links to is not the run's to delete."""
+    mine, root = tmp_path / "mine", tmp_path / "run" / "kept"
+    mine.mkdir()
+    root.mkdir(parents=True)
+    (mine / "photo.png").write_bytes(b"mine")
+    (root / "00-01-pairs").symlink_to(mine)
+    store.FileStore(root).sweep(0, [])
+    assert (mine / "photo.png").read_bytes() == b"mine"
+    assert not (root / "00-01-pairs").exists()

@@ -142,8 +142,8 @@ def test_page_is_complete_and_self_contained(check_page, make_run, tmp_path: Pat
     assert (tmp_path / "compare.html").read_bytes() == before
 
 
-CROP = {"kind": "photo2d", "size": 512, "protocol": "centre_crop", "window": 1024}
-WHOLE = {"kind": "photo2d", "size": None, "protocol": "whole", "window": 1024}
+CROP = {"kind": "photo2d", "size": 512, "protocol": "centre_crop", "window": 1024, "overlap": 0.25}
+WHOLE = {"kind": "photo2d", "size": None, "protocol": "whole", "window": 1024, "overlap": 0.25}
 
 
 def test_runs_that_were_measured_in_two_ways_are_not_compared(make_run) -> None:

@@ -53,15 +53,15 @@ class DescribedTask(BaseModel):
         return self.old + self.new
 
     def differs(self, other: DescribedTask, sealed: bool) -> str:
-        """In words, what is not the same in a second description of this task; of a sealed one apart from its data."""
-        data = {"data", "images", "digest"}
-        old, new = (task.model_dump(exclude=data if sealed else None) for task in (self, other))
+        """In words, what is not the same in another description of this task; of a sealed one apart from images."""
+        images = {"images", "digest"}
+        old, new = (task.model_dump(exclude=images if sealed else None) for task in (self, other))
         key = next((key for key, value in old.items() if value != new[key]), "")
         if key == "data":
             names = sorted(self.data.keys() | other.data.keys())
             key = "data." + next(name for name in names if self.data.get(name) != other.data.get(name))
-        images = f"{other.images} training images instead of {self.images}"
-        said = {"": "", "digest": "other training images", "images": images}
+        number = f"{other.images} training images instead of {self.images}"
+        said = {"": "", "digest": "other training images", "images": number}
         return said.get(key, f"it has another value of '{key}'")
 
 
@@ -122,8 +122,8 @@ class DescribedStream(BaseModel):
         size, window = shown.get("size"), shown.get("window")
         cut = (
             ""
-            if window is None
-            else f", in windows of {window} pixels where larger (overlap {shown.get('overlap'):.0%})"
+            if window is None or "overlap" not in shown
+            else f", in windows of {window} pixels where larger (overlap {shown['overlap']:.0%})"
         )
         if shown.get("kind") == "class_image":
             return "whole images, padded or scaled to the network's square", ""
@@ -137,8 +137,8 @@ class DescribedStream(BaseModel):
 
         Args:
             other: The stream that a recipe makes now.
-            sealed: How many tasks are sealed. Their training data is not needed any more: it may be deleted or joined
-                by further images, and what stands here of it stays.
+            sealed: How many tasks are sealed. Their training images are not needed any more: they may be deleted or
+                joined by others, and what stands here of them stays.
 
         Raises:
             RunError: The streams differ in what has been learned or is being learned.
