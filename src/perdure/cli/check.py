@@ -16,6 +16,7 @@ from perdure.config.recipe import Recipe
 from perdure.data.catalog import open_source
 from perdure.data.check import Inspection, inspect
 from perdure.data.source import SPLITS
+from perdure.labels import IGNORE
 from perdure.streams.published import Comparison, compare_counts, datasets, published
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def _show_dataset(found: Inspection, console: Console) -> None:
             f"{r.images[class_id]:,}" if whole else f"{r.images[class_id]:,} / {r.pixels[class_id]:,}"
             for r in found.splits.values()
         ]
-        counts.add_row(str(class_id), escape(name), *cells)
+        counts.add_row("" if class_id == IGNORE else str(class_id), escape(name), *cells)  # its number is internal
     console.print(counts)
     for pair, count in found.shared.items():
         first, second = pair.split(", ")

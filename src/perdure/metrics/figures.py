@@ -78,7 +78,7 @@ def run_results(
         lacking = [c for c in stream.tasks[t].seen if c not in counts[t].labels]
         if lacking:
             raise DataError(f"the counts after task {t + 1} lack class {lacking[0]}, which was learned by then",
-                            "measure the task again: remove its counts.json and run with --resume")  # fmt: skip
+                            "counts.json of this task was changed or is damaged: restore it")  # fmt: skip
     return RunResults(stream, counts, reference)
 
 
