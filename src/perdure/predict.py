@@ -23,7 +23,6 @@ from perdure.inference.case import predict_cases
 from perdure.labels import BACKGROUND, LabelSpace
 from perdure.methods.method import Method
 from perdure.methods.options import Options
-from perdure.methods.prediction import Prediction
 from perdure.outputs.images import refuse_unwritable, table_names, write_masks, write_predictions
 from perdure.run_folder import RunFolder
 from perdure.sealing import restore_sealed
@@ -102,15 +101,14 @@ class Trained:
         """
         shown = to_grey(image) if self.preparation.channels == 1 else image
         images = self.preparation.show(torch.from_numpy(np.array(shown)))[None].to(self.device)
-        size = image.shape[1:] if self.kind == "segmentation" else ()
-        made: list[Prediction] = []  # `predict_cases` gives labels only; a table of classes also needs the scores
-
-        def predict(windows: torch.Tensor) -> Prediction:
-            made.append(self.method.predict(windows))
-            return made[-1]
-
-        labels, confidence = predict_cases(predict, images, self.preparation, size)
-        scores = {} if size else dict(zip(made[0].class_ids, made[0].scores()[0].tolist(), strict=True))
+        scores: dict[int, float] = {}
+        if self.kind == "segmentation":
+            labels, confidence = predict_cases(self.method.predict, images, self.preparation, image.shape[1:])
+        else:  # a table of classes also needs the scores, and the image is one window
+            with torch.no_grad():
+                made = self.method.predict(images)
+                scores = dict(zip(made.class_ids, made.scores()[0].tolist(), strict=True))
+            labels, confidence = predict_cases(lambda _: made, images, self.preparation, ())
         return Answer(labels[0].cpu().numpy(), confidence[0].cpu().numpy(), scores)
 
     def classes(self) -> list[dict[str, object]]:

@@ -65,7 +65,8 @@ class Mix:
     """Several sources with exact shares: every step has one batch of each, in this order, of its own size.
 
     Each source has epochs of its own and starts again when it is through, so that a small replay memory lasts as long
-    as new data. A step's samples carry the number of their source in ``batch.parts``.
+    as new data; one with fewer samples than its size gives all of them at every step. A step's samples carry the number
+    of their source in ``batch.parts``.
 
     Args:
         parts: The sources; the first one decides how long an epoch is.
