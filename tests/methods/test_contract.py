@@ -50,7 +50,12 @@ def _fits(method: str, network: tuple) -> bool:
 
 
 FITTING = [(m, n) for m in METHODS for n, built in NETWORKS.items() if _fits(m, built)]
-QUICK = {"ccsi": {"per_class": 20, "synthesis": {"steps": 60, "warmup": 10, "group_size": 20, "groups_at_once": 2}}}
+SYNTHESIS = {"warmup": 10, "group_size": 20, "groups_at_once": 2}
+QUICK = {"ccsi": {"per_class": 20, "synthesis": SYNTHESIS | {"steps": 60}}}
+BRIEF = {  # too short to learn
+    "ccsi": {"per_class": 20, "synthesis": SYNTHESIS | {"steps": 12}},
+    "ccsi_seg": {"synthesis": {"steps": 10, "least_dice": 0}},
+}
 SETTINGS = {"epochs": 20, "batch_size": 4, "optimizer": "adamw", "lr": 0.01}
 RATES = {"later_lr": 0.003, "neck_lr": 1, "classifier_lr": 1, "new_classifier_lr": 10}
 OPTIONS = EngineOptions(device="cpu", threads=1, trackers=(), save_seconds=1e9)
@@ -161,19 +166,20 @@ def learn(tmp_path: Path, method: str, network: str) -> Callable[..., tuple[torc
     """Run the stream with sealed folders in between; ``stop_at`` stops and resumes at a step of the last task."""
     dims, _, name, settings = NETWORKS[network]
     kind = method_class(method)
-    training = TrainingOptions(**SETTINGS, **RATES)
 
-    def built() -> torch.nn.Module:
+    def built(brief: bool) -> torch.nn.Module:
+        training = TrainingOptions(**SETTINGS | RATES | ({"epochs": 3} if brief else {}))
+        own = (BRIEF if brief else QUICK).get(method, {})
         with seeded(1):
             made = partial(build_network, name, dims, 3, **settings)
-            return kind(Setup(kind.Options.model_validate(QUICK.get(method, {})), training, made))  # type: ignore[call-arg,return-value]
+            return kind(Setup(kind.Options.model_validate(own), training, made))  # type: ignore[call-arg,return-value]
 
     def run(
-        folder: str, stop_at: int | None = None, options: EngineOptions = OPTIONS
+        folder: str, stop_at: int | None = None, options: EngineOptions = OPTIONS, brief: bool = False
     ) -> tuple[torch.nn.Module, list[Path]]:
         stream = _stream(network, kind.sees_all_tasks)
         machine = Machine(options)
-        learner, sealed = built(), []
+        learner, sealed = built(brief), []
         learner.store = FileStore(tmp_path / folder / "kept")
         for task in stream.tasks:
             checkpoint = Checkpoint(tmp_path / folder / "resume", machine, options.save_seconds)
@@ -237,8 +243,8 @@ def test_learns_predicts_and_keeps_what_it_says(learn: Callable, method: str, ne
 def test_a_stopped_run_ends_with_the_same_bytes(learn: Callable) -> None:
     # With channels innermost where images have two axes, as on a GPU: memory, frozen copies and resume must bear it.
     options = OPTIONS.model_copy(update={"channels_last": "on"})
-    _, whole = learn("whole", options=options)
-    _, stopped = learn("stopped", stop_at=3, options=options)
+    _, whole = learn("whole", options=options, brief=True)
+    _, stopped = learn("stopped", stop_at=3, options=options, brief=True)
     for one, two in zip(whole, stopped, strict=True):
         files = sorted(p.relative_to(one) for p in one.rglob("*") if p.is_file())
         assert files
