@@ -24,7 +24,7 @@ demo: $(READY)  ## star, finetune and joint on built-in data, into demo/
 	$(BIN)/perdure demo --out $(OUT)
 
 test: $(READY)  ## all tests but those that need a GPU or minutes
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n $(JOBS) -m "not gpu and not slow" $(ARGS)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m "not gpu and not slow" $(ARGS)
 
 lint: $(READY)  ## ruff: rules and format
 	$(BIN)/ruff check .
