@@ -719,28 +719,26 @@ def test_a_gate_chooses_its_phases(tmp_path: Path, kinds: ModuleType) -> None:
     assert recovered == [False, True, True]
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda phases: [replace(p, name=f"{p.name} again") for p in phases],
+            "but the method now asks for 'learn again'",
+        ),
+        (lambda phases: islice(phases, 1), "is done, but the method no longer asks for it"),
+    ],
+    ids=["other", "fewer"],
+)
 def test_a_decision_that_does_not_follow_from_saved_state_is_refused(
-    tmp_path: Path, kinds: ModuleType, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, kinds: ModuleType, monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], Any], said: str
 ) -> None:
     out = tmp_path / "run"
     assert run(coming("Gate"), out, say=at("saved 1.2.1", 1, kill))[0] == -signal.SIGKILL
     phases = kinds.Gate.phases
-    monkeypatch.setattr(
-        kinds.Gate, "phases", lambda self, task: [replace(p, name=f"{p.name} again") for p in phases(self, task)]
-    )
+    monkeypatch.setattr(kinds.Gate, "phases", lambda self, task: change(phases(self, task)))
     status, text = run(coming("Gate"), out, resume=True)
-    assert status == 1 and "phase 1 of the task was 'learn', but the method now asks for 'learn again'" in text
-
-
-def test_phases_that_are_done_must_be_asked_for_again(
-    tmp_path: Path, kinds: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out = tmp_path / "run"
-    assert run(coming("Gate"), out, say=at("saved 1.2.1", 1, kill))[0] == -signal.SIGKILL
-    phases = kinds.Gate.phases
-    monkeypatch.setattr(kinds.Gate, "phases", lambda self, task: islice(phases(self, task), 1))
-    status, text = run(coming("Gate"), out, resume=True)
-    assert status == 1 and "is done, but the method no longer asks for it" in text
+    assert status == 1 and said in text
 
 
 def test_143_classes_are_predicted_head_by_head(tmp_path: Path, kinds: ModuleType) -> None:
