@@ -7,7 +7,13 @@ bug.
 from __future__ import annotations
 
 import difflib
+import os
+import unicodedata
 from collections.abc import Iterable
+from typing import Final
+
+DIRECTION: Final = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+"""Marks that change the direction of writing: a name with one reads as another name."""
 
 
 class PerdureError(Exception):
@@ -53,3 +59,23 @@ def nearest(word: str, known: Iterable[str]) -> str:
     words = sorted(known)
     close = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
     return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(words)}"
+
+
+def odd(letter: str) -> bool:
+    """True for a character that a name must not hold: controls, marks of direction, bytes that are not UTF-8."""
+    return letter in DIRECTION or unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp")
+
+
+def plain(text: str) -> str:
+    r"""Text in one line in which no character commands a terminal: such ones are shown as escapes, like ``\x1b``.
+
+    Names of files, folders and classes may come from somebody else, and a terminal obeys the sequences in them.
+    """
+    shown = " ".join(text.splitlines()) if any(map(odd, text)) else text
+    return "".join(_escape(letter) if odd(letter) else letter for letter in shown)
+
+
+def _escape(letter: str) -> str:
+    if unicodedata.category(letter) == "Cs":  # a byte of a file name that is not UTF-8, as Python holds it
+        return os.fsencode(letter).decode(errors="backslashreplace") if "\udc80" <= letter <= "\udcff" else "\\ud800"
+    return letter.encode("unicode_escape").decode("ascii")

@@ -7,18 +7,48 @@ import errno
 import hashlib
 import json
 import os
+import re
+import sys
 import tempfile
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perdure.errors import DataError, PerdureError
+from perdure.errors import DataError, PerdureError, UsageError
 
 if TYPE_CHECKING:
     from pydantic import JsonValue
     from torch import Tensor
 
 TEMPORARY = ".part-"
+DEEPEST = 50
+"""Levels of nesting in YAML and JSON; recipes and our own files have at most a dozen."""
+
+
+def refuse_special(path: Path) -> None:
+    """Raise DataError for a pipe, a device or a socket: a pipe may block for ever, a device may never end."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise DataError(f"{path} is a pipe or a device, not a file", "give a regular file")
+
+
+def home(path: Path) -> Path:
+    """A path with ``~`` and ``~name`` replaced. Raises UsageError where nobody has that name."""
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"{path}: there is no home folder of '{path.parts[0]}'", "write the whole path") from error
+
+
+def cache_dir() -> Path:
+    """Cache folder: ``$PERDURE_CACHE``, else the user's cache folder. Its content can be computed again."""
+    named = os.environ.get("PERDURE_CACHE")
+    if named:
+        return Path(named)
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "perdure" / "cache"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "perdure"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "perdure"
 
 
 def write_atomic(path: Path, fill: Callable[[Path], object]) -> None:
@@ -70,12 +100,28 @@ def write_json(path: Path, value: object) -> None:
 
 def read_json(path: Path) -> Any:
     """Read JSON. Raises DataError if the file is missing or damaged."""
+    refuse_special(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        if nesting(text) > DEEPEST:
+            raise ValueError("it is nested too deeply")
+        return json.loads(text)
     except OSError as error:
         raise DataError(f"could not read {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not valid JSON: {error}") from error
+
+
+def nesting(text: str) -> int:
+    """Levels of brackets in a JSON text: what follows from it by recursion would overflow on thousands of them."""
+    depth = deepest = 0
+    for bracket in re.findall(r'"(?:[^"\\]|\\.)*"|[\[{\]}]', text):
+        if bracket in "[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif bracket in "]}":
+            depth -= 1
+    return deepest
 
 
 def parse_yaml(text: str) -> JsonValue:
@@ -91,7 +137,12 @@ def parse_yaml(text: str) -> JsonValue:
         def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
             if self.check_event(yaml.AliasEvent):
                 raise yaml.YAMLError("references to other values (*name) are not allowed: write the value again")
-            return super().compose_node(parent, index)
+            self.depth = getattr(self, "depth", 0) + 1
+            if self.depth > DEEPEST:
+                raise yaml.YAMLError("it is nested too deeply")
+            node = super().compose_node(parent, index)
+            self.depth -= 1
+            return node
 
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, object]:
             keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
@@ -130,6 +181,7 @@ def read_tensors(path: Path, names: Iterable[str] | None = None) -> dict[str, Te
     """Read a safetensors file, or only some of its tensors. Raises DataError if it is missing or damaged."""
     from safetensors import SafetensorError, safe_open
 
+    refuse_special(path)
     try:
         with safe_open(str(path), "pt") as opened:
             found = set(opened.keys())
@@ -148,7 +200,8 @@ def read_tensors(path: Path, names: Iterable[str] | None = None) -> dict[str, Te
 
 
 def sha256(path: Path) -> str:
-    """Hex SHA-256 of a file."""
+    """Hex SHA-256 of a file. Raises DataError for a pipe or a device."""
+    refuse_special(path)
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         for block in iter(lambda: stream.read(1 << 20), b""):

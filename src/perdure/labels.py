@@ -14,7 +14,7 @@ from typing import Final, Literal
 import numpy as np
 import numpy.typing as npt
 
-from perdure.errors import DataError, UsageError, nearest
+from perdure.errors import DataError, UsageError, nearest, odd, plain
 
 BACKGROUND: Final = 0
 TABLE_SIZE: Final = 4096
@@ -24,12 +24,24 @@ IGNORE: Final = TABLE_SIZE - 1
 IGNORE_IN_FILES: Final = 255
 """What 8-bit masks hold where labels are to be ignored, by the custom of the published data sets."""
 
+LONGEST_NAME: Final = 120
+"""Characters of a class name: it is a column in tables and a label in plots."""
+
 Kind = Literal["thing", "stuff", "organ", "station", "lesion"]
 Table = npt.NDArray[np.int16]
 """Label -> label, ``(TABLE_SIZE,)``."""
 Palette = npt.NDArray[np.uint8]
 """Label -> RGB, ``(TABLE_SIZE, 3)``."""
 Color = tuple[int, int, int]
+
+
+def wrong_name(name: str) -> str:
+    """What is wrong with a class name, in words; empty for a sound one."""
+    if any(map(odd, name)):
+        return f"the name '{plain(name)[:60]}' holds a control character"
+    if len(name) > LONGEST_NAME:
+        return f"the name '{name[:30]}…' has {len(name)} characters, and {LONGEST_NAME} are the most"
+    return "" if name.strip() else "a name is empty"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +64,7 @@ class LabelSpace:
             leave label 0 out).
 
     Raises:
-        UsageError: An id or a name occurs twice, or an id is out of range.
+        UsageError: An id or a name occurs twice, an id is out of range, or a name is none (:func:`wrong_name`).
     """
 
     classes: tuple[ClassInfo, ...]
@@ -66,6 +78,10 @@ class LabelSpace:
         bad = [c.id for c in self.classes if not BACKGROUND < c.id < IGNORE]
         if bad:
             raise UsageError(f"class id {bad[0]} is out of range", f"ids run from 1 to {IGNORE - 1}; 0 is background")
+        if problem := next(
+            filter(None, (wrong_name(name) for name in (*(c.name for c in self.classes), self[0].name))), ""
+        ):
+            raise UsageError(f"class list: {problem}", "shorten or correct the name")
         object.__setattr__(self, "_by_id", by_id)  # the class is frozen
 
     @property

@@ -73,13 +73,21 @@ def folder(root: Path) -> Path:
     return root
 
 
+def no_validation(source: Source) -> None:
+    """The test images do not stand in for validation images, and the error says what to do."""
+    with pytest.raises(AbsentSplitError, match="has no validation set") as told:
+        source.names("val")
+    assert "validation=10" in told.value.hint
+
+
 @pytest.mark.parametrize("inside", [".", "VOC2012", "VOCdevkit/VOC2012"])
 def test_voc_is_found_from_each_of_its_folders(tmp_path: Path, inside: str) -> None:
     voc(tmp_path / inside)
     source = open_voc(tmp_path)
     assert isinstance(source, Source)
     assert source.names("train") == ("a", "b")
-    assert source.names("val") == source.names("test") == ("c",)
+    assert source.names("test") == ("c",)
+    no_validation(source)
     assert [c.name for c in source.space.classes] == list(CLASSES)
     assert (source.other_label, source.patients) == (0, False)
     np.testing.assert_array_equal(np.unique(source.mask("train", "b")), [20, IGNORE])
@@ -113,7 +121,7 @@ def test_voc_takes_the_augmented_list_and_its_masks(tmp_path: Path) -> None:
     source = open_voc(tmp_path)
     assert source.names("train") == ("a", "c")
     assert source.mask("train", "c").max() == 7
-    assert source.mask("val", "c")[0, 0] == 5  # val keeps the official mask of the same image
+    assert source.mask("test", "c")[0, 0] == 5  # the val list keeps the official mask of the same image
     assert open_voc(tmp_path, train_list="train").names("train") == ("a", "b")
     (lists / "train_aug.txt").write_text("c\n")  # the list of names alone
     assert open_voc(tmp_path).mask("train", "c").max() == 7
@@ -127,7 +135,11 @@ def test_voc_layout_with_its_own_classes(tmp_path: Path) -> None:
     assert source.space.ids == (1, 5, 20)
     assert source.space.name(1) == "red hat"
     assert source.space.name(0) == "null"
-    assert source.names("test") == ("b",)
+    assert (source.names("val"), source.names("test")) == (("c",), ("b",))
+    (tmp_path / "ImageSets" / "Segmentation" / "test.txt").unlink()
+    source = open_voc(tmp_path)
+    assert source.names("test") == ("c",)
+    no_validation(source)
 
 
 def test_voc_class_file_with_vocs_own_names_changes_nothing(tmp_path: Path) -> None:
@@ -145,8 +157,9 @@ def test_ade20k(tmp_path: Path) -> None:
         image(base / "images" / "validation" / f"{name}.jpg")
         mask(base / "annotations" / "validation" / f"{name}.png", [0, 1, 150])
     source = open_ade20k(tmp_path)
-    assert source.names("val") == source.names("test") == ("ADE_val_00000001", "ADE_val_00000002")
-    np.testing.assert_array_equal(np.unique(source.mask("val", "ADE_val_00000001")), [0, 1, 150])
+    assert source.names("test") == ("ADE_val_00000001", "ADE_val_00000002")
+    no_validation(source)
+    np.testing.assert_array_equal(np.unique(source.mask("test", "ADE_val_00000001")), [0, 1, 150])
     assert source.other_label == IGNORE
     with pytest.raises(AbsentSplitError, match="training"):
         source.names("train")
@@ -167,8 +180,9 @@ def test_cityscapes_maps_raw_labels(tmp_path: Path) -> None:
         mask(Path(f"{stem}_instanceIds.png"), [1])
     source = open_cityscapes(tmp_path)
     assert source.names("train") == ("aachen_000000_000019", "bochum_000000_000019")
-    assert source.names("test") == source.names("val") == ("lindau_000000_000019",)
-    found = source.mask("val", "lindau_000000_000019").ravel()[:11]
+    assert source.names("test") == ("lindau_000000_000019",)
+    no_validation(source)
+    found = source.mask("test", "lindau_000000_000019").ravel()[:11]
     np.testing.assert_array_equal(found, [1, 2, 3, 19, 17, 16, 0, 0, 0, 0, 12])
     assert (source.space.name(12), source.space.name(19), len(source.space)) == ("person", "bicycle", 19)
 
@@ -190,7 +204,10 @@ def test_folders_with_lists(tmp_path: Path) -> None:
     (root / "test.txt").write_text("s1\n")
     source = open_folders(root, patients=True)
     assert source.names("train") == ("s3", "s0")  # the list's order; a suffix in the list does no harm
-    assert source.names("val") == source.names("test") == ("s1",)
+    assert source.names("test") == ("s1",)
+    no_validation(source)
+    (root / "val.txt").write_text("s2\n")
+    assert (open_folders(root).names("val"), open_folders(root).names("test")) == (("s2",), ("s1",))
     assert source.patients
     assert source.space.name(1) == "cell wall"
 
@@ -200,6 +217,7 @@ def test_folders_with_split_folders_and_holdout(tmp_path: Path) -> None:
     held = open_folders(root, holdout=3)
     assert held.names("test") == ("s0", "s3")
     assert held.names("train") == ("s1", "s2", "s4", "s5")
+    no_validation(held)
     split = tmp_path / "split"
     for part in ("train", "val"):
         image(split / part / "images" / "x.png")
@@ -208,6 +226,7 @@ def test_folders_with_split_folders_and_holdout(tmp_path: Path) -> None:
     source = open_folders(split)
     assert source.names("train") == source.names("test") == ("x",)
     assert source.pairs("test")["x"].mask == split / "val" / "masks" / "x.png"
+    no_validation(source)
 
 
 def test_folders_with_other_values_in_the_masks(tmp_path: Path) -> None:
@@ -243,7 +262,7 @@ def test_fingerprint_follows_masks_names_and_order(tmp_path: Path) -> None:
     lists = tmp_path / "ImageSets" / "Segmentation"
     before = open_voc(tmp_path).fingerprint("train")
     assert before == open_voc(tmp_path).fingerprint("train")
-    assert before != open_voc(tmp_path).fingerprint("val")
+    assert before != open_voc(tmp_path).fingerprint("test")
     (lists / "train.txt").write_text("b\na\n")
     swapped = open_voc(tmp_path).fingerprint("train")
     mask(tmp_path / "SegmentationClass" / "a.png", [3])

@@ -52,17 +52,17 @@ def test_voc_sample(shared_data: Path) -> None:
 def test_ade20k_sample(shared_data: Path) -> None:
     found = inspect(open_source("ade20k", shared_data / "ade20k_sample"))
     assert found.ok
-    assert list(found.absent) == ["train"]
-    assert found.splits["val"].samples == 3
+    assert list(found.absent) == ["train", "val"]
+    assert found.splits["test"].samples == 3
 
 
 def test_clothing_in_voc_layout(shared_data: Path) -> None:
     source = open_source("voc", shared_data / "ccp_voc_layout")
     assert len(source.space) == 58
     assert source.space.name(0) == "null"
-    assert [len(source.names(s)) for s in ("train", "val")] == [252, 83]
+    assert [len(source.names(s)) for s in ("train", "test")] == [252, 83]
     present = label_presence(source, "train")
     assert (present.any(0)).sum() == 53
     assert (present.sum(0) >= 20).sum() == 23
-    found = inspect(source, ("val",))
+    found = inspect(source, ("test",))
     assert found.ok

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 
 import numpy as np
 import pytest
@@ -167,7 +168,7 @@ def test_cache_folder(monkeypatch, tmp_path):
     assert str(lists.cache_dir()).endswith("cache")
     monkeypatch.delenv("PERDURE_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(lists.sys, "platform", "linux")
+    monkeypatch.setattr(sys, "platform", "linux")
     assert lists.cache_dir() == tmp_path / "perdure"
 
 

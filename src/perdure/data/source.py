@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
 import numpy as np
@@ -36,6 +37,14 @@ def distinct(mask: npt.NDArray[Number]) -> npt.NDArray[Number]:
     """
     flat = mask.ravel()
     return np.append(flat[:-1][flat[1:] != flat[:-1]], flat[-1:])
+
+
+def no_validation(source: str, why: str) -> AbsentSplitError:
+    """The error of a data set without validation images; the test images never stand in for them."""
+    return AbsentSplitError(
+        f"{source} has no validation set: {why}",
+        "validation=10 under data (data.validation=10 as an override) takes every 10th training image for it",
+    )
 
 
 class Source(ABC):
@@ -74,6 +83,18 @@ class Source(ABC):
     @abstractmethod
     def fingerprint(self, split: Split) -> str:
         """Hex digest of names and masks of the split; equal digests mean equal image lists."""
+
+    def files(self, split: Split, name: str) -> Sequence[Path]:  # noqa: ARG002
+        """The files that a sample is read from.
+
+        A check of a sample is remembered by their sizes and times of change. Without files, as by default, the sample
+        is read anew by every check.
+        """
+        return ()
+
+    def reading(self) -> bytes:
+        """All that decides besides the files whether a sample can be used, such as the classes; for the same memory."""
+        return repr((self.name, self.kind, self.space.ids)).encode()
 
     def distinct_labels(self, split: Split, name: str) -> Labels:
         """The labels that a sample shows, each once or more often, ``(n,)`` int16: what image lists are made of.

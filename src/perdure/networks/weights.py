@@ -168,6 +168,44 @@ def _load_torch(path: Path) -> object:
     return content
 
 
+def _fetched(repository: str, name: str) -> str | None:
+    """The weights in the local cache, or None where they have to be fetched and the hub answers.
+
+    One attempt with a short limit: the hub's own client tries a dozen times, for a minute, where there is no network.
+
+    Raises:
+        PerdureError: They are not in the cache and the hub cannot be reached.
+    """
+    import ssl
+    import urllib.error
+    import urllib.request
+
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    if not repository:
+        return None  # an address outside of the hub: torch's client tries once
+    for file in ("model.safetensors", "pytorch_model.bin"):
+        found = try_to_load_from_cache(repository, file)
+        if isinstance(found, str):
+            return found
+    if not constants.is_offline_mode():
+        try:
+            hub = urllib.request.Request(constants.ENDPOINT, method="HEAD")  # noqa: S310  # a constant, or the user's own
+            urllib.request.urlopen(hub, timeout=5).close()  # noqa: S310
+        except urllib.error.HTTPError:
+            return None  # it answered
+        except OSError as error:
+            reason = getattr(error, "reason", error)
+            if isinstance(reason, ssl.SSLError):
+                return None  # the hub's client may know certificates that this one does not
+            raise PerdureError(
+                f"could not fetch the ImageNet weights of {name}: {constants.ENDPOINT} cannot be reached "
+                f"({getattr(reason, 'strerror', None) or reason})",
+                "connect once (they are cached), or give weights: PATH of a downloaded file, or weights: random",
+            ) from error
+    return None
+
+
 def _imagenet(module: nn.Module) -> Weights:
     import timm
     from huggingface_hub import try_to_load_from_cache
@@ -181,6 +219,7 @@ def _imagenet(module: nn.Module) -> Weights:
         )
     first = next(p for p in module.parameters() if p.ndim == 4)
     info: Any = module.feature_info
+    there = _fetched(str(config.get("hf_hub_id") or ""), name)
     # A second network, so that a download that fails leaves the first as it is. It has the stride and the channels of
     # the first: timm adapts the weights of the first convolution to the number of channels.
     try:
@@ -191,6 +230,7 @@ def _imagenet(module: nn.Module) -> Weights:
             out_indices=(-1,),
             output_stride=info.reduction()[-1],
             in_chans=first.shape[1],
+            pretrained_cfg_overlay={"file": there} if there else None,
         )
     except (OSError, RuntimeError, ValueError) as error:
         raise PerdureError(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
 from perdure.data.source import Kind
-from perdure.errors import DataError, RunError, UsageError
+from perdure.errors import DataError, RunError, UsageError, odd
 from perdure.files import read_json, write_json
 from perdure.labels import BACKGROUND, ClassInfo, LabelSpace
 
@@ -279,6 +279,9 @@ def parse_stream(value: object, where: str = "stream.json") -> DescribedStream:
             wrong = f"the classes before task '{task.name}' are not those that earlier tasks teach"
         old = task.seen
     groups = [sorted(group) for group in stream.groups]
+    texts = (stream.protocol, stream.dataset, *(task.name for task in stream.tasks))
+    if not wrong and any(odd(letter) for text in texts for letter in text):
+        wrong = "a name holds control characters"
     if not wrong and not stream.tasks:
         wrong = "it has no task"
     if not wrong and (sorted(old) != sorted(stream.order) or len(set(old)) != len(old)):

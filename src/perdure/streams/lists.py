@@ -18,7 +18,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -29,7 +28,7 @@ from filelock import FileLock
 
 from perdure.data.source import Source, Split
 from perdure.errors import DataError, PerdureError
-from perdure.files import write_atomic
+from perdure.files import cache_dir, write_atomic
 from perdure.labels import TABLE_SIZE
 
 Presence = npt.NDArray[np.bool_]
@@ -61,18 +60,6 @@ def label_presence(source: Source, split: Split) -> Presence:
             pool.shutdown(cancel_futures=True)  # a mistake or an interrupt is told now, not after the last mask
             raise
     return table
-
-
-def cache_dir() -> Path:
-    """Cache folder: ``$PERDURE_CACHE``, else the user's cache folder. Its content can be computed again."""
-    named = os.environ.get("PERDURE_CACHE")
-    if named:
-        return Path(named)
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "perdure" / "cache"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "perdure"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "perdure"
 
 
 def cached_presence(source: Source, split: Split) -> Presence:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import cast
 
 from perdure.data.readers.pairs import Pair, PairSource, folder_pairs, identity
-from perdure.data.source import Split
+from perdure.data.source import Split, no_validation
 from perdure.errors import DataError
 from perdure.labels import IGNORE, ClassInfo, Kind, LabelSpace, spread_colors
 
@@ -28,7 +28,9 @@ def ade20k_space() -> LabelSpace:
 
 
 def open_ade20k(root: Path) -> PairSource:
-    """Open ADE20K; images are in sorted file order. Test is the same as val (test masks are not public).
+    """Open ADE20K; images are in sorted file order. Test is the folder ``validation``, as published.
+
+    There is no validation set then: the masks of the benchmark's test images are not public.
 
     If the folder has ``objectInfo150.txt``, it is compared with the built-in class table, so that a data set in the
     same layout with other classes is an error.
@@ -73,5 +75,7 @@ def _compare(path: Path, space: LabelSpace) -> None:
 
 
 def _samples(base: Path, split: Split) -> dict[str, Pair]:
+    if split == "val":
+        raise no_validation("ADE20K", "its published validation images are the test set")
     part = "training" if split == "train" else "validation"
     return folder_pairs(base / "images" / part, base / "annotations" / part, split=f"split '{split}' of ADE20K")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from perdure.data.readers.pairs import Pair, PairSource, decoder, folder_pairs
-from perdure.data.source import Split
+from perdure.data.source import Split, no_validation
 from perdure.errors import DataError
 from perdure.labels import ClassInfo, Color, Kind, LabelSpace
 
@@ -37,7 +37,9 @@ RAW_LABELS: Final = (*range(34), 255)  # labelIds of the annotation format; -1 (
 
 
 def open_cityscapes(root: Path) -> PairSource:
-    """Open Cityscapes (fine annotations). Names are file names without ``_leftImg8bit``. Test is the same as val.
+    """Open Cityscapes (fine annotations). Names are file names without ``_leftImg8bit``.
+
+    Test is the folder ``val``, as published; there is no validation set then.
 
     Args:
         root: The folder that holds ``leftImg8bit`` and ``gtFine``.
@@ -57,6 +59,8 @@ def open_cityscapes(root: Path) -> PairSource:
 
 
 def _samples(root: Path, split: Split) -> dict[str, Pair]:
+    if split == "val":
+        raise no_validation("Cityscapes", "the images of its folder val are the test set")
     part = "train" if split == "train" else "val"
     # beside labelIds there are color and instanceIds files of the same image: the ending tells them apart
     endings = ("_leftImg8bit", "_gtFine_labelIds")

@@ -16,10 +16,10 @@ from typing import Final, Literal
 
 import numpy as np
 
-from perdure.data.readers.imagefiles import IMAGE_SUFFIXES, read_image, to_grey
+from perdure.data.readers.imagefiles import IMAGE_SUFFIXES, read_image, sample_name, to_grey
 from perdure.data.source import AbsentSplitError, Image, Kind, Mask, Source, Split
 from perdure.errors import DataError, nearest
-from perdure.labels import IGNORE, LabelSpace, label_space
+from perdure.labels import IGNORE, LabelSpace, label_space, wrong_name
 
 CLASS_LIST: Final = "classes.txt"
 _LAYOUT: Final = "expected train/CLASS/*.png, test/CLASS/*.png and perhaps val/CLASS/*.png, one folder per class"
@@ -67,6 +67,14 @@ class ClassFolders(Source):
             digest.update(f"{class_id}\0{name}\0".encode(errors="surrogateescape"))
         return digest.hexdigest()
 
+    def files(self, split: Split, name: str) -> Sequence[Path]:
+        """The image."""
+        return (self.root / split / name,)
+
+    def reading(self) -> bytes:
+        """Also whether images are read in colour."""
+        return super().reading() + bytes([self.channels])
+
     def _samples(self, split: Split) -> Mapping[str, int]:
         """Class id by sample name."""
         if split not in self._listed:
@@ -94,13 +102,15 @@ def open_class_folders(root: Path, channels: Literal[1, 3] = 3, patients: bool =
     if not (root / "train").is_dir():
         there = sorted(path.name for path in _visible(root) if path.is_dir())
         raise DataError(f"{root} has no folder train (folders: {', '.join(there[:6]) or 'none'})", _LAYOUT)
-    folders = [path.name for path in _visible(root / "train") if path.is_dir()]
+    folders = [sample_name(path, path.name) for path in _visible(root / "train") if path.is_dir()]
     if not folders:
         raise DataError(f"{root / 'train'} has no class folder", _LAYOUT)
     listed = root / CLASS_LIST
     names = _in_order(listed, folders) if listed.is_file() else folders
     if len(names) >= IGNORE:
         raise DataError(f"{root / 'train'} has {len(names)} class folders", f"{IGNORE - 1} classes at most")
+    if problem := next(filter(None, map(wrong_name, names)), ""):
+        raise DataError(f"a class folder in {root / 'train'}: {problem}", "rename it")
     source = ClassFolders(root, label_space(names, background=None), channels, patients)
     present = {name.split("/", 1)[0] for name in source.names("train")}
     empty = [name for name in names if name not in present]
@@ -158,7 +168,7 @@ def _list_images(folder: Path, split: Split, space: LabelSpace) -> dict[str, int
                     f"{path} is a folder inside a class folder", "put the images directly into the class folder"
                 )
             if path.suffix.lower() in IMAGE_SUFFIXES:
-                samples[f"{name}/{path.name}"] = class_id
+                samples[f"{name}/{sample_name(path, path.name)}"] = class_id
     if not samples:
         raise DataError(f"{folder} holds no image", _LAYOUT)
     return samples

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Final, NamedTuple, get_args
 
 from perdure.errors import DataError, nearest
-from perdure.labels import BACKGROUND, IGNORE, ClassInfo, Color, Kind, LabelSpace, spread_colors
+from perdure.files import DEEPEST, nesting, refuse_special
+from perdure.labels import BACKGROUND, IGNORE, ClassInfo, Color, Kind, LabelSpace, spread_colors, wrong_name
 
 CLASS_FILES: Final = ("classes.txt", "class_names.txt", "classes.json")
 _NUMBERED = re.compile(r"(\d+)[\s,:;]+(\S.*)")
@@ -49,6 +50,7 @@ def read_class_file(path: Path) -> LabelSpace:
     Raises:
         DataError: The file is unreadable or empty, repeats an id or a name, or has an id outside 0..4094.
     """
+    refuse_special(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -57,6 +59,8 @@ def read_class_file(path: Path) -> LabelSpace:
     by_id: dict[int, str] = {}
     by_name: dict[str, int] = {}
     for number, name, *_ in rows:
+        if problem := wrong_name(name):
+            raise DataError(f"{path}: {problem}", "shorten or correct the name")
         if number in by_id:
             raise DataError(
                 f"{path} gives id {number} twice: '{by_id[number]}' and '{name}'", "give each class its own id"
@@ -94,8 +98,13 @@ def _text_rows(path: Path, text: str) -> list[Row]:
     for (number, line), found in zip(lines, matches, strict=True):
         if found is None:
             raise DataError(f"{path} line {number} has no class number: '{line}'", "number all lines or none")
-        rows.append(Row(int(found[1]), found[2]))
+        rows.append(Row(_number(found[1]), found[2]))
     return rows
+
+
+def _number(digits: str) -> int:
+    """A class id; of absurdly many digits, which Python refuses to convert, one that is as far out of range."""
+    return int(digits.lstrip("0")[:9] or "0")
 
 
 def _numbered(names: list[str]) -> list[Row]:
@@ -113,6 +122,8 @@ def _json_rows(path: Path, text: str) -> list[Row]:
                 raise DataError(f"{path} has the key '{key}' twice", "give each class once")
         return dict(items)
 
+    if nesting(text) > DEEPEST:
+        raise DataError(f"{path} is not a class list: it is nested too deeply", _HELP)
     try:
         value = json.loads(text, object_pairs_hook=unique)
     except json.JSONDecodeError as error:
@@ -120,7 +131,7 @@ def _json_rows(path: Path, text: str) -> list[Row]:
     match value:
         case {**entries} if entries:
             pairs = [(str(key), value) for key, value in entries.items()]
-            names = [Row(int(key), name) for key, name in pairs if key.isdecimal() and type(name) is str]
+            names = [Row(_number(key), name) for key, name in pairs if key.isdecimal() and type(name) is str]
             ids = [Row(number, name) for name, number in pairs if type(number) is int]  # not isinstance: True is an int
             for rows in (names, ids):
                 if len(rows) == len(entries):

@@ -18,7 +18,7 @@ from typing import Literal
 
 from perdure.data.readers.classfile import CLASS_FILES, find_class_file, read_class_file
 from perdure.data.readers.pairs import Decoder, Pair, PairSource, decoder, folder_pairs, identity, list_pairs
-from perdure.data.source import SPLITS, AbsentSplitError, Split
+from perdure.data.source import SPLITS, AbsentSplitError, Split, no_validation
 from perdure.errors import DataError, UsageError
 from perdure.labels import BACKGROUND, IGNORE, IGNORE_IN_FILES, LabelSpace
 
@@ -33,15 +33,15 @@ def open_folders(
 ) -> PairSource:
     """Open a folder of images, masks and a class file.
 
-    If only one of val and test exists, it is used for both.
+    Without a test split, val is the test set, and there is no validation set: the same images are never both.
 
     Args:
         root: The folder.
         classes: Class file outside ``root``.
         values: Number in the masks -> class id, 0 or ``ignore``, for masks without class ids, e.g.
             ``{255: 1, 128: ignore}``. Numbers that it does not list are then errors, except 0.
-        holdout: Without lists or split folders: every ``holdout``-th image of the sorted names is test (and val),
-            the others are train.
+        holdout: Without lists or split folders: every ``holdout``-th image of the sorted names is test, the others
+            are train.
         patients: True if the images come from patients: a run then stores no picture of them.
         every_pixel: True if every pixel has a class: figures then leave label 0 out.
 
@@ -88,7 +88,6 @@ def _decoder(space: LabelSpace, values: Mapping[int, int | Literal["ignore"]] | 
 
 
 def _samples(root: Path, holdout: int | None, split: Split) -> dict[str, Pair]:
-    stand_in: dict[Split, tuple[Split, ...]] = {"train": ("train",), "val": ("val", "test"), "test": ("test", "val")}
     folders = any((root / part).is_dir() for part in SPLITS)
     lists = any((root / f"{part}.txt").is_file() for part in SPLITS)
     if folders and lists:
@@ -97,17 +96,24 @@ def _samples(root: Path, holdout: int | None, split: Split) -> dict[str, Pair]:
     def locate(line: Sequence[str]) -> tuple[Path, Path]:
         return root / "images" / f"{line[0]}.png", root / "masks" / f"{line[0]}.png"
 
-    for part in stand_in[split]:
-        if folders and (root / part).is_dir():
+    there = {part: (root / part).is_dir() or (root / f"{part}.txt").is_file() for part in SPLITS}
+    if split == "val" and there["val"] and not there["test"]:
+        raise no_validation(str(root), "there is no test split, so that its val images are the test set")
+    part: Split = "val" if split == "test" and not there["test"] else split
+    if there[part]:
+        if folders:
             return folder_pairs(root / part / "images", root / part / "masks")
-        if lists and (path := root / f"{part}.txt").is_file():
-            return list_pairs(path, locate, columns=1)
+        return list_pairs(root / f"{part}.txt", locate, columns=1)
     if not folders and not lists:
         if holdout is None:
             raise DataError(
                 f"{root} does not say which images are for training and which for testing",
                 "write train.txt and test.txt, one sample name per line, or holdout=5 for every fifth image",
             )
+        if split == "val":
+            raise no_validation(str(root), "holdout makes training and test images only")
         pairs = folder_pairs(root / "images", root / "masks")
         return {name: pair for k, (name, pair) in enumerate(pairs.items()) if (k % holdout == 0) != (split == "train")}
+    if split == "val":
+        raise no_validation(str(root), "there is no val.txt and no val/images/")
     raise AbsentSplitError(f"{root} has no split '{split}'", f"add {split}.txt or {split}/images/ and {split}/masks/")

@@ -154,6 +154,10 @@ class NpzImages(Source):
         digest.update(repr((self.space.ids, [c.name for c in self.space.classes], images.shape, images.crc)).encode())
         return digest.hexdigest()
 
+    def files(self, split: Split, name: str) -> Sequence[Path]:  # noqa: ARG002
+        """The one file of all samples."""
+        return (self.path,)
+
     def _ids(self, split: Split) -> Mask:
         if split not in self.ids:
             raise AbsentSplitError(f"split '{split}' is absent: {self.path} has no {split}_images", "add the arrays")

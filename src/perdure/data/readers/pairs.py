@@ -16,9 +16,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from perdure.data.readers.imagefiles import IMAGE_SUFFIXES, MASK_SUFFIXES, read_image, read_index_mask
+from perdure.data.readers.imagefiles import IMAGE_SUFFIXES, MASK_SUFFIXES, read_image, read_index_mask, sample_name
 from perdure.data.source import AbsentSplitError, Image, Kind, Labels, Mask, Source, Split, distinct
 from perdure.errors import DataError
+from perdure.files import refuse_special
 from perdure.labels import BACKGROUND, IGNORE, IGNORE_IN_FILES, LabelSpace
 
 UNKNOWN = -1
@@ -109,6 +110,7 @@ class PairSource(Source):
         digest.update(repr(self.space.ids).encode())
 
         def content(pair: Pair) -> bytes:
+            refuse_special(pair.mask)
             try:
                 return hashlib.blake2b(pair.mask.read_bytes(), digest_size=16).digest()
             except OSError as error:
@@ -118,6 +120,14 @@ class PairSource(Source):
             for name, part in zip(pairs, pool.map(content, pairs.values()), strict=True):
                 digest.update(name.encode() + b"\0" + part)
         return digest.hexdigest()
+
+    def files(self, split: Split, name: str) -> Sequence[Path]:
+        """Image and mask."""
+        return self._pair(split, name)
+
+    def reading(self) -> bytes:
+        """Also the meaning of the numbers in masks."""
+        return super().reading() + self.decode.tobytes()
 
     def _pair(self, split: Split, name: str) -> Pair:
         try:
@@ -234,7 +244,7 @@ def _index(folder: Path, suffixes: tuple[str, ...], ending: str = "", nested: bo
     for file in files:
         if file.name.startswith(".") or file.suffix.lower() not in suffixes or not file.stem.endswith(ending):
             continue
-        name = file.stem.removesuffix(ending)
+        name = sample_name(file, file.stem.removesuffix(ending))
         if name in found:
             raise DataError(
                 f"{folder} holds both {found[name].name} and {file.name}", "a sample has one file: remove one of them"

@@ -68,6 +68,10 @@ class Unlabelled(Source):
         shape = () if self.kind == "classification" else self.image(split, name).shape[1:]
         return np.full(shape, IGNORE, np.int16)
 
+    def files(self, split: Split, name: str) -> Sequence[Path]:  # noqa: ARG002
+        """The image."""
+        return (self._files[name],)
+
     def fingerprint(self, split: Split) -> str:
         """Digest of the names."""
         return hashlib.blake2b(

@@ -18,7 +18,7 @@ import numpy as np
 
 from perdure.data.readers.classfile import find_class_file, read_class_file
 from perdure.data.readers.pairs import Pair, PairSource, identity, list_pairs
-from perdure.data.source import Split
+from perdure.data.source import Split, no_validation
 from perdure.errors import DataError
 from perdure.labels import ClassInfo, Color, LabelSpace
 
@@ -38,14 +38,14 @@ def voc_color(index: int) -> Color:
 def open_voc(root: Path, train_list: str | None = None, val_list: str = "val") -> PairSource:
     """Open VOC 2012 or another data set in its layout.
 
-    Train is ``train_aug.txt`` if that list exists, else ``train.txt``. Val is the official val list with
-    ``SegmentationClass``. Test is the same as val for VOC itself (its test masks are not public). A data set with its
-    own class file may have a ``test.txt``.
+    Train is ``train_aug.txt`` if that list exists, else ``train.txt``. Test is the official val list with
+    ``SegmentationClass``, as published (the masks of VOC's test list are not public); there is no validation set then.
+    A data set with its own class file that has a ``test.txt`` is tested on that, and val is its validation set.
 
     Args:
         root: The folder that holds ``VOCdevkit/VOC2012``, ``VOCdevkit``, or ``VOC2012`` itself.
         train_list: Name of the list for train, e.g. ``"train"`` instead of the augmented list.
-        val_list: Name of the list for val.
+        val_list: Name of the val list.
 
     Raises:
         DataError: The folder has another layout, or the class file is invalid.
@@ -75,7 +75,10 @@ def _samples(base: Path, train_list: str | None, val_list: str, own: bool, split
     if split == "train":
         stem = train_list or ("train_aug" if (lists / "train_aug.txt").is_file() else "train")
     else:
-        stem = "test" if split == "test" and own and (lists / "test.txt").is_file() else val_list
+        tested = own and (lists / "test.txt").is_file()
+        if split == "val" and not tested:
+            raise no_validation(str(base), f"the images of {val_list}.txt are its test set")
+        stem = "test" if split == "test" and tested else val_list
     augmented = stem.endswith("_aug") and (base / "SegmentationClassAug").is_dir()
     masks = base / ("SegmentationClassAug" if augmented else "SegmentationClass")
 
