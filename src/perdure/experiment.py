@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from rich.console import Console
 from rich.markup import escape
+from rich.progress import Progress
 
 from perdure.config.build import Experiment, build_experiment
 from perdure.config.load import data_of_task
 from perdure.config.recipe import Recipe
+from perdure.data.catalog import DATASETS
+from perdure.data.check import Survey, survey, told
 from perdure.engine.checkpoint import Checkpoint
 from perdure.engine.engine import Engine
 from perdure.engine.machine import Machine
@@ -43,7 +47,7 @@ def run_experiment(recipe: Recipe, out: Path, resume: bool = False, quiet: bool 
     run = RunFolder(out)
     experiment = build_experiment(recipe, len(run.sealed()) if resume and run.recipe_file.exists() else 0)
     stream, method = experiment.stream, experiment.method
-    with _prepared(run, experiment, machine, resume):
+    with _prepared(run, experiment, machine, resume, quiet):
         logger = RunLogger(machine, run.path / "log.jsonl", quiet)
         checkpoint = Checkpoint(run.resume, machine, recipe.engine.save_seconds)
         engine = Engine(machine, recipe.engine, recipe.seed, checkpoint, logger)
@@ -72,8 +76,39 @@ def run_experiment(recipe: Recipe, out: Path, resume: bool = False, quiet: bool 
     return run
 
 
+def look_at_files(experiment: Experiment, quiet: bool = False) -> Survey:
+    """Read whatever of the data was not read before (:func:`perdure.data.check.survey`), with a progress bar.
+
+    Data that is made on the fly has no files that could be damaged.
+    """
+    name = experiment.recipe.data.name
+    if name in DATASETS and not DATASETS[name].layout:
+        return Survey([], {})
+    console = Console(stderr=True, quiet=quiet)
+    with Progress(console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
+
+        def begin(total: int) -> Callable[[], None]:
+            shown = bar.add_task("checking files, once", total=total)
+            return lambda: bar.advance(shown)
+
+        return survey(experiment.source, begin)
+
+
+def _refuse_damaged(experiment: Experiment, quiet: bool) -> None:
+    """Raise DataError where a file of any split cannot be read; say what makes figures too good."""
+    found = look_at_files(experiment, quiet)
+    if found.problems:
+        first, more = found.problems[0], len(found.problems) - 1
+        others = f" (and {more} more: `perdure check` names them)" if more else ""
+        raise DataError(f"{first.what}{others}", first.hint)
+    for line in told(found.shared):
+        Console(stderr=True, quiet=quiet).print(f"[yellow]note[/] {escape(line)}", highlight=False, soft_wrap=True)
+
+
 @contextmanager
-def _prepared(run: RunFolder, experiment: Experiment, machine: Machine, resume: bool) -> Iterator[RunFolder]:
+def _prepared(
+    run: RunFolder, experiment: Experiment, machine: Machine, resume: bool, quiet: bool = False
+) -> Iterator[RunFolder]:
     """Check, lock and fill the run folder; remove it again if recipe or data prove unusable before anything is saved.
 
     Only the main process writes. The others wait until it has prepared the folder, and leave silently if it cannot.
@@ -88,6 +123,8 @@ def _prepared(run: RunFolder, experiment: Experiment, machine: Machine, resume: 
                 # the network per task that is still to come, and resume states with optimiser (8 networks)
                 network: int = sum(t.nbytes for t in experiment.method.state_dict().values())
                 done = len(run.sealed()) if run.recipe_file.exists() else 0
+                if done < len(experiment.stream):
+                    _refuse_damaged(experiment, quiet)
                 run.space_for(network * (len(experiment.stream) - done + 8) + SPARE_BYTES)
                 held.enter_context(run.locked())
                 run.start(recipe, described, resume, _first_weights(experiment))

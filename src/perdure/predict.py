@@ -13,7 +13,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from perdure.config.build import build_method, refuse_foreign_code
+from perdure.config.build import build_method
+from perdure.config.load import refuse_foreign_code
 from perdure.data.preparation import Preparation
 from perdure.data.readers.imagefiles import IMAGE_SUFFIXES, read_image, to_grey
 from perdure.data.source import Kind
@@ -85,7 +86,7 @@ class Trained:
                 "go on with `perdure run … --resume`",
             )
         if not allow_code:
-            refuse_foreign_code(recipe, str(run.recipe_file))
+            refuse_foreign_code(recipe, str(run.recipe_file), data=False)
         where = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
         method = build_method(recipe, stream.tasks[0].preparation, pretrained=False)
         restore_sealed(method, stream.tasks, run, sealed, recipe.seed)

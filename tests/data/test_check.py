@@ -61,9 +61,9 @@ def test_one_class_an_image(tmp_path: Path) -> None:
     report = found.splits["train"]
     assert (report.images, report.pixels, report.empty, report.repeated) == ({1: 2, 2: 2, 3: 0}, {}, (), 1)
     assert found.unused("train") == ("class 2",)
-    assert found.shared == {"train, test": 1}
+    assert found.shared == {"train, test": ("00000",)}
     content = json.loads(json.dumps(found.to_dict()))
-    assert content["kind"] == "classification" and content["shared"] == {"train, test": 1}
+    assert content["kind"] == "classification" and content["shared"] == {"train, test": ["00000"]}
 
 
 def test_a_label_that_is_no_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,9 +76,9 @@ def test_a_label_that_is_no_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_command_counts_images_of_classes_and_no_pixels(tmp_path: Path, cli) -> None:
-    done = cli("check", "medmnist", npz(tmp_path), "--set", "file=own.npz", "--set", "classes=[a, b, c]")
+    done = cli("check", "medmnist", npz(tmp_path), "file=own.npz", "classes=[a, b, c]")
     assert done.code == 0 and "train: images" in done.out and "pixels" not in done.out
-    assert "1 images of test are also in train" in done.out and "background" not in done.out
+    assert "1 image of test is also in train, pixel for pixel (00000)" in done.out and "background" not in done.out
     assert "everything can be used" in done.out
-    done = cli("check", "medmnist", tmp_path, "--set", "flag=bloodmnist")
+    done = cli("check", "medmnist", tmp_path, "flag=bloodmnist")
     assert done.code == 1 and "bloodmnist.npz does not exist" in done.err and "own.npz" in done.err

@@ -227,10 +227,14 @@ PARTS = {
     "data set needs a folder": Case(f"{TINY} data=folders", USAGE, ("'folders' needs a folder",)),
     "built-in data with a folder": Case(f"{TINY} data.root=photos", USAGE, ("built in",)),
     "unknown method": Case(f"{TINY} method=satr", USAGE, ("no method 'satr'", "did you mean 'star'")),
-    "method of no module": Case(f"{TINY} method=nowhere:Mine", USAGE, ("'nowhere:Mine' cannot be imported",)),
-    "method of no class": Case(f"{TINY} method=mine:Whole", USAGE, ("cannot be imported", "Whole"), not_a_method),
-    "no method": Case(f"{TINY} method=mine:Half", USAGE, ("not a method", "derive"), not_a_method),
-    "method is a function": Case(f"{TINY} method=shutil:copy", USAGE, ("'shutil:copy' is not a method",)),
+    "method of no module": Case(
+        f"{TINY} method=nowhere:Mine --allow-code", USAGE, ("'nowhere:Mine' cannot be imported",)
+    ),
+    "method of no class": Case(
+        f"{TINY} method=mine:Whole --allow-code", USAGE, ("cannot be imported", "Whole"), not_a_method
+    ),
+    "no method": Case(f"{TINY} method=mine:Half --allow-code", USAGE, ("not a method", "derive"), not_a_method),
+    "method is a function": Case(f"{TINY} method=shutil:copy --allow-code", USAGE, ("'shutil:copy' is not a method",)),
     "unknown network": Case(f"{TINY} network=deeplap", USAGE, ("'deeplap'", "did you mean 'deeplab'")),
     "unknown backbone": Case(f"{TINY} network.backbone=resnet81", USAGE, ("unknown backbone 'resnet81'",)),
     "weights file missing": Case(f"{WEIGHTS}=w.pth", FAILED, ("w.pth does not exist",)),
@@ -455,10 +459,10 @@ VERBS = {
     "check a missing folder": Case("check folders nowhere", FAILED, ("nowhere does not exist",)),
     "check without the folder": Case("check camvid", USAGE, ("'camvid' needs a folder",)),
     "check with an unknown option": Case(
-        "check folders photos --set holdot=2", USAGE, ("'holdot'", "did you mean 'holdout'")
+        "check folders photos holdot=2", USAGE, ("'holdot'", "did you mean 'holdout'")
     ),
-    "check with half an option": Case("check folders photos --set holdout", USAGE, ("'holdout' is not an override",)),
-    "check a crop off the stride": Case("check tiny.yaml --set augment.crop=33", USAGE, ("augment.crop=33",)),
+    "check with half an option": Case("check folders photos holdout", USAGE, ("'holdout' is not an override",)),
+    "check a crop off the stride": Case("check tiny.yaml augment.crop=33", USAGE, ("augment.crop=33",)),
     "demo in the way": Case(
         "demo --fresh --out there",
         FAILED,

@@ -145,10 +145,10 @@ def test_check_a_data_set_that_is_damaged(cli, world: Path) -> None:
 
 @pytest.mark.parametrize("method", ["finetune", "joint", "star"])
 def test_check_a_recipe(method: str, cli, world: Path) -> None:
-    done = cli("check", "photos.yaml", "--set", f"method={method}")
+    done = cli("check", "photos.yaml", f"method={method}")
     assert done.code == 0, done.out + done.err
     assert "the recipe can run" in done.out
-    tasks = json.loads(cli("check", "photos.yaml", "--set", f"method={method}", "--json").out)["tasks"]
+    tasks = json.loads(cli("check", "photos.yaml", f"method={method}", "--json").out)["tasks"]
     assert [t["new"] for t in tasks] == (
         [["cat", "dog", "tree", "house"]] if method == "joint" else [["cat", "dog"], ["tree"], ["house"]]
     )
@@ -172,9 +172,9 @@ def voc(folder: Path, classes: int) -> None:
 def test_check_compares_with_the_published_counts_of_the_published_data(method: str, cli, world: Path) -> None:
     small = ("network.backbone=tiny_resnet", "network.weights=random", "network.width=8")
     words = ["check", "star/voc-15-1-overlap", "--json"]
-    words += [part for text in (*small, f"method={method}") for part in ("--set", text)]
+    words += [*small, f"method={method}"]
     voc(world / "voc", 20)
-    done = cli(*words, "--set", "data.root=voc")
+    done = cli(*words, "data.root=voc")
     rows = json.loads(done.out)["published"]
     assert done.code == 1  # other images than the published ones
     assert [r["ours"] for r in rows if r["split"] == "train"] == [15, 1, 1, 1, 1, 1]
@@ -182,7 +182,7 @@ def test_check_compares_with_the_published_counts_of_the_published_data(method: 
     assert not any(r["ok"] for r in rows)
 
     voc(world / "other", 21)
-    done = cli(*words, "--set", "data.root=other")
+    done = cli(*words, "data.root=other")
     assert (done.code, done.err) == (0, "")
     assert json.loads(done.out)["published"] == []
 

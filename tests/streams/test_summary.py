@@ -61,9 +61,13 @@ def test_summary(stream):
     assert first["without_images"] == []
 
 
-def test_summary_names_classes_that_no_image_shows(make_source, split):
-    stream = class_incremental(make_source("abcd", {"x": [1], "y": [4, 3]}), base=2, step=2, **split)
-    assert [t["without_images"] for t in summarize(stream)["tasks"]] == [["b"], []]
+def test_a_class_that_no_image_of_its_task_shows_is_refused(make_source, split):
+    source = make_source("abcd", {"x": [1], "y": [4, 3]})
+    with pytest.raises(DataError, match="no training image of task '1-2' shows class 'b'") as told:
+        class_incremental(source, base=2, step=2, **split)
+    assert "stream.order" in told.value.hint
+    assert len(class_incremental(source, base=1, step=2, order=[1, 3, 4], **split)) == 2
+    assert len(class_incremental(source, base=2, step=2, sealed=1, **split)) == 2  # its task is over
 
 
 def test_summary_of_data_sets(parts):

@@ -14,14 +14,15 @@ from typing import Annotated, Final
 import typer
 
 from perdure import __version__
-from perdure.errors import RunError, UsageError, nearest
+from perdure.cli import complete
+from perdure.errors import RunError, UsageError, nearest, plain
+from perdure.foreign import is_foreign, search_here
 
 app = typer.Typer(
     name="perdure",
     help="Segmentation models that learn task after task without forgetting. "
     "Errors are plain lines; add --debug to any command for a traceback.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -29,7 +30,18 @@ DEMO: Final = ("finetune", "star", "joint")
 Json = Annotated[bool, typer.Option("--json", help="machine-readable output")]
 Run = Annotated[Path, typer.Argument(help="a run folder")]
 AllowCode = Annotated[
-    bool, typer.Option("--allow-code", help="import the method or network of one's own that the recipe names")
+    bool,
+    typer.Option(
+        "--allow-code",
+        help="import code outside of Perdure that the recipe names (method, network, reader of data), also from the "
+        "current folder",
+    ),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...", help="values that replace the recipe's", autocompletion=complete.overrides
+    ),
 ]
 
 
@@ -37,7 +49,7 @@ def _say(text: str) -> None:
     """A line for people: on the error stream, so that the output holds results only."""
     from rich.console import Console
 
-    Console(stderr=True).print(text, highlight=False, markup=False, soft_wrap=True)
+    Console(stderr=True).print(plain(text), highlight=False, markup=False, soft_wrap=True)
 
 
 def _version(asked: bool) -> None:
@@ -90,7 +102,10 @@ def demo(
 
 @app.command("list")
 def list_things(
-    what: Annotated[str, typer.Argument(help="recipes, methods, datasets, networks or metrics")],
+    what: Annotated[
+        str,
+        typer.Argument(help="recipes, methods, datasets, networks or metrics", autocompletion=complete.lists),
+    ],
     as_json: Json = False,
 ) -> None:
     """List what comes with the package."""
@@ -101,45 +116,64 @@ def list_things(
 
 @app.command()
 def check(
-    what: Annotated[str, typer.Argument(help="a recipe (name or file), or the name of a data set")],
-    path: Annotated[Path | None, typer.Argument(help="folder of the data set")] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="key=value; for a recipe or a data set's option")
+    what: Annotated[
+        str,
+        typer.Argument(
+            help="a recipe (name or file), or a data set (name, or package.module:function)",
+            autocompletion=complete.recipes_and_data,
+        ),
+    ],
+    path: Annotated[
+        str | None, typer.Argument(help="folder of the data set", autocompletion=complete.overrides)
     ] = None,
+    overrides: Overrides = None,
     as_json: Json = False,
     allow_code: AllowCode = False,
 ) -> None:
-    """Check a recipe (schema, data, images of each task) or a data set (layout, files, labels, counts)."""
+    """Check a recipe (schema, images of each task, every file) or a data set (layout, files, labels, counts)."""
     from perdure.cli.check import check_dataset, check_recipe
     from perdure.config.load import load_recipe, split_override
     from perdure.data.catalog import DATASETS
 
-    if what in DATASETS:
-        options = {key.removeprefix("data."): value for key, value in map(split_override, overrides or [])}
-        passed = check_dataset(what, path, options, as_json)
+    given = list(overrides or [])
+    if path is not None and complete.is_override(path):
+        given, path = [path, *given], None
+    if allow_code:
+        search_here()
+    if what in DATASETS or is_foreign(what):
+        if is_foreign(what) and not allow_code:
+            raise UsageError(
+                f"'{what}' is code outside of Perdure", "it would be run; add --allow-code if you trust it"
+            )
+        options = {key.removeprefix("data."): value for key, value in map(split_override, given)}
+        passed = check_dataset(what, None if path is None else Path(path), options, as_json)
     else:
-        root = [f"data.root={path}"] if path is not None else []
-        passed = check_recipe(load_recipe(what, [*(overrides or []), *root]), as_json, allow_code)
+        root = [f"data.root={json.dumps(path)}"] if path is not None else []
+        passed = check_recipe(load_recipe(what, [*given, *root]), as_json, allow_code)
     if not passed:
         raise typer.Exit(1)
 
 
 @app.command()
 def run(
-    recipe: Annotated[str, typer.Argument(help="name of a shipped recipe or a YAML file")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="values that replace the recipe's")
-    ] = None,
+    recipe: Annotated[
+        str, typer.Argument(help="name of a shipped recipe or a YAML file", autocompletion=complete.recipes)
+    ],
+    overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option("--out", help="run folder; default runs/RECIPE-METHOD")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with a run that was stopped")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress bars")] = False,
+    allow_code: AllowCode = False,
 ) -> None:
     """Run an experiment: learn the tasks of a recipe one after another."""
-    from perdure.config.load import load_recipe
+    from perdure.config.load import load_recipe, refuse_foreign_code
 
-    loaded = load_recipe(
-        recipe, overrides or []
-    )  # a wrong recipe is told before torch is imported, which takes seconds
+    # a wrong recipe is told before torch is imported, which takes seconds
+    loaded = load_recipe(recipe, overrides or [])
+    if allow_code:
+        search_here()
+    else:
+        refuse_foreign_code(loaded, f"recipe '{recipe}'")
     folder = out or Path("runs") / f"{loaded.name.replace('/', '-')}-{loaded.method.name.rpartition(':')[2]}"
 
     from perdure.experiment import run_experiment
@@ -153,7 +187,8 @@ def run(
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="run folders")],
     figure: Annotated[
-        list[str] | None, typer.Option("--figure", help="figure names; default the headline figures")
+        list[str] | None,
+        typer.Option("--figure", help="figure names; default the headline figures", autocompletion=complete.figures),
     ] = None,
     as_json: Json = False,
     html: Annotated[Path | None, typer.Option("--html", help="write one page that puts the runs side by side")] = None,
@@ -206,6 +241,8 @@ def predict(
 
     from perdure.predict import Trained, classify_images, find_images, predict_images
 
+    if allow_code:
+        search_here()
     total = len(find_images(inputs))  # wrong inputs are told before the model is loaded
     model = Trained.open(run, device, allow_code)
     console = Console(stderr=True)

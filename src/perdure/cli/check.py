@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from rich.table import Table
 
 from perdure.config.recipe import Recipe
 from perdure.data.catalog import open_source
-from perdure.data.check import Inspection, inspect
+from perdure.data.check import Inspection, Problem, inspect, told
 from perdure.data.source import SPLITS
 from perdure.labels import IGNORE
 from perdure.streams.published import Comparison, compare_counts, datasets, published
@@ -39,12 +40,12 @@ def check_dataset(name: str, root: Path | None, options: Mapping[str, object], a
 
 def _show_dataset(found: Inspection, console: Console) -> None:
     whole = found.kind == "classification"  # one class an image: no pixels to count
-    odd = "exact repeats" if whole else "without any class"
-    table = Table("split", "samples", "readable", odd, "smallest", "largest", title=escape(found.dataset))
+    columns = ["split", "samples", "readable", *([] if whole else ["without any class"]), "exact repeats"]
+    table = Table(*columns, "smallest", "largest", title=escape(found.dataset))
     for split, report in found.splits.items():
         sizes = ["×".join(map(str, shape)) or "–" for shape in (report.smallest, report.largest)]
-        last = report.repeated if whole else len(report.empty)
-        table.add_row(split, str(report.samples), str(report.readable), str(last), *sizes)
+        empty = [] if whole else [str(len(report.empty))]
+        table.add_row(split, str(report.samples), str(report.readable), *empty, str(report.repeated), *sizes)
     console.print(table)
     counts = Table("id", "class", *(f"{s}: images" if whole else f"{s}: images / pixels" for s in found.splits))
     for class_id, name in found.classes.items():
@@ -54,56 +55,95 @@ def _show_dataset(found: Inspection, console: Console) -> None:
         ]
         counts.add_row("" if class_id == IGNORE else str(class_id), escape(name), *cells)  # its number is internal
     console.print(counts)
-    for pair, count in found.shared.items():
-        first, second = pair.split(", ")
-        console.print(f"[yellow]{count} images of {second} are also in {first}, pixel for pixel[/]", highlight=False)
+    for split in found.splits:
+        if (unused := found.unused(split)) and len(unused) < len(found.classes):
+            shown = ", ".join(unused[:8]) + (f" and {len(unused) - 8} more" if len(unused) > 8 else "")
+            _note(f"no image of {split} shows {shown}", console)
+    for line in told(found.shared):
+        _note(line, console)
     for split, why in found.absent.items():
-        console.print(f"[dim]no {split} split: {escape(why)}[/]", highlight=False)
-    for problem in found.problems:
-        place = " ".join(filter(None, (problem.split, problem.name)))
-        text = f"[red]problem[/] {escape(f'{place}: {problem.what}')}  [dim]{escape(problem.hint)}[/]"
-        console.print(text, highlight=False, soft_wrap=True)
-    if found.hidden:
-        console.print(f"[red]and {found.hidden} more[/]")
+        console.print(f"[dim]no {split} split: {escape(why)}[/]", highlight=False, soft_wrap=True)
+    _show_problems(found.problems, found.hidden, console)
     console.print("[green]everything can be used[/]" if found.ok else "[red]not usable as it is[/]")
 
 
+def _note(line: str, console: Console) -> None:
+    console.print(f"[yellow]{escape(line)}[/]", highlight=False, soft_wrap=True)
+
+
+def _show_problems(problems: Sequence[Problem], hidden: int, console: Console) -> None:
+    for problem in problems:
+        place = " ".join(filter(None, (problem.split, problem.name)))
+        text = f"[red]problem[/] {escape(f'{place}: {problem.what}')}  [dim]{escape(problem.hint)}[/]"
+        console.print(text, highlight=False, soft_wrap=True)
+    if hidden:
+        console.print(f"[red]and {hidden} more[/]")
+
+
 def check_recipe(recipe: Recipe, as_json: bool, allow_code: bool = False) -> bool:
-    """Build everything that a recipe names and print the images of each task; False if published counts differ."""
-    from perdure.config.build import (
-        build_method,
-        build_preparation,
-        build_stream,
-        build_tasks,
-        check_kinds,
-        check_method,
-        refuse_foreign_code,
-    )
+    """Do all that a run does before its first step, and print the images of each task and whatever is unusual.
+
+    False if a file cannot be used, or published counts differ; what a run refuses at once is an error here too.
+    """
+    from perdure.config.build import build_experiment, build_tasks
+    from perdure.config.load import refuse_foreign_code
+    from perdure.engine.machine import Machine
+    from perdure.experiment import look_at_files
     from perdure.streams.summary import list_sizes, summarize
 
     if not allow_code:
         refuse_foreign_code(recipe, f"recipe '{recipe.name}'")
-    check_method(recipe)
-    source = open_source(recipe.data.name, recipe.data.root, recipe.data.settings)
-    check_kinds(recipe, source)
-    summary = summarize(build_stream(recipe, source))
+    Machine(recipe.engine)
+    fetched = recipe.network.settings.get("weights") == "imagenet"  # a check fetches nothing
+    experiment = build_experiment(recipe, pretrained=not fetched)
+    source = experiment.source
+    summary = summarize(experiment.stream)
     # published counts hold where the data has the classes of the published data set in their order
     name, plan = recipe.data.name, recipe.stream
     beside: list[Comparison] = []
     if plan.order == "natural" and name in datasets() and len(source.space) == published(name)["classes"]:
         sizes = list_sizes(build_tasks(recipe, source))
         beside = compare_counts(sizes, name, f"{plan.base}-{plan.step}", plan.setting)
-    fetched = recipe.network.settings.get("weights") == "imagenet"  # a check fetches nothing
-    build_method(recipe, build_preparation(recipe, source.kind), pretrained=not fetched)
+    found = look_at_files(experiment)
+    notes = [*told(found.shared), *_unusual(recipe, summary, fetched)]
     if as_json:
         rows = [row._asdict() for row in beside]
-        Console().print_json(json.dumps({"recipe": recipe.name, **summary, "published": rows}))
+        problems = [asdict(problem) for problem in found.problems]
+        content = {"recipe": recipe.name, **summary, "published": rows, "problems": problems, "notes": notes}
+        Console().print_json(json.dumps(content))
     else:
-        _show_recipe(recipe, summary, beside, Console())
-    return all(row.ok for row in beside)
+        _show_recipe(recipe, summary, beside, found.problems, notes, Console())
+    return not found.problems and all(row.ok for row in beside)
 
 
-def _show_recipe(recipe: Recipe, summary: StreamSummary, beside: Sequence[Comparison], console: Console) -> None:
+def _unusual(recipe: Recipe, summary: StreamSummary, fetched: bool) -> list[str]:
+    """What does not stop a run, but should be known before it."""
+    from perdure.networks.weights import unreachable
+
+    notes: list[str] = []
+    last = summary["tasks"][-1]
+    shown = {name for part in (last["shown_by_images"]["test"] or {}).values() for name in part}
+    taught = [name for task in summary["tasks"] for name in task["new"]]
+    if absent := [name for name in taught if name not in shown]:
+        notes.append(f"no test image shows {', '.join(absent)}: figures leave them out")
+    if summary["left_out"]:
+        notes.append(f"never taught, labelled as background: {', '.join(summary['left_out'])}")
+    if summary["validation"]:
+        notes.append(summary["validation"])
+    backbone = recipe.network.settings.get("backbone")
+    if fetched and isinstance(backbone, str) and (why := unreachable(backbone)):
+        notes.append(why)
+    return notes
+
+
+def _show_recipe(
+    recipe: Recipe,
+    summary: StreamSummary,
+    beside: Sequence[Comparison],
+    problems: Sequence[Problem],
+    notes: Sequence[str],
+    console: Console,
+) -> None:
     table = Table(
         "task", "teaches", "train", "validation", "test", title=escape(f"{recipe.name}: {summary['protocol']}")
     )
@@ -117,5 +157,13 @@ def _show_recipe(recipe: Recipe, summary: StreamSummary, beside: Sequence[Compar
     for row in beside:
         verdict = "[green]as published[/]" if row.ok else f"[red]published: {row.published}[/]"
         console.print(f"task {row.step + 1} {row.split}: {row.ours} images, {verdict}", highlight=False)
-    passed = all(row.ok for row in beside)
-    console.print("[green]the recipe can run[/]" if passed else "[red]image counts differ from the published ones[/]")
+    for line in notes:
+        _note(line, console)
+    _show_problems(problems[:20], max(0, len(problems) - 20), console)
+    counted = all(row.ok for row in beside)
+    if problems:
+        console.print("[red]the recipe cannot run: correct the files above[/]")
+    else:
+        console.print(
+            "[green]the recipe can run[/]" if counted else "[red]image counts differ from the published ones[/]"
+        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass
 
 from pydantic import ValidationError
@@ -12,8 +11,10 @@ from perdure.config.recipe import Recipe
 from perdure.data.catalog import open_source
 from perdure.data.preparation import ClassImage, Photo2D, Preparation
 from perdure.data.readers.unlabelled import open_unlabelled
-from perdure.data.source import Kind, Source
+from perdure.data.source import AbsentSplitError, Kind, Source
 from perdure.errors import UsageError, nearest
+from perdure.files import home
+from perdure.foreign import is_foreign, load
 from perdure.methods import METHODS
 from perdure.methods.method import Method
 from perdure.methods.options import Options, Setup
@@ -34,10 +35,10 @@ class Experiment:
     method: Method[Options]
 
 
-def build_experiment(recipe: Recipe, sealed: int = 0) -> Experiment:
+def build_experiment(recipe: Recipe, sealed: int = 0, pretrained: bool = True) -> Experiment:
     """Open the data, make the stream and build the method; reads masks (cached) but trains nothing.
 
-    So many tasks as are ``sealed`` need no training images any more.
+    So many tasks as are ``sealed`` need no training images any more. ``pretrained``: see :func:`build_method`.
 
     Raises:
         UsageError: A name or an option is wrong.
@@ -47,18 +48,14 @@ def build_experiment(recipe: Recipe, sealed: int = 0) -> Experiment:
     source = open_source(recipe.data.name, recipe.data.root, recipe.data.settings)
     check_kinds(recipe, source)
     stream = build_stream(recipe, source, sealed)
-    return Experiment(recipe, source, stream, build_method(recipe, stream.tasks[0].preparation))
-
-
-def refuse_foreign_code(recipe: Recipe, where: str) -> None:
-    """Raise UsageError if a recipe that came with a run, or from somebody else, names code outside of this package."""
-    foreign = [recipe.method.name] * (recipe.method.name not in METHODS)
-    foreign += [recipe.network.name] * (recipe.network.name not in NETWORKS)
-    if foreign:
-        raise UsageError(
-            f"{where} names code outside of Perdure: '{foreign[0]}'",
-            "it would be run; add --allow-code if you trust it",
-        )
+    if recipe.engine.validate_every:
+        try:
+            source.names("val")
+        except AbsentSplitError as error:
+            raise UsageError(
+                f"engine.validate_every={recipe.engine.validate_every}: {error.what}", error.hint
+            ) from error
+    return Experiment(recipe, source, stream, build_method(recipe, stream.tasks[0].preparation, pretrained))
 
 
 def check_kinds(recipe: Recipe, source: Source) -> None:
@@ -106,7 +103,7 @@ def build_tasks(recipe: Recipe, source: Source, sealed: int = 0) -> Stream:
             raise UsageError(
                 f"images of '{source.name}' have {channels} channels, those of files have 1 or 3", "set stream.pool=val"
             )
-        pool = open_unlabelled(plan.pool_folder.expanduser(), source.kind, source.space, channels)
+        pool = open_unlabelled(home(plan.pool_folder), source.kind, source.space, channels)
     return class_incremental(
         source,
         base=plan.base,
@@ -114,7 +111,7 @@ def build_tasks(recipe: Recipe, source: Source, sealed: int = 0) -> Stream:
         setting=plan.setting,
         order=plan.order,
         order_seed=recipe.seed,
-        partition_file=plan.partition_file,
+        partition_file=None if plan.partition_file is None else home(plan.partition_file),
         preparation=build_preparation(recipe, source.kind),
         short_last=plan.short_last,
         pool=pool,
@@ -188,16 +185,9 @@ def check_method(recipe: Recipe) -> Options:
 def method_class(name: str) -> type[Method[Options]]:
     """Method by its name in the table or as ``package.module:Class``."""
     target = METHODS[name].target if name in METHODS else name
-    module, colon, attribute = target.partition(":")
-    if not colon:
+    if not is_foreign(target):
         raise UsageError(f"there is no method '{name}'", f"{nearest(name, METHODS)}, or write package.module:Class")
-    try:
-        kind = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # whatever a user's own module does when it is imported
-        raise UsageError(
-            f"the method '{name}' cannot be imported: {type(error).__name__}: {error}",
-            "start `python -m perdure` in the folder that holds the module; --debug shows where it fails",
-        ) from error
+    kind = load(target, "method")
     if not (isinstance(kind, type) and issubclass(kind, Method)):
         raise UsageError(
             f"'{name}' is not a method: it does not derive from perdure.methods.method.Method",

@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 from perdure.config.recipe import Recipe
 from perdure.errors import UsageError, nearest
 from perdure.files import parse_yaml, write_text
+from perdure.foreign import is_foreign
 
 Plain = dict[str, JsonValue]
 """Content of a YAML file: texts, numbers, lists and mappings."""
@@ -98,6 +99,22 @@ def same_experiment(old: Recipe, new: Recipe) -> str | None:
     free = ("data.", "stream.", "engine.", "report.", "evaluate.batch_size", "about")
     matters = [k for k in sorted(a.keys() | b.keys()) if not k.startswith(free) or k == "engine.precision"]
     return next((k for k in matters if a.get(k) != b.get(k)), None)
+
+
+def refuse_foreign_code(recipe: Recipe, where: str, data: bool = True) -> None:
+    """Raise UsageError if a recipe names code outside of this package: its author would run it on this machine.
+
+    Args:
+        recipe: The recipe.
+        where: Where it is from, for the message.
+        data: Whether its reader of data would be imported; for a prediction it is not.
+    """
+    names = (recipe.method.name, recipe.network.name, *((recipe.data.name,) if data else ()))
+    if foreign := next(filter(is_foreign, names), None):
+        raise UsageError(
+            f"{where} names code outside of Perdure: '{foreign}'",
+            "it would be run; add --allow-code if you trust it",
+        )
 
 
 def explain(error: ValidationError, model: type[BaseModel], where: str) -> tuple[str, str]:

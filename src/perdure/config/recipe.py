@@ -8,6 +8,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
 from perdure.engine.options import EngineOptions
+from perdure.errors import odd, plain
+from perdure.files import home
 from perdure.methods.options import Options, TrainingOptions
 
 
@@ -25,14 +27,16 @@ class OpenOptions(BaseModel):
 class DataSection(OpenOptions):
     """Where samples come from; further keys are settings of the data set (`perdure list datasets`)."""
 
-    name: str = Field(description="a data set of `perdure list datasets`")
+    name: str = Field(
+        description="a data set of `perdure list datasets`, or package.module:function, a reader of one's own"
+    )
     root: Path | None = Field(None, description="folder of the data; not written into the run folder")
 
     @field_validator("root")
     @classmethod
     def _home(cls, root: Path | None) -> Path | None:
         """`~/data` in a recipe or an override, where no shell expands it."""
-        return None if root is None else root.expanduser()
+        return None if root is None else home(root)
 
 
 class StreamSection(Options):
@@ -67,7 +71,7 @@ class StreamSection(Options):
 class NetworkSection(OpenOptions):
     """The network; further keys are settings of the builder (`perdure.networks.build`)."""
 
-    name: str = Field("deeplab", description="a network of `perdure list networks`")
+    name: str = Field("deeplab", description="a network of `perdure list networks`, or package.module:function")
 
 
 class AugmentSection(Options):
@@ -149,6 +153,22 @@ class Recipe(Options):
     training: TrainingOptions = TrainingOptions()
     engine: EngineOptions = EngineOptions()
     report: ReportSection = ReportSection()
+
+    @field_validator("name", "about")
+    @classmethod
+    def _plain(cls, value: str) -> str:
+        """Both are shown in terminals and pages."""
+        if wrong := next(filter(odd, value.replace("\n", " ")), ""):
+            raise ValueError(f"holds the control character {plain(wrong)}")
+        return value
+
+    @field_validator("name")
+    @classmethod
+    def _short(cls, value: str) -> str:
+        """The run folder has this name by default, and file systems have a limit of 255 bytes."""
+        if len(value.encode()) > 100:
+            raise ValueError(f"has {len(value.encode())} bytes, and 100 are the most")
+        return value
 
     @field_validator("method", "network", "data", mode="before")
     @classmethod

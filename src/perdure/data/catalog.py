@@ -6,9 +6,10 @@ import inspect
 import pkgutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from perdure.errors import DataError, UsageError, nearest
+from perdure.errors import DataError, PerdureError, UsageError, nearest
+from perdure.foreign import is_foreign, load
 
 if TYPE_CHECKING:
     from perdure.data.source import Source
@@ -85,45 +86,110 @@ DATASETS: Final[dict[str, Entry]] = {
 }
 
 
+HELD_OUT: Final = "validation"
+"""Option of every data set: see :func:`perdure.data.validation.hold_out`."""
+
+
 def open_source(name: str, root: Path | None, options: Mapping[str, object] | None = None) -> Source:
-    """Open a data set by its name in :data:`DATASETS`.
+    """Open a data set by its name in :data:`DATASETS`, or by ``package.module:function`` with a reader of one's own.
+
+    A reader is a function that returns a :class:`~perdure.data.source.Source`. Its keyword arguments are the data set's
+    options, with type hints by which they are checked; ``root``, if it has one, is the folder.
 
     Args:
-        name: Key of :data:`DATASETS`.
+        name: Key of :data:`DATASETS`, or the place of a function.
         root: Folder of the data; ``None`` for built-in data.
-        options: Keyword arguments of the reader.
+        options: Keyword arguments of the reader, and ``validation``.
 
     Raises:
-        UsageError: Unknown data set or option, an option of a wrong type, or a folder given to built-in data.
+        UsageError: Unknown data set or option, an option of a wrong type, a folder given to data that needs none, or a
+            reader of one's own that cannot be imported or fails.
         DataError: The folder is missing or has another layout.
     """
-    from pydantic import TypeAdapter, ValidationError  # not above: the command line lists data sets without it
-
+    if not is_foreign(name) and name not in DATASETS:
+        raise UsageError(f"unknown data set '{name}'", f"{nearest(name, DATASETS)}, or write package.module:function")
+    layout = DATASETS[name].layout if name in DATASETS else ""
+    opener: Any = pkgutil.resolve_name(DATASETS[name].target) if name in DATASETS else load(name, "reader")
+    known = _options(name, opener)
+    needs_root = name in DATASETS and bool(layout)
+    takes_root = needs_root
     if name not in DATASETS:
-        raise UsageError(f"unknown data set '{name}'", nearest(name, DATASETS))
-    entry = DATASETS[name]
-    if entry.layout and root is None:
-        raise UsageError(f"the data set '{name}' needs a folder", f"give the folder that holds {entry.layout}")
-    if not entry.layout and root is not None:
+        takes_root = "root" in known
+        needs_root = takes_root and known["root"].default is inspect.Parameter.empty
+    if needs_root and root is None:
+        raise UsageError(
+            f"the data set '{name}' needs a folder", f"give the folder that holds {layout or 'its files'}: data.root"
+        )
+    if not takes_root and root is not None:
         raise UsageError(
             f"the data set '{name}' is built in and reads no folder, but {root} was given", "leave the folder out"
         )
     if root is not None and not root.is_dir():
         missing = "is not a folder" if root.exists() else "does not exist"
-        raise DataError(f"the folder {root} {missing}", f"'{name}' expects a folder with {entry.layout}")
-    opener = pkgutil.resolve_name(entry.target)
-    # options are checked against the opener's own signature, so that a reader states them in one place only
-    known = {
-        key: p.annotation for key, p in inspect.signature(opener, eval_str=True).parameters.items() if key != "root"
-    }
-    checked: dict[str, object] = {}
-    for key, value in (options or {}).items():
-        if key not in known:
-            hint = nearest(key, known) if known else "it has no options"
-            raise UsageError(f"the data set '{name}' has no option '{key}'", hint)
+        raise DataError(
+            f"the folder {root} {missing}", f"'{name}' expects a folder with {layout}" if layout else "check the path"
+        )
+    checked = _checked(name, {k: p.annotation for k, p in known.items() if k != "root"}, options or {})
+    every = checked.pop(HELD_OUT, None)
+    source = _opened(name, opener, checked if root is None else {"root": root, **checked})
+    if every is None:
+        return source
+
+    from perdure.data.validation import hold_out
+
+    return hold_out(source, every)
+
+
+def _options(name: str, opener: Any) -> dict[str, inspect.Parameter]:
+    """Parameters of a reader: options are checked against its own signature, so that they are stated in one place."""
+    try:
+        return dict(inspect.signature(opener, eval_str=True).parameters)
+    except (TypeError, NameError, ValueError, AttributeError) as error:
+        raise UsageError(
+            f"'{name}' is not a reader: {error}", "a reader is a function with type hints that exist when it is called"
+        ) from error
+
+
+def _checked(name: str, known: Mapping[str, object], options: Mapping[str, object]) -> dict[str, Any]:
+    """Options with the types that the reader asks for."""
+    from pydantic import TypeAdapter, ValidationError  # not above: the command line lists data sets without it
+    from pydantic.errors import PydanticSchemaGenerationError
+
+    kinds: dict[str, Any] = {HELD_OUT: int, **known}
+    checked: dict[str, Any] = {}
+    for key, value in options.items():
+        if key not in kinds:
+            raise UsageError(f"the data set '{name}' has no option '{key}'", nearest(key, kinds))
+        kind = Any if kinds[key] is inspect.Parameter.empty else kinds[key]
         try:
-            checked[key] = TypeAdapter(known[key]).validate_python(value)
+            checked[key] = TypeAdapter(kind).validate_python(value)
         except ValidationError as error:
             raise UsageError(f"option '{key}' of data set '{name}' is {value!r}: {error.errors()[0]['msg']}") from error
-    source: Source = opener(**checked) if root is None else opener(root, **checked)
+        except PydanticSchemaGenerationError as error:
+            raise UsageError(
+                f"option '{key}' of data set '{name}' has the type {kind}, which no recipe can hold",
+                "use numbers, texts, lists, mappings or Path",
+            ) from error
+    return checked
+
+
+def _opened(name: str, opener: Any, arguments: Mapping[str, Any]) -> Source:
+    """What a reader returns; a failure of a reader of one's own is told as such."""
+    from perdure.data.source import Source
+
+    try:
+        source = opener(**arguments)
+    except (PerdureError, MemoryError):
+        raise
+    except Exception as error:
+        if name in DATASETS:
+            raise
+        raise UsageError(
+            f"the reader '{name}' failed: {type(error).__name__}: {error}", "--debug shows where"
+        ) from error
+    if not isinstance(source, Source):
+        raise UsageError(
+            f"the reader '{name}' returned a {type(source).__name__}, not a Source",
+            "derive a class from perdure.data.source.Source, see docs/adding-your-data.md",
+        )
     return source

@@ -16,8 +16,10 @@ class EngineOptions(BaseModel):
 
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU if there is one")
     precision: Precision = Field("fp32", description="fp16 needs a GPU")
-    workers: int = Field(0, ge=0, description="processes that read data; 0 reads in the main process")
-    threads: int | None = Field(None, ge=1, description="CPU threads; results are bitwise equal at equal counts only")
+    workers: int = Field(0, ge=0, le=256, description="processes that read data; 0 reads in the main process")
+    threads: int | None = Field(
+        None, ge=1, le=512, description="CPU threads; results are bitwise equal at equal counts only"
+    )
     save_seconds: float = Field(
         120.0, ge=0, description="seconds between saves inside a phase; 0 saves after every step"
     )

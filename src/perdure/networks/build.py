@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 from perdure.errors import UsageError, nearest
+from perdure.foreign import is_foreign, load
 
 if TYPE_CHECKING:
     from perdure.data.source import Kind
@@ -117,16 +117,7 @@ def network_options(name: str) -> dict[str, object]:
 def _find(name: str) -> tuple[NetworkEntry | None, Callable[..., Network]]:
     """Entry and builder of a network; a builder of one's own has no entry."""
     entry = NETWORKS.get(name)
-    module, colon, function = (entry.target if entry else name).partition(":")
-    if not colon:
+    target = entry.target if entry else name
+    if not is_foreign(target):
         raise UsageError(f"unknown network '{name}'", f"{nearest(name, NETWORKS)}, or write package.module:function")
-    try:
-        builder: Callable[..., Network] = getattr(importlib.import_module(module), function)
-    except Exception as error:  # whatever a user's own module does when it is imported
-        if entry is not None:
-            raise
-        raise UsageError(
-            f"the network '{name}' cannot be imported: {type(error).__name__}: {error}",
-            "start `python -m perdure` in the folder that holds the module; --debug shows where it fails",
-        ) from error
-    return entry, builder
+    return entry, cast("Callable[..., Network]", load(target, "network"))

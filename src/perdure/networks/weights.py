@@ -206,6 +206,24 @@ def _fetched(repository: str, name: str) -> str | None:
     return None
 
 
+def unreachable(backbone: str) -> str:
+    """Why ImageNet weights of a backbone could not be had now, in words; empty where they could."""
+    import timm
+    from huggingface_hub import constants
+
+    config = timm.get_pretrained_cfg(backbone, allow_unregistered=True)
+    if config is None or not (config.url or config.hf_hub_id or config.file):
+        return f"there are no ImageNet weights for backbone '{backbone}'"
+    repository = str(config.hf_hub_id or "")
+    try:
+        there = _fetched(repository, backbone)
+    except PerdureError as error:
+        return error.what
+    if repository and not there and constants.is_offline_mode():
+        return f"could not fetch the ImageNet weights of {backbone}: HF_HUB_OFFLINE forbids it"
+    return ""
+
+
 def _imagenet(module: nn.Module) -> Weights:
     import timm
     from huggingface_hub import try_to_load_from_cache

@@ -6,6 +6,7 @@ classes of the step keep their labels; earlier and later classes become backgrou
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import numpy as np
 from perdure.data.dataset import Dataset
 from perdure.data.preparation import Preparation
 from perdure.data.source import Source, Split
-from perdure.errors import DataError, UsageError, nearest
+from perdure.errors import DataError, UsageError, nearest, plain
 from perdure.labels import BACKGROUND, IGNORE, TABLE_SIZE, LabelSpace, remap_table
 from perdure.streams import lists
 from perdure.streams.task import Stream, TaskData, TaskSpec, make_stream
@@ -80,8 +81,11 @@ def class_incremental(
     if other not in (BACKGROUND, IGNORE):
         raise UsageError(f"other_label is {other}", f"0 counts later classes as background, {IGNORE} ignores them")
     names = task_names(source.space, groups)
-    train = _train_rows(source, groups, setting, partition_file)
+    presence = lists.cached_presence(source, "train")
+    train = _train_rows(source, presence, groups, setting, partition_file)
     test = lists.seen(lists.cached_presence(source, "test"), groups)
+    if sealed < len(groups):
+        _refuse_masks_without_classes(source, presence)
     for split, first, rows in (("training", sealed, train), ("test", 0, test)):
         for group, name, found in list(zip(groups, names, rows, strict=True))[first:]:
             if not len(found):
@@ -89,6 +93,13 @@ def class_incremental(
                 raise DataError(
                     f"{source.name}: no {split} image for task '{name}' ({classes}; setting {setting})",
                     "leave these classes out of the order, teach more classes per task, or choose setting overlap",
+                )
+            absent = [c for c in group if split == "training" and not presence[found, c].any()]
+            if absent:
+                raise DataError(
+                    f"{source.name}: no training image of task '{name}' shows class "
+                    f"{', '.join(repr(source.space.name(c)) for c in absent)} (setting {setting})",
+                    "a class without a pixel cannot be learned: leave it out with stream.order, or add images",
                 )
     granted: tuple[Source, Split] | None = None
     if isinstance(pool, str):
@@ -218,11 +229,31 @@ def task_names(space: LabelSpace, groups: Groups) -> list[str]:
 
 
 def slug(text: str) -> str:
-    """Text that is safe as a folder name: all characters but letters and digits become ``_``."""
-    return re.sub(r"\W+", "_", text).strip("_") or "unnamed"
+    """Text that is safe as a folder name: all characters but letters and digits become ``_``.
+
+    A text of more than 100 bytes is cut, and ends in a digest then, so that names stay apart. File systems allow 255.
+    """
+    safe = re.sub(r"\W+", "_", text).strip("_") or "unnamed"
+    if len(safe.encode()) <= 100:
+        return safe
+    return f"{safe.encode()[:90].decode(errors='ignore')}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
-def _train_rows(source: Source, groups: Groups, setting: str, file: Path | None) -> list[lists.Rows]:
+def _refuse_masks_without_classes(source: Source, presence: lists.Presence) -> None:
+    """Raise DataError where no training mask shows any class: very often 255 was meant as a class."""
+    if source.kind == "segmentation" and not presence[:, list(source.space.ids)].any():
+        ignored = bool(presence[:, IGNORE].any())
+        raise DataError(
+            f"{source.name}: no training mask shows a class, only background{' and 255 (ignore)' if ignored else ''}",
+            "if 255 is a class, say so under data: values: {255: 1}, or 'data.values={255: 1}' as an override"
+            if ignored and source.name == "folders"
+            else "masks hold the numbers of the class file",
+        )
+
+
+def _train_rows(
+    source: Source, presence: lists.Presence, groups: Groups, setting: str, file: Path | None
+) -> list[lists.Rows]:
     if setting not in SETTINGS:
         raise UsageError(f"unknown setting '{setting}'", nearest(setting, SETTINGS))
     if (setting == "partition") != (file is not None):
@@ -230,7 +261,6 @@ def _train_rows(source: Source, groups: Groups, setting: str, file: Path | None)
         raise UsageError(
             f"setting {setting} {what} partition_file", "only setting partition reads its image lists from that file"
         )
-    presence = lists.cached_presence(source, "train")
     if setting == "partition" and file is not None:
         names = source.names("train")
         return lists.partition(presence, groups, lists.read_partition(file, names, len(groups)), names)
@@ -261,7 +291,7 @@ def _protocol(
             "test": ", unlabelled test images (transductive) in training",
         }[split]
     if partition_file is not None:
-        text += f" from {partition_file.name}"
+        text += f" from {plain(partition_file.name)}"
     if order == "shuffled":
         return f"{text}, order shuffled with seed {order_seed}"
     return text if order == "natural" else f"{text}, order given"

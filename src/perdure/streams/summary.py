@@ -30,9 +30,10 @@ class TaskSummary(TypedDict):
 
 
 class StreamSummary(TypedDict):
-    """Content of a stream, ready for JSON."""
+    """Content of a stream, ready for JSON; ``validation`` says why there is no validation set, else it is empty."""
 
     protocol: str
+    validation: str
     classes: int
     left_out: list[str]
     tasks: list[TaskSummary]
@@ -110,7 +111,20 @@ def summarize(stream: Stream) -> StreamSummary:
         )
     taught = {c for task in stream.tasks for c in task.seen}
     left_out = [c.name for c in space.classes if c.id not in taught]
-    return {"protocol": stream.protocol, "classes": len(taught), "left_out": left_out, "tasks": tasks}
+    without = ""
+    try:
+        for task in stream.tasks:
+            if task.data is not None:
+                task.data.validation()
+    except AbsentSplitError as error:
+        without = error.what
+    return {
+        "protocol": stream.protocol,
+        "validation": without,
+        "classes": len(taught),
+        "left_out": left_out,
+        "tasks": tasks,
+    }
 
 
 def _views(task: Task) -> dict[str, Mapping[str, Samples] | None]:

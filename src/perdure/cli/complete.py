@@ -1,0 +1,101 @@
+"""Tab completion: names that begin with what was typed. Nothing heavy is imported, or a key would take seconds."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import get_args
+
+import typer
+
+_OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
+
+
+def is_override(word: str) -> bool:
+    """True for ``key=value`` and ``key.sub=value``; a folder with such a name is written ``./NAME``."""
+    return _OVERRIDE.match(word) is not None
+
+
+def recipes(incomplete: str) -> list[str]:
+    """Shipped recipes; files are completed by the shell where none fits."""
+    from perdure.config.load import shipped
+
+    return _beginning(incomplete, shipped())
+
+
+def recipes_and_data(incomplete: str) -> list[str]:
+    """What ``perdure check`` takes: recipes and data sets."""
+    from perdure.data.catalog import DATASETS
+
+    return recipes(incomplete) + _beginning(incomplete, DATASETS)
+
+
+def lists(incomplete: str) -> list[str]:
+    """What ``perdure list`` takes."""
+    from perdure.cli.listing import LISTS
+
+    return _beginning(incomplete, LISTS)
+
+
+def figures(incomplete: str) -> list[str]:
+    """Figures, each with its default definition."""
+    from perdure.metrics.definitions import describe
+
+    return _beginning(incomplete, (str(row["default"]) for row in describe()))
+
+
+def overrides(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Keys of a recipe as ``section.key=``, and the values of those that have a fixed choice.
+
+    Bash hands ``method=sta`` over as three words, ``method``, ``=`` and ``sta``, and inserts an answer behind the sign;
+    other shells hand it over as one.
+    """
+    words = (ctx.params.get("path"), *(ctx.params.get("overrides") or ()))
+    given = [str(word) for word in words if word is not None]
+    if incomplete == "=" and given:
+        return _beginning("", _choices(given[-1]))
+    if len(given) > 1 and given[-1] == "=":
+        return _beginning(incomplete, _choices(given[-2]))
+    key, equals, value = incomplete.partition("=")
+    if equals:
+        return [f"{key}={word}" for word in _beginning(value, _choices(key))]
+    return _beginning(incomplete, (f"{key}=" for key in _keys()))
+
+
+def _beginning(incomplete: str, words: Iterable[str]) -> list[str]:
+    return [word for word in words if word.startswith(incomplete)]
+
+
+def _keys() -> list[str]:
+    """Every key of the schema, with those of its sections; settings of one method or network are not among them."""
+    from pydantic import BaseModel
+
+    from perdure.config.recipe import Recipe
+
+    keys: list[str] = []
+    for name, field in Recipe.model_fields.items():
+        keys.append(name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            keys += [f"{name}.{inner}" for inner in field.annotation.model_fields]
+    return keys
+
+
+def _choices(key: str) -> list[str]:
+    """Values of a key that takes one of a few."""
+    from perdure.config.recipe import Recipe
+    from perdure.data.catalog import DATASETS
+    from perdure.methods import METHODS
+    from perdure.networks.build import NETWORKS
+
+    tables: dict[str, Iterable[str]] = {"data": DATASETS, "method": METHODS, "network": NETWORKS}
+    if key.removesuffix(".name") in tables:
+        return list(tables[key.removesuffix(".name")])
+    section, _, name = key.partition(".")
+    field = Recipe.model_fields.get(section)
+    inner = getattr(field.annotation, "model_fields", {}).get(name) if field is not None else None
+    kind = inner.annotation if inner is not None else None
+    if kind is bool:
+        return ["true", "false"]
+    # of a union such as a choice or null, the choice
+    options = [arg for part in (kind, *get_args(kind)) for arg in get_args(part)]
+    return list(dict.fromkeys(word for word in options if isinstance(word, str)))
