@@ -7,7 +7,9 @@ import os
 import pickle
 import shlex
 import shutil
+import struct
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -179,7 +181,133 @@ def only_class_4_absent(world: Path) -> None:
         Image.fromarray(mask).save(path)
 
 
+def val_set(world: Path) -> None:
+    """Make a test photograph the validation set."""
+    (world / "photos/test.txt").write_text("p5\np6\n")
+    (world / "photos/val.txt").write_text("p7\n")
+
+
+def then(*steps: Prepare) -> Prepare:
+    """One after another."""
+    return lambda world: [step(world) for step in steps]
+
+
+def masks(change: Callable[[np.ndarray], np.ndarray]) -> Prepare:
+    """Change every mask."""
+
+    def prepare(world: Path) -> None:
+        for path in (world / "photos/masks").iterdir():
+            Image.fromarray(change(np.asarray(Image.open(path)).copy())).save(path)
+
+    return prepare
+
+
+def turned(path: str) -> Prepare:
+    """Give a photograph the flag of a camera that was held upright; its mask stays as it is."""
+
+    def prepare(world: Path) -> None:
+        with Image.open(world / path) as picture:
+            picture.load()
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        picture.save(world / path, exif=exif)
+
+    return prepare
+
+
+def stack(world: Path) -> None:
+    """Replace a test photograph by a TIFF file of three pages."""
+    (world / "photos/images/p6.png").unlink()
+    pages = [Image.fromarray(np.full((36, 40, 3), k, np.uint8)) for k in range(3)]
+    pages[0].save(world / "photos/images/p6.tif", save_all=True, append_images=pages[1:])
+
+
+def bomb_picture(path: str) -> Prepare:
+    """A PNG of a few bytes that says it has 3.6 thousand million pixels."""
+
+    def prepare(world: Path) -> None:
+        head = struct.pack(">II5B", 60000, 60000, 8, 2, 0, 0, 0)
+        chunks = ((b"IHDR", head), (b"IDAT", zlib.compress(b"\0" * 99)), (b"IEND", b""))
+        body = b"".join(struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks)
+        (world / path).write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+
+    return prepare
+
+
+def pipe(path: str) -> Prepare:
+    """Put a pipe there: whoever opens it to read waits for ever."""
+
+    def prepare(world: Path) -> None:
+        (world / path).unlink(missing_ok=True)
+        os.mkfifo(world / path)
+
+    return prepare
+
+
+def odd_names(*names: bytes) -> Prepare:
+    """Photographs with masks under such names, and no lists."""
+
+    def prepare(world: Path) -> None:
+        for split in ("train", "test"):
+            (world / f"photos/{split}.txt").unlink()
+        for name in map(os.fsdecode, names):
+            for part in ("images", "masks"):
+                shutil.copy(world / f"photos/{part}/p0.png", world / f"photos/{part}/{name}.png")
+
+    return prepare
+
+
+def counts_of(value: int) -> Prepare:
+    """Put a number into the counts of a run."""
+
+    def prepare(world: Path) -> None:
+        path = world / STATE / "counts.json"
+        content = json.loads(path.read_text())
+        next(iter(content["sets"].values()))["matrix"][0][0] = value
+        path.write_text(json.dumps(content))
+
+    return prepare
+
+
+def sample_cut(world: Path) -> None:
+    """Damage a picture that the report shows."""
+    cut(next(p for p in sorted((world / STATE / "samples").iterdir()) if ".image." in p.name).relative_to(world))(world)
+
+
+READER = """\
+from pathlib import Path
+import numpy as np
+from perdure.data.source import Source
+from perdure.labels import label_space
+
+class Mine(Source):
+    name, kind, patients, other_label = "mine", "segmentation", False, 0
+    space = label_space(["cat", "dog"])
+    def names(self, split): return [f"{split}{k}" for k in range(4)]
+    def image(self, split, name): return IMAGE
+    def mask(self, split, name): return MASK
+    def fingerprint(self, split): return split + "CASE"
+
+def open_mine(root: Path, odd: bool = False): return Mine()
+def open_wrong(): return 5
+def open_failing(): raise KeyError("labels")
+"""
+
+
+def reader(image: str = "np.zeros((3, 36, 40), np.uint8)", mask: str = "np.eye(36, 40, dtype=np.int16) + 1") -> Prepare:
+    """A module ``ours_…`` with a reader; its name depends on what it returns, as Python imports a module once."""
+    name = f"ours_{zlib.crc32((image + mask).encode())}"
+    text_ = READER.replace("IMAGE", image).replace("MASK", mask).replace("CASE", name)
+    return lambda world: (world / f"{name}.py").write_text(text_)
+
+
+def own(image: str = "np.zeros((3, 36, 40), np.uint8)", mask: str = "np.eye(36, 40, dtype=np.int16) + 1") -> str:
+    """The module that :func:`reader` writes."""
+    return f"ours_{zlib.crc32((image + mask).encode())}"
+
+
 GREY = np.full((36, 40), 7, np.uint8)
+NAMES = [f"p{k}" for k in range(8)]
 RUN = "run photos.yaml --out out --quiet"
 TINY = "run tiny.yaml --out out --quiet"
 WEIGHTS = f"{RUN} network.weights"
@@ -309,6 +437,156 @@ DATA = {
     "class id twice": Case(RUN, FAILED, ("gives id 1 twice",), text("photos/classes.txt", "1 cat\n1 dog\n")),
     "class nobody shows": Case(RUN, FAILED, ("no training image for task 'house'",), only_class_4_absent),
 }
+BINARY = np.uint8(255)
+NINE = "np.eye(36, 40, dtype=np.int16) + 1 + 8 * np.eye(36, 40, 39, dtype=np.int16)"
+SMALL = "stream.base=1 stream.step=1"
+BEFORE_WORK = {
+    "corrupt test image": Case(RUN, FAILED, ("p6.png is not a readable image",), cut("photos/images/p6.png")),
+    "two corrupt images": Case(
+        RUN,
+        FAILED,
+        ("p1.png is not a readable image", "(and 1 more: `perdure check` names them)"),
+        then(cut("photos/images/p6.png"), cut("photos/images/p1.png")),
+    ),
+    "corrupt validation image": Case(
+        RUN, FAILED, ("p7.png is not a readable image",), then(val_set, cut("photos/images/p7.png", 0.9))
+    ),
+    "corrupt validation mask": Case(
+        RUN, FAILED, ("masks/p7.png is not a readable image",), then(val_set, cut("photos/masks/p7.png"))
+    ),
+    "test image that is text": Case(RUN, FAILED, ("p6.png is not a readable",), text("photos/images/p6.png", "hello")),
+    "test mask of another size": Case(
+        RUN, FAILED, ("'p6' differ in size",), picture("photos/images/p6.png", np.zeros((9, 40, 3), np.uint8))
+    ),
+    "masks of 0 and 255": Case(
+        RUN,
+        FAILED,
+        ("no training mask shows a class, only background and 255", "'data.values={255: 1}'"),
+        masks(lambda m: np.where(m > 0, BINARY, np.uint8(0))),
+    ),
+    "masks of background": Case(
+        RUN, FAILED, ("no training mask shows a class, only background",), masks(lambda m: m * np.uint8(0))
+    ),
+    "class without a pixel beside another": Case(
+        RUN,
+        FAILED,
+        ("no training image of task '1-2' shows class 'dog'", "stream.order"),
+        masks(lambda m: np.where(m == 2, np.uint8(0), m)),
+    ),
+    "photograph with a rotation flag": Case(
+        RUN, FAILED, ("'p6' differ in size: 40×36 and 36×40", "rotation flag (EXIF)"), turned("photos/images/p6.png")
+    ),
+    "TIFF stack": Case(RUN, FAILED, ("p6.tif holds 3 pictures",), stack),
+    "picture that would fill the memory": Case(
+        RUN, FAILED, ("p6.png has more than 178 million pixels",), bomb_picture("photos/images/p6.png")
+    ),
+    "validation without images for it": Case(
+        f"{RUN} engine.validate_every=1", USAGE, ("has no validation set", "data.validation=10")
+    ),
+    "validation of too many": Case(f"{RUN} data.validation=1", USAGE, ("data.validation is 1", "2 or more")),
+    "validation beside a validation set": Case(
+        f"{RUN} data.validation=2", USAGE, ("has 1 validation images of its own",), val_set
+    ),
+    "name that is not UTF-8": Case(
+        f"{RUN} data.holdout=2", FAILED, ("p\\xff.png is not plain UTF-8",), odd_names(b"p\xff")
+    ),
+    "name that commands a terminal": Case(
+        f"{RUN} data.holdout=2", FAILED, ("p\\x1b[31m.png is not plain UTF-8",), odd_names(b"p\x1b[31m")
+    ),
+    "class name that commands a terminal": Case(
+        RUN, FAILED, ("'\\x1b[31mcat' holds a control",), text("photos/classes.txt", "1 \x1b[31mcat\n2 dog\n")
+    ),
+    "class name that turns the writing": Case(
+        RUN, FAILED, ("'\\u202etac' holds a control",), text("photos/classes.txt", "1 \u202etac\n2 dog\n")
+    ),
+    "class name too long": Case(RUN, FAILED, ("has 300 characters",), text("photos/classes.txt", f"1 {'a' * 300}\n")),
+    "class number too long": Case(RUN, FAILED, ("is out of range",), text("photos/classes.txt", f"{'9' * 5000} cat\n")),
+    "recipe name that commands a terminal": Case(
+        f"{RUN} 'name=\"a\\x1b[31mb\"'", USAGE, ("name: holds the control character \\x1b",)
+    ),
+    "recipe name too long": Case(f"{RUN} name={'n' * 300}", USAGE, ("name: has 300 bytes",)),
+    "run folder with a name too long": Case(
+        f"run photos.yaml --quiet --out {'o' * 300}", FAILED, ("File name too long: ooo",)
+    ),
+    "path with a NUL": Case(f"{RUN} 'data.root=\"a\\0b\"'", FAILED, ("does not exist",)),
+    "home of nobody": Case(f"{RUN} data.root=~nosuchuser/photos", USAGE, ("no home folder of '~nosuchuser'",)),
+    "pool in the home of nobody": Case(
+        f"{RUN} stream.pool=folder stream.pool_folder=~nosuchuser", USAGE, ("no home folder of '~nosuchuser'",)
+    ),
+    "weights in the home of nobody": Case(f"{WEIGHTS}=~nosuchuser/w.pth", USAGE, ("a user that does not exist",)),
+    "100,000 threads": Case(f"{TINY} engine.threads=100000", USAGE, ("engine.threads", "less than or equal to 512")),
+    "100,000 workers": Case(f"{TINY} engine.workers=100000", USAGE, ("engine.workers", "less than or equal to 256")),
+    "recipe nested deeply": Case(
+        "run bad.yaml --out out", USAGE, ("nested too deeply",), text("bad.yaml", "a: " + "[" * 9000 + "]" * 9000)
+    ),
+    "recipe nested a little too deeply": Case(
+        "run bad.yaml --out out", USAGE, ("nested too deeply",), text("bad.yaml", "a: " + "[" * 60 + "]" * 60)
+    ),
+    "override nested deeply": Case(f"{TINY} name={'[' * 500}{']' * 500}", USAGE, ("value of 'name' cannot be read",)),
+    "classes nested deeply": Case(
+        RUN, FAILED, ("nested too deeply",), then(gone("photos/classes.txt"), text("photos/classes.json", "[" * 99999))
+    ),
+    "key twice in a recipe": Case(
+        "run bad.yaml --out out", USAGE, ("the key 'seed' occurs twice",), text("bad.yaml", "seed: 1\nname: a\nseed: 2")
+    ),
+    "key twice in a section": Case(
+        "run bad.yaml --out out", USAGE, ("the key 'lr' occurs twice",), text("bad.yaml", "training: {lr: 1, lr: 2}")
+    ),
+    "pipe for a recipe": Case("run pipe --out out", USAGE, ("no recipe 'pipe'",), pipe("pipe")),
+    "pipe for an image": Case(RUN, FAILED, ("p6.png is a pipe or a device",), pipe("photos/images/p6.png")),
+    "pipe for a mask": Case(RUN, FAILED, ("p2.png is a pipe or a device",), pipe("photos/masks/p2.png")),
+    "pipe for a class file": Case(f"{RUN} data.classes=pipe", FAILED, ("pipe is a pipe",), pipe("pipe")),
+    "device for a class file": Case(f"{RUN} data.classes=/dev/zero", FAILED, ("/dev/zero is a pipe or a device",)),
+    "pipe for a list": Case(RUN, FAILED, ("no split 'train'",), pipe("photos/train.txt")),
+    "pipe for weights": Case(f"{WEIGHTS}=w.pth", FAILED, ("w.pth does not exist",), pipe("w.pth")),
+}
+OWN_CODE = {
+    "method of one's own without the flag": Case(
+        f"{TINY} method=mine:Half", USAGE, ("names code outside of Perdure: 'mine:Half'", "--allow-code"), not_a_method
+    ),
+    "reader of one's own without the flag": Case(
+        f"{RUN} data.name={own()}:open_mine", USAGE, (f"'{own()}:open_mine'", "--allow-code"), reader()
+    ),
+    "check of a reader without the flag": Case(
+        f"check {own()}:open_mine photos", USAGE, ("code outside of Perdure", "--allow-code"), reader()
+    ),
+    "reader that is nowhere": Case(
+        f"{RUN} data.name=nowhere:open --allow-code", USAGE, ("reader 'nowhere:open' cannot be imported", "--debug")
+    ),
+    "reader without a folder": Case(
+        f"{RUN} data.name={own()}:open_mine data.root=null --allow-code", USAGE, ("needs a folder",), reader()
+    ),
+    "reader that takes no folder": Case(
+        f"{RUN} data.name={own()}:open_wrong --allow-code", USAGE, ("reads no folder",), reader()
+    ),
+    "reader that returns a number": Case(
+        f"{TINY} data={own()}:open_wrong --allow-code", USAGE, ("returned a int, not a Source",), reader()
+    ),
+    "reader that fails": Case(
+        f"{TINY} data={own()}:open_failing --allow-code", USAGE, ("failed: KeyError: 'labels'",), reader()
+    ),
+    "unknown option of a reader": Case(
+        f"{RUN} data.name={own()}:open_mine data.od=1 --allow-code", USAGE, ("no option 'od'", "'odd'"), reader()
+    ),
+    "reader of flat images": Case(
+        f"{RUN} {SMALL} data.name={own('np.zeros((36, 40), np.uint8)')}:open_mine --allow-code",
+        FAILED,
+        ("the image of 'train0' is uint8 (36, 40)",),
+        reader("np.zeros((36, 40), np.uint8)"),
+    ),
+    "reader that fails at an image": Case(
+        f"{RUN} {SMALL} data.name={own('[][1]')}:open_mine --allow-code",
+        FAILED,
+        ("'train0' cannot be read: IndexError",),
+        reader("[][1]"),
+    ),
+    "reader of unknown labels": Case(
+        f"{RUN} {SMALL} data.name={own(mask=NINE)}:open_mine --allow-code",
+        FAILED,
+        ("the mask of 'train0' holds label 9",),
+        reader(mask=NINE),
+    ),
+}
 STREAMS = {
     "class twice in the order": Case(f"{RUN} stream.order=[cat,dog,cat,tree]", USAGE, ("class 'cat' occurs twice",)),
     "unknown class name": Case(f"{RUN} stream.order=[cat,dgo]", USAGE, ("unknown class 'dgo'", "did you mean 'dog'")),
@@ -419,6 +697,29 @@ PREDICTION = {
     "a run with a huge window": Case(
         PREDICT, FAILED, ("stream.json",), copied_run(lambda w: set_window(w / "run/stream.json", 10**9))
     ),
+    "pipe as an input": Case(
+        "predict run -i photos/images/p0.png -o out",
+        FAILED,
+        ("p0.png is a pipe or a device",),
+        copied_run(pipe("photos/images/p0.png")),
+    ),
+    "stack as an input": Case("predict run -i photos/images/p6.tif -o out", FAILED, ("holds 3",), copied_run(stack)),
+    "input that would fill the memory": Case(
+        "predict run -i bomb.png -o out", FAILED, ("million pixels",), copied_run(bomb_picture("bomb.png"))
+    ),
+    "pipe for a stream": Case(PREDICT, FAILED, ("not a run folder",), copied_run(pipe("run/stream.json"))),
+    "pipe for weights of a run": Case(
+        PREDICT, FAILED, ("is a pipe or a device",), copied_run(pipe(f"{STATE}/weights.safetensors"))
+    ),
+    "stream nested deeply": Case(
+        PREDICT, FAILED, ("nested too deeply",), copied_run(text("run/stream.json", "[" * 900 + "]" * 900))
+    ),
+    "class of a run that commands a terminal": Case(
+        PREDICT,
+        FAILED,
+        ("stream.json", "'\\x1b]0;owned\\x07' holds a control character"),
+        copied_run(swap("run/stream.json", '"zero"', r'"\u001b]0;owned\u0007"')),
+    ),
     "unknown device": Case(f"{PREDICT} --device gpu", USAGE, ("no device 'gpu'",), copied_run()),
     "masks into a file": Case(
         "predict run -i photos/images -o tiny.yaml", FAILED, ("could not write tiny.yaml",), copied_run()
@@ -446,6 +747,11 @@ RESULTS = {
     ),
     "figure of one class": Case("compare run --figure iou", USAGE, ("one value for each class",), copied_run()),
     "counts damaged": Case("compare run", FAILED, ("counts.json",), copied_run(cut(f"{STATE}/counts.json"))),
+    "counts that overflow": Case("compare run", FAILED, ("counts.json", "counts"), copied_run(counts_of(10**30))),
+    "counts that overflow when added": Case(
+        "compare run", FAILED, ("counts.json", "too large for counts"), copied_run(counts_of(2**62))
+    ),
+    "report with a damaged picture": Case("report run", FAILED, ("not a readable picture",), copied_run(sample_cut)),
     "page into a folder": Case("compare run --html photos", FAILED, ("photos",), copied_run()),
 }
 VERBS = {
@@ -470,7 +776,7 @@ VERBS = {
         lambda w: (w / "there/finetune").mkdir(parents=True),
     ),
 }
-CASES = RECIPES | PARTS | DATA | STREAMS | FOLDERS | PREDICTION | RESULTS | VERBS
+CASES = RECIPES | PARTS | DATA | BEFORE_WORK | OWN_CODE | STREAMS | FOLDERS | PREDICTION | RESULTS | VERBS
 
 
 def snapshot(folder: Path) -> dict[str, bytes | None]:
@@ -508,3 +814,160 @@ def test_bad_input(
     plain_lines(done.err, case.says, world.parent)
     assert done.out == ""
     assert snapshot(world) == before
+
+
+MEMORY = {
+    "MemoryError": (MemoryError(), "out of memory", "training.batch_size"),
+    "a worker's MemoryError": (MemoryError("Caught MemoryError in DataLoader worker process 0."), "out of memory", ""),
+    "NumPy": (np._core._exceptions._ArrayMemoryError((9, 9), np.dtype(float)), "out of memory", "augment.crop"),
+    "torch on a CPU": (
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
+            "allocate 999999999999 bytes. Error code 12 (Cannot allocate memory)"
+        ),
+        "out of memory",
+        "evaluate.window",
+    ),
+    "torch on a CPU of Windows": (RuntimeError("DefaultCPUAllocator: not enough memory"), "out of memory", ""),
+    "torch on a GPU": (torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB"), "GPU is out of memory", "bf16"),
+    "cuDNN": (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), "out of memory", "training.batch_size"),
+    "a worker that was ended": (
+        RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), "ended by the machine", "engine.workers"
+    ),
+    "no process left": (BlockingIOError(11, "Resource temporarily unavailable"), "temporarily unavailable", ""),
+    "a disk that fails": (OSError("broken data stream"), "cannot be read or written: broken data", ""),
+    "recursion": (RecursionError("maximum recursion depth exceeded"), "nested too deeply", ""),
+    "a name of bytes": (UnicodeEncodeError("utf-8", "\udcff", 0, 1, "surrogates not allowed"), "is not UTF-8", ""),
+}  # fmt: skip
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("name", MEMORY)
+def test_what_the_machine_cannot_do(name: str, cli, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import perdure.experiment
+
+    error, what, hint = MEMORY[name]
+
+    def fails(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(perdure.experiment, "run_experiment", fails)
+    done = cli(*shlex.split(TINY))
+    assert done.code == FAILED
+    plain_lines(done.err, (what, hint), world.parent)
+
+
+CHECKS = {
+    "corrupt test image": Case(
+        "check photos.yaml",
+        FAILED,
+        ("test p6: photos/images/p6.png is not a", "cannot run"),
+        BEFORE_WORK["corrupt test image"].prepare,
+    ),
+    "every problem": Case(
+        "check photos.yaml",
+        FAILED,
+        ("train p1: ", "test p6: "),
+        then(cut("photos/images/p6.png"), cut("photos/images/p1.png")),
+    ),
+    "data set of 0 and 255": Case(
+        "check folders photos",
+        FAILED,
+        ("problem train: no training mask shows a class, only background and 255", "values={255: 1}"),
+        masks(lambda m: np.where(m > 0, BINARY, np.uint8(0))),
+    ),
+    "data set read by its values": Case(
+        "check folders photos 'values={255: 1}'",
+        0,
+        ("no image of train shows dog, tree, house", "everything can be used"),
+        masks(lambda m: np.where(m > 0, BINARY, np.uint8(0))),
+    ),
+    "an image in train and in test": Case(
+        "check folders photos",
+        0,
+        ("1 image of test is also in train, pixel for pixel (p6): figures become too good", "everything can be used"),
+        lambda w: Image.open(w / "photos/images/p2.png").save(w / "photos/images/p6.png", compress_level=0),
+    ),
+    "an image in train and in test of a recipe": Case(
+        "check photos.yaml",
+        0,
+        ("1 image of test is also in train, pixel for pixel (p6)", "the recipe can run"),
+        lambda w: Image.open(w / "photos/images/p2.png").save(w / "photos/images/p6.png", compress_level=0),
+    ),
+    "no validation set": Case(
+        "check photos.yaml", 0, ("photos has no validation set: there is no val.txt", "the recipe can run")
+    ),
+    "a validation set taken out of train": Case("check photos.yaml data.validation=2", 0, ("│ 2     │ 3",)),
+    "class that no test image shows": Case(
+        "check photos.yaml",
+        0,
+        ("no test image shows dog, house: figures leave them out",),
+        then(*(picture(f"photos/masks/{name}.png", np.eye(36, 40, dtype=np.uint8) * 2 + 1) for name in NAMES[5:])),
+    ),
+    "class that is never taught": Case(
+        "check photos.yaml 'stream.order=[cat, dog, tree]'", 0, ("never taught, labelled as background: house",)
+    ),
+    "weights that cannot be fetched": Case(
+        "check photos.yaml network.backbone=resnet18 network.weights=imagenet network.output_stride=16",
+        0,
+        ("could not fetch the ImageNet weights of resnet18",),
+    ),
+    "markup in names": Case(
+        "check folders photos",
+        0,
+        ("[red]cat[/]", "<b>dog"),
+        text("photos/classes.txt", "1 [red]cat[/]\n2 <b>dog\n3 $x$\n4 d\n"),
+    ),
+}
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("name", CHECKS)
+def test_check_says_it(name: str, cli, world: Path) -> None:
+    case = CHECKS[name]
+    if case.prepare is not None:
+        case.prepare(world)
+    before = snapshot(world)
+    done = cli(*shlex.split(case.command))
+    assert done.err == ""
+    for words in case.says:
+        assert words in done.out, done.out
+    assert done.code == case.code
+    assert snapshot(world) == before
+
+
+@pytest.mark.e2e
+def test_a_run_says_what_makes_its_figures_too_good(cli, world: Path) -> None:
+    Image.open("photos/images/p2.png").save("photos/images/p6.png", compress_level=0)
+    done = cli("run", "photos.yaml", "--out", "out")
+    assert done.code == 0, done.err
+    assert "note 1 image of test is also in train, pixel for pixel (p6): figures become too good" in done.err
+
+
+@pytest.mark.e2e
+def test_names_are_shown_as_they_are_everywhere(cli, world: Path) -> None:
+    names = ["<img src=x onerror=alert(1)>", "[red]dog[/red] | $\\frac$", "`tree` **x** [a](http://b)", "&lt;house"]
+    Path("photos/classes.txt").write_text("\n".join(f"{k} {name}" for k, name in enumerate(names, 1)))
+    recipe = yaml.safe_load(Path("photos.yaml").read_text()) | {
+        "name": "<script>alert(2)</script>",
+        "about": "<b>bold</b> [link](http://b)",
+    }
+    recipe["data"]["notes"] = "<u>"
+    del recipe["data"]["notes"]
+    Path("odd.yaml").write_text(yaml.safe_dump(recipe))
+    out = "<i>run"
+    assert cli("run", "odd.yaml", "--out", out, "--quiet").code == 0
+    done = cli("compare", out, out, "--html", "page.html")
+    assert done.code == 0, done.err
+    assert cli("predict", out, "-i", "photos/images/p0.png", "-o", "masks").code == 0
+    shown = cli("audit", out)
+    assert shown.code == 0, shown.out
+    for page in (Path(out, "report.html"), Path("page.html")):
+        content = page.read_text()
+        for tag in ("<img src=x", "<script>alert", "<b>bold", "<i>run"):
+            assert tag not in content, page
+        assert "&lt;img src=x onerror=alert(1)&gt;" in content, page
+    card = Path(out, "MODEL_CARD.md").read_text()
+    for tag in ("<img", "<script", "<b>", "<i>", "[red]dog", "**x**", "[a](", "[link]("):
+        assert tag not in card
+    assert "&lt;img src=x onerror=alert(1)&gt;" in card and "\\|" in card

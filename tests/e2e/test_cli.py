@@ -175,6 +175,7 @@ def test_check_compares_with_the_published_counts_of_the_published_data(method: 
     words += [*small, f"method={method}"]
     voc(world / "voc", 20)
     done = cli(*words, "data.root=voc")
+    assert done.out, done.err
     rows = json.loads(done.out)["published"]
     assert done.code == 1  # other images than the published ones
     assert [r["ours"] for r in rows if r["split"] == "train"] == [15, 1, 1, 1, 1, 1]

@@ -65,7 +65,7 @@ def _explained(error: BaseException, verb: str) -> tuple[str, str, int]:
         case PerdureError():
             return error.what, error.hint, error.exit_code
         case MemoryError():
-            return "out of memory", smaller, 1
+            return "the machine is out of memory", smaller, 1
         case RecursionError():
             return "a file is nested too deeply to be read", "it is damaged, or made to do harm", 1
         case OSError(strerror=str(reason), filename=place) if reason:
@@ -83,7 +83,7 @@ def _explained(error: BaseException, verb: str) -> tuple[str, str, int]:
         return "the GPU is out of memory", gpu, 1
     if isinstance(error, RuntimeError):
         if any(words in text.lower() for words in _NO_MEMORY):
-            return "out of memory", smaller, 1
+            return "the machine is out of memory", smaller, 1
         if "DataLoader worker" in text:  # the machine ended it, most often because memory ran out
             return "a process that reads data was ended by the machine", "try fewer engine.workers, 0 for none", 1
         if "home directory" in text:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Matrix = npt.NDArray[np.int64]
+MOST = 2.0**53
+"""Pixels of a test set: more cannot be counted exactly, and far fewer will ever be."""
 VERSION: Final = 2
 
 
@@ -166,10 +168,12 @@ class ConfusionMatrix:
             labels = tuple(int(c) for c in value["labels"])
             annotated = None if value["annotated"] is None else frozenset(int(c) for c in value["annotated"])
             matrix, elsewhere, cases = np.array(value["matrix"]), np.array(value["elsewhere"]), int(value["cases"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise DataError(f"{where} holds no counts: {error!r}", "the file was changed or is damaged") from error
         if any(part.dtype.kind != "i" or (part < 0).any() for part in (matrix, elsewhere)) or cases < 0:
             raise DataError(f"{where} holds other things than counts", "the file was changed or is damaged")
+        if max(float(matrix.sum(dtype=float)), float(elsewhere.sum(dtype=float)), float(cases)) > MOST:
+            raise DataError(f"{where} holds numbers too large for counts", "the file was changed or is damaged")
         try:
             return cls(labels, matrix, elsewhere, cases, annotated)
         except PerdureError as error:

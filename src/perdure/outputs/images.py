@@ -6,7 +6,9 @@ import csv
 import errno
 import io
 import os
+import struct
 import unicodedata
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -16,7 +18,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from perdure.errors import DataError
-from perdure.files import write_atomic, write_failure, write_text
+from perdure.files import refuse_special, write_atomic, write_failure, write_text
 from perdure.labels import IGNORE_IN_FILES, LabelSpace
 
 FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
@@ -52,6 +54,19 @@ def write_masks(out: Path, stem: str, labels: npt.NDArray[np.int16], space: Labe
         write_png(target, picture)
         written.append(target)
     return written
+
+
+def open_picture(path: Path) -> Image.Image:
+    """Read a picture that a run wrote. Raises DataError where it is damaged."""
+    refuse_special(path)
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+            return picture
+    except (OSError, SyntaxError, ValueError, struct.error, zlib.error, Image.DecompressionBombError) as error:
+        raise DataError(
+            f"{path} is not a readable picture: {error}", "restore it, or delete it: pages are then written without it"
+        ) from error
 
 
 def write_png(path: Path, picture: Image.Image, optimize: bool = False) -> None:

@@ -129,6 +129,7 @@ def _drawing(name: str, fill: Callable[[Axes], None], height: float, description
 
     # text stays text: selectable and small; the salt makes ids the same each time and apart within a page
     settings = {"svg.fonttype": "none", "svg.hashsalt": f"perdure-{name}", "font.size": 9.5, "axes.unicode_minus": True}
+    settings["text.parse_math"] = False  # a class may be called $x$
     with rc_context(settings):
         drawing = Figure(figsize=(6.0, height), layout="constrained")
         FigureCanvasSVG(drawing)  # instead of pyplot, whose open figures and back end are global

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from perdure.errors import plain
 from perdure.files import write_text
 from perdure.metrics.definitions import Definition, figure
+from perdure.outputs.images import open_picture
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -144,8 +147,9 @@ def breaks(name: str) -> Markup:
 
 
 def cell(text: object) -> str:
-    """Text that fits into a Markdown table cell."""
-    return " ".join(str(text).replace("|", "\\|").split())
+    """Text as Markdown that shows it as it is, in one line: no markup, no HTML, no end of a table cell."""
+    shown = plain(" ".join(str(text).split())).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*|\[\]])", r"\\\1", shown)
 
 
 def picture(path: Path, sharp: bool, side: int = 176) -> str:
@@ -158,8 +162,7 @@ def picture(path: Path, sharp: bool, side: int = 176) -> str:
     """
     from PIL import Image
 
-    with Image.open(path) as opened:
-        image = opened.convert("RGB")
+    image = open_picture(path).convert("RGB")
     scale = side / max(image.size)
     if scale < 1:
         width, height = (max(1, round(s * scale)) for s in image.size)

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from perdure.errors import DataError
 from perdure.files import read_json, write_json
 from perdure.labels import BACKGROUND, TABLE_SIZE, Color, Palette
-from perdure.outputs.images import write_png
+from perdure.outputs.images import open_picture, write_png
 from perdure.report.render import Thumb, hex_color, picture, thumbnail
 from perdure.streams.description import DescribedStream
 
@@ -196,9 +196,9 @@ def to_rgb(pixels: Numbers) -> Pixels:
 
 
 def file_name(name: str) -> str:
-    """Name without characters that trouble file systems; changed names get a short hash so that they stay apart."""
+    """Name without characters that trouble file systems, not too long; changed names get a hash and stay apart."""
     # two names that differ only in replaced characters need files of their own
-    plain = re.sub(r"[^A-Za-z0-9._-]", "_", name)
+    plain = re.sub(r"[^A-Za-z0-9._-]", "_", name)[:100]  # an ending follows, and file systems allow 255 bytes
     return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
 
 
@@ -226,8 +226,7 @@ def sample_table(
             rows.append(SampleRow(name, True, image, truth, said))
         elif sample.classes is not None:
             said = [_said(stream, after, s.classes) if s and s.classes else None for stream, after, s in found]
-            with Image.open(sample.image) as opened:
-                thumb = thumbnail(opened)
+            thumb = thumbnail(open_picture(sample.image))
             wanted = sample.classes.truth
             rows.append(SampleRow(name, False, thumb, columns[-1][0].names.get(wanted, str(wanted)), said))
     return SampleTable(rows, _legend(columns[-1][0], maps) if rows else [])
@@ -244,8 +243,7 @@ def _legend(stream: DescribedStream, maps: set[Path]) -> list[tuple[str, str]]:
     """Name and colour of the classes that are seen in some pictures of label maps."""
     seen: set[Color] = set()
     for path in maps:
-        with Image.open(path) as image:
-            pixels = np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0)
+        pixels = np.unique(np.asarray(open_picture(path).convert("RGB")).reshape(-1, 3), axis=0)
         seen |= {(int(r), int(g), int(b)) for r, g, b in pixels}
     entries = [(c.name, hex_color(c.color)) for c in stream.classes if c.color in seen]
     start = [(stream.space.name(BACKGROUND), "#000000")] if (0, 0, 0) in seen else []
