@@ -62,6 +62,9 @@ def codes(page: Path) -> list[str]:
     return [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", prose(page))]
 
 
+OF_THE_PROGRAM = ("--install-completion", "--version")
+
+
 def shell_lines() -> list[tuple[str, str]]:
     lines = [(block.page, line.strip()) for block in blocks("sh") for line in block.text.splitlines() if line.strip()]
     for recipe in EXAMPLES:
@@ -76,7 +79,11 @@ def words(line: str) -> list[str] | None:
     return shlex.split(line[launcher.end() :], comments=True) if launcher else None
 
 
-COMMANDS = [pytest.param(found, id=f"{page}: {line[:70]}") for page, line in shell_lines() if (found := words(line))]
+COMMANDS = [
+    pytest.param(found, id=f"{page}: {line[:70]}")
+    for page, line in shell_lines()
+    if (found := words(line)) and found[0] not in OF_THE_PROGRAM
+]
 
 
 def parse(found: list[str]) -> dict[str, Any]:
@@ -96,8 +103,9 @@ def test_command_parses(found: list[str], at_root: Path) -> None:
     verb = found[0]
     if verb == "run":
         check_method(load_recipe(given["recipe"], given["overrides"]))
-    if verb == "check" and given["what"] not in DATASETS:
-        load_recipe(given["what"], given["overrides"] or [])
+    if verb == "check" and given["what"] not in DATASETS and ":" not in given["what"]:
+        first = [given["path"]] if "=" in (given["path"] or "") else []  # a folder, or already a key=value
+        load_recipe(given["what"], [*first, *(given["overrides"] or [])])
     for text in given.get("figure") or []:
         assert str(figure(text)).startswith(text.partition("[")[0])
     if verb == "list":
@@ -121,7 +129,7 @@ def test_make_targets_exist() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_commands_in_the_text(page: Path, at_root: Path) -> None:
     for code in codes(page):
-        if not (found := words(code + " ")):
+        if not (found := words(code + " ")) or found[0] in OF_THE_PROGRAM:
             continue
         verb, *rest = found
         assert verb in {

@@ -483,7 +483,10 @@ BEFORE_WORK = {
     "validation without images for it": Case(
         f"{RUN} engine.validate_every=1", USAGE, ("has no validation set", "data.validation=10")
     ),
-    "validation of too many": Case(f"{RUN} data.validation=1", USAGE, ("data.validation is 1", "2 or more")),
+    "validation of too many": Case(
+        f"{RUN} data.validation=1", USAGE, ("data.validation", "greater than or equal to 2")
+    ),
+    "validation of too many in a check": Case("check folders photos validation=1", USAGE, ("validation is 1",)),
     "validation beside a validation set": Case(
         f"{RUN} data.validation=2", USAGE, ("has 1 validation images of its own",), val_set
     ),

@@ -47,13 +47,13 @@ def figures(incomplete: str) -> list[str]:
 def overrides(ctx: typer.Context, incomplete: str) -> list[str]:
     """Keys of a recipe as ``section.key=``, and the values of those that have a fixed choice.
 
-    Bash hands ``method=sta`` over as three words, ``method``, ``=`` and ``sta``, and inserts an answer behind the sign;
-    other shells hand it over as one.
+    Bash hands ``method=sta`` over as three words, ``method``, ``=`` and ``sta``, and ``method=`` as two, the second
+    of which arrives here as nothing. It inserts an answer behind the sign. Other shells hand all over as one word.
     """
     words = (ctx.params.get("path"), *(ctx.params.get("overrides") or ()))
     given = [str(word) for word in words if word is not None]
-    if incomplete == "=" and given:
-        return _beginning("", _choices(given[-1]))
+    if given and not incomplete and given[-1] in _keys():
+        return _choices(given[-1])
     if len(given) > 1 and given[-1] == "=":
         return _beginning(incomplete, _choices(given[-2]))
     key, equals, value = incomplete.partition("=")

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from perdure.config.load import explain
 from perdure.config.recipe import Recipe
-from perdure.data.catalog import open_source
+from perdure.data.catalog import HELD_OUT, open_source
 from perdure.data.preparation import ClassImage, Photo2D, Preparation
 from perdure.data.readers.unlabelled import open_unlabelled
 from perdure.data.source import AbsentSplitError, Kind, Source
@@ -45,7 +45,8 @@ def build_experiment(recipe: Recipe, sealed: int = 0, pretrained: bool = True) -
         DataError: The data cannot be used.
     """
     check_method(recipe)
-    source = open_source(recipe.data.name, recipe.data.root, recipe.data.settings)
+    held_out = {} if recipe.data.validation is None else {HELD_OUT: recipe.data.validation}
+    source = open_source(recipe.data.name, recipe.data.root, {**recipe.data.settings, **held_out})
     check_kinds(recipe, source)
     stream = build_stream(recipe, source, sealed)
     if recipe.engine.validate_every:

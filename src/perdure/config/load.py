@@ -70,7 +70,8 @@ def dump_recipe(recipe: Recipe, path: Path) -> None:
 
 def data_of_task(recipe: Recipe) -> Plain:
     """The part of a recipe that names a task's data, without places on a machine."""
-    return {k: _without_places(v) for k, v in recipe.data.model_dump(mode="json", exclude={"root"}).items()}
+    absent = {"root"} if recipe.data.validation is not None else {"root", "validation"}
+    return {k: _without_places(v) for k, v in recipe.data.model_dump(mode="json", exclude=absent).items()}
 
 
 def _without_places(value: JsonValue) -> JsonValue:

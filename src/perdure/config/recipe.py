@@ -31,6 +31,12 @@ class DataSection(OpenOptions):
         description="a data set of `perdure list datasets`, or package.module:function, a reader of one's own"
     )
     root: Path | None = Field(None, description="folder of the data; not written into the run folder")
+    validation: int | None = Field(
+        None,
+        ge=2,
+        description="for data without a validation set: every n-th training image, of the sorted names, is for "
+        "validation and not for training",
+    )
 
     @field_validator("root")
     @classmethod
