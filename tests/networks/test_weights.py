@@ -222,6 +222,32 @@ def test_imagenet_without_network_is_a_plain_error(monkeypatch: pytest.MonkeyPat
     assert "\n" not in caught.value.what
 
 
+def test_imagenet_without_network_is_one_attempt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import socket
+    import urllib.error
+    import urllib.request
+
+    import huggingface_hub.constants as constants
+
+    from perdure.networks.weights import unreachable
+
+    asked: list[tuple[str, float]] = []
+
+    def refuses(request: urllib.request.Request, timeout: float) -> None:
+        asked.append((request.full_url, timeout))
+        raise urllib.error.URLError(socket.gaierror(-2, "Name or service not known"))
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(urllib.request, "urlopen", refuses)
+    with pytest.raises(PerdureError, match=r"resnet18\.tv_in1k: https://huggingface\.co cannot be reached") as caught:
+        trunk(weights="imagenet")
+    assert asked == [("https://huggingface.co", 5)]
+    assert "Name or service not known" in caught.value.what and "weights: random" in caught.value.hint
+    assert "cannot be reached" in unreachable("resnet18")
+    assert unreachable("tiny_resnet") == "there are no ImageNet weights for backbone 'tiny_resnet'"
+
+
 def test_imagenet_asks_timm_for_the_published_weights_and_records_them(monkeypatch: pytest.MonkeyPatch) -> None:
     import timm
 
