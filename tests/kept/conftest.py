@@ -80,7 +80,7 @@ def hoard(cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "hoard.yaml").write_text(RECIPE % data)
 
     def train(*words: str) -> Path:
-        done = cli("run", tmp_path / "hoard.yaml", *words, "--out", tmp_path / "kept", "--quiet")
+        done = cli("run", tmp_path / "hoard.yaml", *words, "--out", tmp_path / "kept", "--quiet", "--allow-code")
         assert done.code == 0, done.err
         return tmp_path / "kept"
 

@@ -65,7 +65,7 @@ def whole(cli, tiny: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         patch.syspath_prepend(folder)
         patch.setattr(store, "sha256", counted)
         patch.setattr("os.fsync", lambda handle: None)  # speed only
-        words = "method=pairs_method:Pairs", "report.samples=0", "--out", folder / "run", "--quiet"
+        words = "method=pairs_method:Pairs", "report.samples=0", "--out", folder / "run", "--quiet", "--allow-code"
         done = cli("run", folder / "tiny.yaml", *words)
         assert done.code == 0, done.err
         yield folder / "run"

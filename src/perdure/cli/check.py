@@ -132,7 +132,7 @@ def _unusual(recipe: Recipe, summary: StreamSummary, fetched: bool) -> list[str]
         notes.append(summary["validation"])
     backbone = recipe.network.settings.get("backbone")
     if fetched and isinstance(backbone, str) and (why := unreachable(backbone)):
-        notes.append(why)
+        notes.append(f"a run here would stop at its first weights: {why}")
     return notes
 
 

@@ -113,6 +113,6 @@ class Source(ABC):
         from perdure.data.case import Case
 
         image, mask = self.image(split, name), self.mask(split, name)
-        # negative strides (flipped views of files) cannot become tensors
-        image, mask = np.asarray(image, order="C"), np.asarray(mask, order="C")
+        # negative strides (flipped views of files) cannot become tensors, and torch warns of pixels that Pillow locks
+        image, mask = (np.require(pixels, requirements=("C", "W")) for pixels in (image, mask))
         return Case(torch.from_numpy(image), torch.from_numpy(mask), name, group=name)
