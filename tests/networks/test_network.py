@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from perdure.data.case import Batch
 from perdure.errors import UsageError
 from perdure.methods.options import Options, Setup, TrainingOptions
-from perdure.methods.training import current_loss, make_optimizer, scores
+from perdure.methods.training import current_loss, grow, make_optimizer, scores
 from perdure.networks.classifier import Classifier
 from perdure.networks.network import GrowingNetwork, Network
 from perdure.networks.segmenter import Segmenter
+from perdure.streams.task import Task
 
 
 class Generator(Network):
@@ -88,6 +89,18 @@ def test_any_network_fulfils_the_contract() -> None:
     plain.weight = nn.Parameter(torch.ones(2))
     assert plain.parameter_groups() == {"network": [plain.weight]}
     assert plain.requires_grad_(False).parameter_groups() == {"network": []}
+
+
+@pytest.mark.parametrize("norm", [True, False])
+@pytest.mark.parametrize("dropout", [True, False])
+def test_normalisation_and_dropout_are_frozen_each_by_its_own_setting(norm: bool, dropout: bool) -> None:
+    body = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Dropout(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    network, training = Classifier(body, 6), TrainingOptions(freeze_norm=norm, freeze_dropout=dropout)
+    for index, held in enumerate([(False, False), (norm, dropout)]):
+        grow(network, Task(index, str(index), (index + 1,), (), frozenset()), training)
+        network.train()
+        assert (not body[1].training, not body[2].training) == held
+        assert body[1].weight.requires_grad is not held[0]
 
 
 def test_parts_without_a_setting_learn_at_the_base_rate() -> None:

@@ -22,10 +22,14 @@ from perdure.streams.task import Task
 
 
 def grow(network: GrowingNetwork[FeaturesT], task: Task, training: TrainingOptions) -> None:
-    """Append the task's classifier and, after the first task, freeze normalisation if the training says so."""
+    """Append the task's classifier and, after the first task, freeze what the training says: norms, dropout."""
     network.grow(len(task.new))
-    if task.index > 0 and training.freeze_norm:
+    if task.index == 0:
+        return
+    if training.freeze_norm:
         network.freeze_norm()
+    if training.freeze_dropout:
+        network.freeze_dropout()
 
 
 def batches(task: Task, training: TrainingOptions) -> Batches:
