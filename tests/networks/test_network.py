@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
@@ -106,6 +107,29 @@ def test_normalisation_and_dropout_are_frozen_each_by_its_own_setting(norm: bool
 def test_parts_without_a_setting_learn_at_the_base_rate() -> None:
     groups = make_optimizer(Generator(), TrainingOptions(lr=0.5, neck_lr=4.0), later=False).param_groups
     assert [group["lr"] for group in groups] == [0.5, 2.0]
+
+
+@pytest.mark.parametrize(("later", "base"), [(False, 0.5), (True, 0.25)])
+def test_the_scale_of_cosine_logits_has_a_rate_of_its_own(later: bool, base: float) -> None:
+    network = classifier()
+    network.grow(2)
+    moved = []
+    for factor in (None, 1.0, 30.0):
+        given = {} if factor is None else {"scale_lr": factor}
+        training = TrainingOptions(lr=0.5, later_lr=0.25, weight_decay=0, momentum=0, **given)
+        trained = copy.deepcopy(network)
+        optimizer = make_optimizer(trained, training, later)
+        rate = next(g["lr"] for g in optimizer.param_groups if g["params"][0] is trained.head.scale)
+        assert rate == base * (factor or 1.0)
+        for parameter in trained.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+        moved.append(trained)
+    steps = [1.0 - trained.head.scale.item() for trained in moved]
+    assert steps == pytest.approx([base, base, 30 * base]), "as fast as the backbone by default"
+    for trained in moved:  # nothing else follows the factor
+        assert torch.equal(trained.head.rows[0], moved[0].head.rows[0])
+        assert torch.equal(trained.body[0].weight, moved[0].body[0].weight)
 
 
 def test_a_growing_network_is_compiled_by_its_body() -> None:

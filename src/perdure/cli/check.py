@@ -91,7 +91,8 @@ def check_recipe(recipe: Recipe, as_json: bool, allow_code: bool = False) -> boo
     name, plan = recipe.data.name, recipe.stream
     beside: list[Comparison] = []
     if plan.order == "natural" and name in datasets() and len(source.space) == published(name)["classes"]:
-        sizes = list_sizes(build_tasks(recipe, source))
+        of_test = recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"split": "test"})})
+        sizes = list_sizes(build_tasks(of_test, source))  # published are the numbers of test images
         beside = compare_counts(sizes, name, f"{plan.base}-{plan.step}", plan.setting)
     fetched = recipe.network.settings.get("weights") == "imagenet"  # a check fetches nothing
     build_method(recipe, build_preparation(recipe, source.kind), pretrained=not fetched)
@@ -104,8 +105,9 @@ def check_recipe(recipe: Recipe, as_json: bool, allow_code: bool = False) -> boo
 
 
 def _show_recipe(recipe: Recipe, summary: StreamSummary, beside: Sequence[Comparison], console: Console) -> None:
+    measured = "test" if recipe.evaluate.split == "test" else "measured (validation)"
     table = Table(
-        "task", "teaches", "train", "validation", "test", title=escape(f"{recipe.name}: {summary['protocol']}")
+        "task", "teaches", "train", "validation", measured, title=escape(f"{recipe.name}: {summary['protocol']}")
     )
     for task in summary["tasks"]:
         images = [

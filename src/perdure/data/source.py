@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from perdure.data.case import Case
 
 Split = Literal["train", "val", "test"]
+Measured = Literal["test", "val"]
+MEASURED: Final[dict[Measured, str]] = {"test": "test", "val": "validation"}
+"""Splits that figures may be measured on, with the word for their images."""
 Kind = Literal["segmentation", "classification"]
 SPLITS: Final[tuple[Split, ...]] = ("train", "val", "test")
 Image = npt.NDArray[np.uint8 | np.float32]

@@ -55,6 +55,11 @@ class TrainingOptions(Options):
     new_classifier_lr: float = Field(
         100.0, gt=0, description="learning rate of the newest classifier later, times base"
     )
+    scale_lr: float = Field(
+        1.0,
+        gt=0,
+        description="learning rate of the scale of cosine logits, times base; for networks with a cosine head",
+    )
     freeze_norm: bool = Field(True, description="freeze BatchNorm after the first task")
     freeze_dropout: bool = Field(True, description="switch dropout off after the first task")
     pos_weight: float = Field(4.0, gt=0, description="weight of positive pixels in binary cross-entropy")

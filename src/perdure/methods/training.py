@@ -48,14 +48,15 @@ def make_optimizer(network: Network, training: TrainingOptions, later: bool) -> 
     """Optimiser with one learning rate per part of the network (STAR, spec 5.1).
 
     The neck learns ``neck_lr`` times faster than the backbone, classifiers ``classifier_lr`` times, and at later
-    tasks the newest classifier ``new_classifier_lr`` times. Other parts, such as the scale of cosine logits, learn as
-    fast as the backbone. Frozen parameters are in no group.
+    tasks the newest classifier ``new_classifier_lr`` times; the scale of cosine logits ``scale_lr`` times. Other parts
+    learn as fast as the backbone. Frozen parameters are in no group.
     """
     lr = base_lr(training, later)
     factors = {
         "neck": training.neck_lr,
         "old_classifiers": training.classifier_lr,
         "new_classifier": training.new_classifier_lr if later else training.classifier_lr,
+        "scale": training.scale_lr,
     }
     parts = network.parameter_groups()
     groups = [{"params": params, "lr": lr * factors.get(part, 1.0)} for part, params in parts.items() if params]
