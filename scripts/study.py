@@ -2,8 +2,9 @@
 
 python scripts/study.py STUDY.yaml --out runs/NAME [--jobs 2] [--page docs/results/NAME.md]
 
-A study file names a recipe, overrides for all runs, seeds, and variants with their own overrides. Runs that are
-finished are left alone and stopped ones go on, so the same command can be given again. Every run gets one thread.
+A study file names a recipe, overrides for all runs, seeds, and variants with their own overrides; with `reference`,
+one of the variants, the page also shows how far the others are from it on the same seeds. Runs that are finished are
+left alone and stopped ones go on, so the same command can be given again. Every run gets one thread.
 """
 
 from __future__ import annotations
@@ -68,10 +69,21 @@ def page(study: Mapping[str, Any], out: Path) -> str:
         f"After the last task, mean ± standard deviation over {len(seeds)} seeds ({', '.join(map(str, seeds))}).",
         "",
     ]
-    lines += ["| | " + " | ".join(f"`{name}`" for name in names) + " |", "|---|" + "---|" * len(names)]
-    for variant in study["variants"]:
-        columns = zip(*(figures(out / f"{variant}-{seed}", names) for seed in seeds), strict=True)
-        lines.append(f"| {variant} | " + " | ".join(map(_cell, columns)) + " |")
+    found = {variant: [figures(out / f"{variant}-{seed}", names) for seed in seeds] for variant in study["variants"]}
+    lines += _table(names, found)
+    if reference := study.get("reference"):
+        # per seed first: classes that every variant finds hard for one seed then leave the comparison
+        paired = {
+            variant: [list(map(_minus, one, other)) for one, other in zip(runs, found[reference], strict=True)]
+            for variant, runs in found.items()
+            if variant != reference
+        }
+        lines += [
+            "",
+            f"Paired differences from {reference}, on the same seeds (points).",
+            "",
+            *_table(names, paired, "+"),
+        ]
     lines += ["", "| | differs from the recipe in |", "|---|---|"]
     lines += [
         f"| {name} | {' '.join(f'`{w}`' for w in special) or '–'} |" for name, special in study["variants"].items()
@@ -88,12 +100,24 @@ def page(study: Mapping[str, Any], out: Path) -> str:
     return "\n".join([*lines, f"Environment: {versions}; one CPU thread a run, no GPU.", ""])
 
 
-def _cell(values: Sequence[float | None]) -> str:
+def _table(names: Sequence[str], found: Mapping[str, Sequence[Sequence[float | None]]], sign: str = "") -> list[str]:
+    """Lines of a table of mean ± standard deviation over seeds: a row per variant, a column per figure."""
+    lines = ["| | " + " | ".join(f"`{name}`" for name in names) + " |", "|---|" + "---|" * len(names)]
+    for variant, runs in found.items():
+        lines.append(f"| {variant} | " + " | ".join(_cell(column, sign) for column in zip(*runs, strict=True)) + " |")
+    return lines
+
+
+def _cell(values: Sequence[float | None], sign: str) -> str:
     known = [v for v in values if v is not None]
     if len(known) < len(values):
         return "–"
     spread = f" ± {statistics.stdev(known):.1f}" if len(known) > 1 else ""
-    return f"{statistics.mean(known):.1f}{spread}"
+    return f"{statistics.mean(known):{sign}.1f}{spread}"
+
+
+def _minus(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else one - other
 
 
 def main() -> None:

@@ -148,6 +148,7 @@ def test_published_hyper_parameters(name: str) -> None:
     assert (training.optimizer, training.weight_decay, training.clip) == ("sgd", 1e-4, None)
     assert (training.neck_lr, training.classifier_lr, training.new_classifier_lr) == (10, 10, 100)
     assert training.freeze_norm
+    assert training.freeze_dropout
     assert (augment.crop, augment.area, augment.flip) == (512, (0.5, 2.0), 0.5)
     assert (augment.mean, augment.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     assert (recipe.evaluate.size, recipe.evaluate.batch_size, recipe.seed) == (512, 1, 1)

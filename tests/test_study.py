@@ -55,6 +55,20 @@ def test_the_page_has_mean_and_deviation_over_seeds(study: ModuleType, tmp_path:
     assert "| only | `a=1` |" in text and "- as it is" in text and "seeds (1, 2)" in text
 
 
+def test_differences_are_paired_by_seed(study: ModuleType, tmp_path: Path) -> None:
+    name = "accuracy.all[bg=out]"
+    for variant, values in {"low": (10.0, 30.0), "high": (15.0, 36.0)}.items():
+        for seed, value in enumerate(values, 1):
+            folder = tmp_path / f"{variant}-{seed}"
+            folder.mkdir()
+            (folder / "results.csv").write_text(to_csv([ResultRow(0, "a", None, "", name, value, 5)]))
+            (folder / "environment.json").write_text(json.dumps({"perdure": "0", "torch": "1", "python": "3"}))
+    plan = {"title": "T", "recipe": "r", "seeds": [1, 2], "figures": [name], "file": "f", "reference": "low"}
+    text = study.page(plan | {"variants": {"low": [], "high": []}}, tmp_path)
+    assert "| low | 20.0 ± 14.1 |" in text and "| high | 25.5 ± 14.8 |" in text
+    assert "| high | +5.5 ± 0.7 |" in text.partition("Paired differences from low")[2]
+
+
 def test_a_finished_run_is_left_alone_and_a_failing_one_stops_the_study(
     study: ModuleType, tmp_path: Path, star_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from perdure.config.build import Experiment
 from perdure.data.dataset import Samples, members
+from perdure.data.source import MEASURED
 from perdure.engine.machine import Machine
 from perdure.engine.run_logger import RunLogger
 from perdure.engine.state import restore
@@ -61,14 +62,18 @@ def seal(experiment: Experiment, task: Task, run: RunFolder, machine: Machine, l
         entries = write_kept(folder, state, method.kept(), len(task.seen), method.files, method.store, *before)
         method.store.sweep(task.index, [name for names in method.files.values() for name in names])
         write_counts(folder / "counts.json", counts)
-        entries += [preview_entry(folder, path, patients) for path in _samples(experiment, task, machine, folder)]
+        shown = MEASURED[experiment.stream.measured]
+        entries += [
+            preview_entry(folder, path, patients, shown) for path in _samples(experiment, task, machine, folder)
+        ]
         write_ledger(folder, task.name, entries, patients)
         # last: without it the task counts as not sealed, and a resumed run does it again
         write_json(folder / DONE, {"task": task.index})
         figures = record(run, task)
         logger.log(task=task.index, event="sealed", **figures)
         text = "  ".join(f"{name.partition('[')[0]} [bold]{value:.1f}[/]" for name, value in figures.items())
-        logger.say(f"[green]sealed[/] task {task.index + 1} of {len(experiment.stream)} ({task.name})  {text}")
+        on = "" if experiment.stream.measured == "test" else f"  on {shown} images"
+        logger.say(f"[green]sealed[/] task {task.index + 1} of {len(experiment.stream)} ({task.name})  {text}{on}")
     machine.barrier()
 
 
@@ -97,10 +102,10 @@ def _count(experiment: Experiment, samples: Samples, task: Task, machine: Machin
 
 
 def _samples(experiment: Experiment, task: Task, machine: Machine, folder: Path) -> list[Path]:
-    """Pictures of the same few test images after every task; none of patients unless asked for.
+    """Pictures of the same few measured images after every task; none of patients unless asked for.
 
-    They are spread over all images of a test split, so that which ones they are does not depend on the tasks that are
-    still to come, nor on the method.
+    They are spread over all images of the measured split, so that which ones they are does not depend on the tasks
+    that are still to come, nor on the method.
     """
     report, files = experiment.recipe.report, list[Path]()
     if not report.samples or (experiment.source.patients and not report.patient_samples):

@@ -304,3 +304,24 @@ def test_run_of_classification(method: str, tmp_path: Path, cli) -> None:
     assert (tmp_path / "run/MODEL_CARD.md").is_file()
     audited = cli("audit", tmp_path / "run")
     assert audited.code == 0, audited.out + audited.err
+
+
+@pytest.mark.e2e
+def test_a_run_measured_on_validation_images_needs_no_test_image(tmp_path: Path, tiny: str, cli) -> None:
+    (tmp_path / "tiny.yaml").write_text(tiny)
+    words = ["data.test=0", "data.val=6", "method=finetune", "training.epochs=1", "report.samples=2"]
+    run = tmp_path / "run"
+    done = cli("run", tmp_path / "tiny.yaml", *words, "evaluate.split=val", "--out", run)
+    assert done.code == 0, done.err
+    assert "on validation images" in done.err
+    counts = [json.loads(p.read_text())["sets"] for p in sorted(run.glob("tasks/*/counts.json"))]
+    assert [list(sets) for sets in counts] == [["validation"]] * 3
+    assert counts[-1]["validation"]["cases"] == 6
+    assert {row.split for row in read_results(run / "results.csv")} == {"val"}
+    ledger = json.loads(next(run.glob("tasks/00*/ledger.json")).read_text())
+    made_from = {entry["made_from"] for entry in ledger["items"] if entry["kind"] == "preview"}
+    assert made_from == {"one validation image, shown in the report"}
+    again = cli("run", tmp_path / "tiny.yaml", *words, "data.test=8", "--resume", "--out", run)
+    assert again.code == 1 and "evaluate.split" in again.err
+    wrong = cli("run", tmp_path / "tiny.yaml", "evaluate.split=train", "--out", tmp_path / "other")
+    assert wrong.code == 2 and "evaluate.split" in wrong.err

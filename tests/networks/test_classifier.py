@@ -204,6 +204,8 @@ def test_frozen_normalisation_survives_train_mode() -> None:
     assert network.training
     assert network.body[0].training
     assert not norm.batch.training
+    assert dropout.training, "normalisation does not decide dropout"
+    network.freeze_dropout()
     assert not dropout.training
     before = {name: buffer.clone() for name, buffer in network.named_buffers()}
     first = network(image())[0]

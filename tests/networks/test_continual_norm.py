@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from perdure.engine.state import restore
 from perdure.errors import UsageError
 from perdure.networks.continual_norm import ContinualNorm, continual_norms
-from perdure.networks.layers import NORMS, batch_norms, freeze_affine, hold_still, sync_batch_norm, without_updates
+from perdure.networks.layers import NORMS, batch_norms, freeze_affine, hold_norm, sync_batch_norm, without_updates
 
 
 def x(n: int = 6, channels: int = 8, height: int = 5, width: int = 7, seed: int = 0) -> Tensor:
@@ -141,7 +141,7 @@ def test_group_statistics_are_those_of_full_training_batches() -> None:
     assert not ours.group_mean.requires_grad
     ours.eval()(x(6, seed=5))
     assert torch.equal(ours.group_mean, mean)
-    hold_still(ours.train())
+    hold_norm(ours.train())
     ours(x(6, seed=5))
     assert torch.equal(ours.group_mean, mean), "frozen normalisation"
     plain = layer()
@@ -222,7 +222,7 @@ def test_without_updates_nothing_moves(first: bool) -> None:
 def test_without_updates_leaves_frozen_layers_and_gradients_alone() -> None:
     ours = layer()
     ours(x())
-    hold_still(ours)
+    hold_norm(ours)
     frozen = ours(x(seed=1))
     with without_updates(ours):
         assert torch.equal(ours(x(seed=1)), frozen), "by running statistics, as outside"
@@ -240,7 +240,7 @@ def test_freezing_finds_the_batch_norm_inside() -> None:
     ours(x())
     before = ours.batch.running_mean.clone()
     freeze_affine(ours)
-    hold_still(ours)
+    hold_norm(ours)
     assert ours.training
     assert not any(parameter.requires_grad for parameter in ours.parameters())
     ours(x(seed=1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
@@ -12,10 +13,11 @@ from torch import Tensor, nn
 from perdure.data.case import Batch
 from perdure.errors import UsageError
 from perdure.methods.options import Options, Setup, TrainingOptions
-from perdure.methods.training import current_loss, make_optimizer, scores
+from perdure.methods.training import current_loss, grow, make_optimizer, scores
 from perdure.networks.classifier import Classifier
 from perdure.networks.network import GrowingNetwork, Network
 from perdure.networks.segmenter import Segmenter
+from perdure.streams.task import Task
 
 
 class Generator(Network):
@@ -90,9 +92,44 @@ def test_any_network_fulfils_the_contract() -> None:
     assert plain.requires_grad_(False).parameter_groups() == {"network": []}
 
 
+@pytest.mark.parametrize("norm", [True, False])
+@pytest.mark.parametrize("dropout", [True, False])
+def test_normalisation_and_dropout_are_frozen_each_by_its_own_setting(norm: bool, dropout: bool) -> None:
+    body = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Dropout(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    network, training = Classifier(body, 6), TrainingOptions(freeze_norm=norm, freeze_dropout=dropout)
+    for index, held in enumerate([(False, False), (norm, dropout)]):
+        grow(network, Task(index, str(index), (index + 1,), (), frozenset()), training)
+        network.train()
+        assert (not body[1].training, not body[2].training) == held
+        assert body[1].weight.requires_grad is not held[0]
+
+
 def test_parts_without_a_setting_learn_at_the_base_rate() -> None:
     groups = make_optimizer(Generator(), TrainingOptions(lr=0.5, neck_lr=4.0), later=False).param_groups
     assert [group["lr"] for group in groups] == [0.5, 2.0]
+
+
+@pytest.mark.parametrize(("later", "base"), [(False, 0.5), (True, 0.25)])
+def test_the_scale_of_cosine_logits_has_a_rate_of_its_own(later: bool, base: float) -> None:
+    network = classifier()
+    network.grow(2)
+    moved = []
+    for factor in (None, 1.0, 30.0):
+        given = {} if factor is None else {"scale_lr": factor}
+        training = TrainingOptions(lr=0.5, later_lr=0.25, weight_decay=0, momentum=0, **given)
+        trained = copy.deepcopy(network)
+        optimizer = make_optimizer(trained, training, later)
+        rate = next(g["lr"] for g in optimizer.param_groups if g["params"][0] is trained.head.scale)
+        assert rate == base * (factor or 1.0)
+        for parameter in trained.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+        moved.append(trained)
+    steps = [1.0 - trained.head.scale.item() for trained in moved]
+    assert steps == pytest.approx([base, base, 30 * base]), "as fast as the backbone by default"
+    for trained in moved:  # nothing else follows the factor
+        assert torch.equal(trained.head.rows[0], moved[0].head.rows[0])
+        assert torch.equal(trained.body[0].weight, moved[0].body[0].weight)
 
 
 def test_a_growing_network_is_compiled_by_its_body() -> None:

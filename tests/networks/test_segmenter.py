@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from perdure.errors import UsageError
-from perdure.networks.layers import freeze_affine, hold_still, init_kaiming, sync_batch_norm
+from perdure.networks.layers import freeze_affine, hold_dropout, hold_norm, init_kaiming, sync_batch_norm
 from perdure.networks.segmenter import Segmenter, upsample
 
 
@@ -122,6 +122,9 @@ def test_frozen_normalisation_survives_train_mode() -> None:
     assert network.training
     assert conv.training
     assert not norm.training
+    assert dropout.training, "normalisation does not decide dropout"
+    network.freeze_dropout()
+    network.eval().train()
     assert not dropout.training
     before = norm.running_mean.clone(), norm.running_var.clone(), norm.num_batches_tracked.clone()
     first = network(image(2))[0]
@@ -266,8 +269,10 @@ def test_layers_helpers_cover_every_kind() -> None:
     assert stack[1].weight.std().item() == pytest.approx((2 / 64) ** 0.5, rel=0.1)
     assert stack[0].bias.abs().sum() == 0
     freeze_affine(stack)
-    hold_still(stack)
-    assert [part.training for part in stack] == [True, True] + [False] * 7
+    hold_norm(stack)
+    assert [part.training for part in stack] == [True, True] + [False] * 4 + [True, True, False]
+    hold_dropout(stack.train())
+    assert [part.training for part in stack] == [True] * 6 + [False, False, True]
     assert [name for name, p in stack.named_parameters() if p.requires_grad] == [
         "0.weight",
         "0.bias",

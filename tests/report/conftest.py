@@ -33,7 +33,9 @@ MakeRun = Callable[..., Path]
 REST = {"recurs": False, "preparation": {"kind": "as_is"}}
 
 
-def describe(merged: bool = False, background: str | None = "background", patients: bool = False) -> dict[str, Any]:
+def describe(
+    merged: bool = False, background: str | None = "background", patients: bool = False, measured: str = "test"
+) -> dict[str, Any]:
     """Content of ``stream.json`` of ten classes in four tasks, or of the merged stream."""
     classes = [{"id": c.id, "name": c.name, "kind": c.kind, "color": list(c.color)} for c in label_space(NAMES).classes]
     tasks, old = [], []
@@ -44,7 +46,7 @@ def describe(merged: bool = False, background: str | None = "background", patien
         old = old + new
     protocol = "class-incremental 4-2 overlap" + (", merged" if merged else "")
     return {"protocol": protocol, "dataset": "digits", "background": background, "patients": patients,
-            "classes": classes, "tasks": tasks, "groups": GROUPS}  # fmt: skip
+            "measured": measured, "classes": classes, "tasks": tasks, "groups": GROUPS}  # fmt: skip
 
 
 def scene(number: int) -> tuple[torch.Tensor, np.ndarray, dict[int, np.ndarray]]:

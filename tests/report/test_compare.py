@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from perdure.errors import RunError, UsageError
-from perdure.metrics.results import read_results
+from perdure.metrics.results import read_results, to_csv
 from perdure.report.compare import compare, comparison_table
 from perdure.report.compare_page import write_comparison
 from perdure.report.page import write_model_card, write_report
@@ -162,3 +162,27 @@ def test_runs_that_were_measured_in_two_ways_are_not_compared(make_run) -> None:
     for run, said in zip(runs, words, strict=True):
         assert f"Measured on {said}" in write_model_card(run).read_text()
         assert f"Measured on {said}" in write_report(run).read_text()
+
+
+def test_figures_of_the_validation_set_say_so_and_do_not_mix(make_run, check_page, tmp_path) -> None:
+    plain, chosen = make_run("plain"), make_run("chosen", measured="val")
+    with pytest.raises(UsageError, match=r"measured split is not the same \('test' and 'validation'\)"):
+        compare([plain, chosen])
+    assert {row.split for row in read_results(chosen / "results.csv")} == {"val"}
+    assert json.loads((chosen / "results.json").read_text())["split"] == "val"
+    for run, says in ((plain, False), (chosen, True)):
+        card, page = write_model_card(run).read_text(), check_page(write_report(run))
+        assert ("evaluate.split: val" in card, "evaluate.split: val" in page) == (says, says)
+        assert (f"{'Validation' if says else 'Test'} images after each task" in card) is True
+        comparison = write_comparison([run], tmp_path / "c.html")
+        assert comparison.split == ("val" if says else "test")
+        assert any("evaluate.split: val" in note for note in comparison.notes) is says
+        assert ("validation figures" in check_page(tmp_path / "c.html")) is says
+
+
+def test_results_of_runs_without_a_split_are_of_test_images(make_run) -> None:
+    rows = read_results(make_run() / "results.csv")
+    old = [",".join(line.split(",")[:-1]) for line in to_csv(rows).splitlines()]
+    path = make_run("old") / "results.csv"
+    path.write_text("\n".join(old) + "\n")
+    assert read_results(path) == rows

@@ -20,6 +20,8 @@ from perdure.streams.class_incremental import (
     split_classes,
     task_names,
 )
+from perdure.streams.description import describe, restore
+from perdure.streams.task import merged
 
 NAMES = ["ant", "bee", "cat", "dog", "elk", "traffic light"]
 SAMPLES = {
@@ -439,3 +441,32 @@ def test_protocol_of_classification_names_no_rule_for_images(build, make_source)
         "class-incremental 3-1, unlabelled validation images in training, order shuffled with seed 0"
     )
     assert build(source, order=[6, 5, 4, 3]).protocol == "class-incremental 3-1, order given"
+
+
+def test_figures_may_be_measured_on_the_validation_split(build, make_source):
+    """All classes seen so far, as test sets have it; the set that training looks at shows the new classes only."""
+    held_out = {"v1": [1, 4], "v2": [4, 0], "v3": [6, IGNORE], "v4": [5, 2]}
+    source = make_source(NAMES, train=SAMPLES, test=SAMPLES, val=held_out)
+    stream = build(source, measured="val")
+    assert stream.measured == "val" and build(source).measured == "test"
+    third = stream.tasks[2]
+    with stream.opened(third):
+        assert third.validation().names == ("v4",)
+    (name, measured), *others = third.tests().items()
+    assert (name, others, measured.split) == ("validation", [], "val")
+    assert labels(measured) == {"v1": [1, 4], "v2": [4, 0], "v4": [5, 2]}
+    whole = merged(stream)
+    assert whole.measured == "val" and set(labels(whole.tasks[0].tests()["validation"])) == set(held_out)
+    assert describe(stream, "fake", False).measured == restore(describe(stream, "fake", False)).measured == "val"
+
+
+def test_unlabelled_images_of_the_measured_split_are_transductive(build, make_source):
+    source = make_source(NAMES, train=SAMPLES, test=SAMPLES, val={"v1": [1, 2, 3, 4, 5, 6]})
+    assert "transductive" in build(source, measured="val", pool="val").protocol
+    assert "transductive" not in build(source, measured="val", pool="test").protocol
+    assert "transductive" not in build(source, pool="val").protocol
+
+
+def test_a_task_without_validation_image_cannot_be_measured_on_them(build, make_source):
+    with pytest.raises(DataError, match=r"no validation image for task '1-3'"):
+        build(make_source(NAMES, train=SAMPLES, test=SAMPLES, val={"v1": [6]}), measured="val")

@@ -107,7 +107,8 @@ def test_description_comes_back(stream, tmp_path):
 
 def test_description_holds_what_the_run_folder_needs(parts):
     content = describe(parts, "two hospitals", True).model_dump(mode="json")
-    assert list(content) == ["protocol", "dataset", "kind", "background", "patients", "classes", "tasks", "groups"]
+    first = ["protocol", "dataset", "kind", "background", "patients", "measured"]
+    assert list(content) == [*first, "classes", "tasks", "groups"]
     assert content["patients"] is True
     assert len(content["tasks"][1].pop("digest")) == 24
     assert content["tasks"][1] == {

@@ -102,7 +102,8 @@ def check_recipe(recipe: Recipe, as_json: bool, allow_code: bool = False) -> boo
     name, plan = recipe.data.name, recipe.stream
     beside: list[Comparison] = []
     if plan.order == "natural" and name in datasets() and len(source.space) == published(name)["classes"]:
-        sizes = list_sizes(build_tasks(recipe, source))
+        of_test = recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"split": "test"})})
+        sizes = list_sizes(build_tasks(of_test, source))  # published are the numbers of test images
         beside = compare_counts(sizes, name, f"{plan.base}-{plan.step}", plan.setting)
     found = look_at_files(experiment)
     notes = [*told(found.shared), *_unusual(recipe, summary, fetched)]
@@ -144,8 +145,9 @@ def _show_recipe(
     notes: Sequence[str],
     console: Console,
 ) -> None:
+    measured = "test" if recipe.evaluate.split == "test" else "measured (validation)"
     table = Table(
-        "task", "teaches", "train", "validation", "test", title=escape(f"{recipe.name}: {summary['protocol']}")
+        "task", "teaches", "train", "validation", measured, title=escape(f"{recipe.name}: {summary['protocol']}")
     )
     for task in summary["tasks"]:
         images = [

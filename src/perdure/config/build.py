@@ -116,6 +116,7 @@ def build_tasks(recipe: Recipe, source: Source, sealed: int = 0) -> Stream:
         preparation=build_preparation(recipe, source.kind),
         short_last=plan.short_last,
         pool=pool,
+        measured=recipe.evaluate.split,
         sealed=sealed,
     )
 

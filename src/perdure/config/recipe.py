@@ -97,8 +97,13 @@ class AugmentSection(Options):
 
 
 class EvaluateSection(Options):
-    """How test images, and images to predict, are shown to the model."""
+    """What is measured, and how those images, and images to predict, are shown to the model."""
 
+    split: Literal["test", "val"] = Field(
+        "test",
+        description="images that all figures, counts and sample pictures come from; val: settings are chosen without a "
+        "look at test images, and every page says so",
+    )
     protocol: Literal["whole", "centre_crop"] = Field(
         "whole",
         description="segmentation: what is measured: whole images at their own size, or (published by STAR) the centre "

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from perdure.data.case import Case
 
 Split = Literal["train", "val", "test"]
+Measured = Literal["test", "val"]
+MEASURED: Final[dict[Measured, str]] = {"test": "test", "val": "validation"}
+"""Splits that figures may be measured on, with the word for their images."""
 Kind = Literal["segmentation", "classification"]
 SPLITS: Final[tuple[Split, ...]] = ("train", "val", "test")
 Image = npt.NDArray[np.uint8 | np.float32]
@@ -114,5 +117,5 @@ class Source(ABC):
 
         image, mask = self.image(split, name), self.mask(split, name)
         # negative strides (flipped views of files) cannot become tensors, and torch warns of pixels that Pillow locks
-        image, mask = (np.require(pixels, requirements=("C", "W")) for pixels in (image, mask))
+        image, mask = np.require(image, requirements=("C", "W")), np.require(mask, requirements=("C", "W"))
         return Case(torch.from_numpy(image), torch.from_numpy(mask), name, group=name)

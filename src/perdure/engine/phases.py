@@ -69,8 +69,9 @@ class Train:
 class Collect:
     """One pass over data without gradients, in fp32 and evaluation mode, adding up sums.
 
-    ``measure`` returns tensors that are *added* over batches, resumed runs and processes (so the totals do not
-    depend on the number of processes); ``finish`` receives the totals. Use float64 or int64 for long sums.
+    ``measure`` returns tensors that are *added* over batches, resumed runs and processes (so for given weights the
+    totals do not depend on the number of processes, but for rounding where they are floats); ``finish`` receives the
+    totals. Use float64 or int64 for long sums.
     """
 
     name: str

@@ -232,13 +232,13 @@ def read_files(folder: Path) -> dict[str, tuple[str, ...]]:
     }
 
 
-def preview_entry(folder: Path, file: Path, patients: bool) -> Entry:
-    """Ledger entry of a sample picture of test data."""
+def preview_entry(folder: Path, file: Path, patients: bool, split: str = "test") -> Entry:
+    """Ledger entry of a sample picture of what is measured: a ``test`` or a ``validation`` image."""
     return {
         "name": file.stem,
         "kind": "preview",
         "bytes": file.stat().st_size,
-        "made_from": "one test image, shown in the report",
+        "made_from": f"one {split} image, shown in the report",
         "patient_data": patients,
         "per_class_bytes": None,
         "shows": None,

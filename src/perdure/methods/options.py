@@ -55,7 +55,13 @@ class TrainingOptions(Options):
     new_classifier_lr: float = Field(
         100.0, gt=0, description="learning rate of the newest classifier later, times base"
     )
-    freeze_norm: bool = Field(True, description="freeze BatchNorm and switch dropout off after the first task")
+    scale_lr: float = Field(
+        1.0,
+        gt=0,
+        description="learning rate of the scale of cosine logits, times base; for networks with a cosine head",
+    )
+    freeze_norm: bool = Field(True, description="freeze BatchNorm after the first task")
+    freeze_dropout: bool = Field(True, description="switch dropout off after the first task")
     pos_weight: float = Field(4.0, gt=0, description="weight of positive pixels in binary cross-entropy")
     clip: float | None = Field(None, gt=0, description="largest global gradient norm")
     ema: float | None = Field(None, gt=0, lt=1, description="decay of a moving average of the weights")

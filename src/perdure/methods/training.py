@@ -22,10 +22,14 @@ from perdure.streams.task import Task
 
 
 def grow(network: GrowingNetwork[FeaturesT], task: Task, training: TrainingOptions) -> None:
-    """Append the task's classifier and, after the first task, freeze normalisation if the training says so."""
+    """Append the task's classifier and, after the first task, freeze what the training says: norms, dropout."""
     network.grow(len(task.new))
-    if task.index > 0 and training.freeze_norm:
+    if task.index == 0:
+        return
+    if training.freeze_norm:
         network.freeze_norm()
+    if training.freeze_dropout:
+        network.freeze_dropout()
 
 
 def batches(task: Task, training: TrainingOptions) -> Batches:
@@ -44,14 +48,15 @@ def make_optimizer(network: Network, training: TrainingOptions, later: bool) -> 
     """Optimiser with one learning rate per part of the network (STAR, spec 5.1).
 
     The neck learns ``neck_lr`` times faster than the backbone, classifiers ``classifier_lr`` times, and at later
-    tasks the newest classifier ``new_classifier_lr`` times. Other parts, such as the scale of cosine logits, learn as
-    fast as the backbone. Frozen parameters are in no group.
+    tasks the newest classifier ``new_classifier_lr`` times; the scale of cosine logits ``scale_lr`` times. Other parts
+    learn as fast as the backbone. Frozen parameters are in no group.
     """
     lr = base_lr(training, later)
     factors = {
         "neck": training.neck_lr,
         "old_classifiers": training.classifier_lr,
         "new_classifier": training.new_classifier_lr if later else training.classifier_lr,
+        "scale": training.scale_lr,
     }
     parts = network.parameter_groups()
     groups = [{"params": params, "lr": lr * factors.get(part, 1.0)} for part, params in parts.items() if params]

@@ -16,12 +16,15 @@ from perdure.metrics.definitions import DEFINITIONS, figure, variants
 from perdure.metrics.figures import class_values, evaluate, group_matrix, headline, run_results
 from perdure.streams.description import DescribedStream
 
-COLUMNS: Final = ("after_task", "task", "class_id", "class_name", "figure", "value", "n")
+COLUMNS: Final = ("after_task", "task", "class_id", "class_name", "figure", "value", "n", "split")
 VERSION: Final = 1
 
 
 class ResultRow(NamedTuple):
-    """One line of ``results.csv``; ``class_id`` is ``None`` for figures that are not of one class."""
+    """One line of ``results.csv``; ``class_id`` is ``None`` for figures that are not of one class.
+
+    ``split`` is what was measured: ``test`` or ``val``.
+    """
 
     after_task: int
     task: str
@@ -30,6 +33,7 @@ class ResultRow(NamedTuple):
     figure: str
     value: float
     n: int
+    split: str = "test"
 
 
 def results_rows(
@@ -46,13 +50,14 @@ def results_rows(
         for fig in of_model:
             value, n = evaluate(fig, results, t)
             if value is not None:
-                rows.append(ResultRow(t, task, None, "", str(fig), value, n))
+                rows.append(ResultRow(t, task, None, "", str(fig), value, n, stream.measured))
         by_class = {name: class_values(name, counts) for name in of_class}
         for label in counts.labels:
             for name, values in by_class.items():
                 value, n = values[label]
                 if value is not None:
-                    rows.append(ResultRow(t, task, label, names.get(label, str(label)), name, value, n))
+                    called = names.get(label, str(label))
+                    rows.append(ResultRow(t, task, label, called, name, value, n, stream.measured))
     return rows
 
 
@@ -74,6 +79,7 @@ def results_document(
         "version": VERSION,
         "dataset": stream.dataset,
         "protocol": stream.protocol,
+        "split": stream.measured,
         "tasks": [t.name for t in stream.tasks],
         "measured": list(results.counts),
         "headline": headline(stream),
@@ -100,7 +106,8 @@ def to_csv(rows: Iterable[ResultRow]) -> str:
     writer.writerow(COLUMNS)
     for row in rows:
         class_id = "" if row.class_id is None else row.class_id
-        writer.writerow([row.after_task, row.task, class_id, row.class_name, row.figure, repr(row.value), row.n])
+        figure_of = row.after_task, row.task, class_id, row.class_name, row.figure
+        writer.writerow([*figure_of, repr(row.value), row.n, row.split])
     return text.getvalue()
 
 
@@ -115,18 +122,20 @@ def read_results(path: Path) -> list[ResultRow]:
             lines = list(csv.reader(stream))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"could not read {path}: {error}") from error
-    if not lines or tuple(lines[0]) != COLUMNS:
+    # runs made before the split could be chosen have no column for it
+    known = (COLUMNS, COLUMNS[:-1])
+    if not lines or tuple(lines[0]) not in known:
         raise DataError(f"{path} is not a table of results", f"the first line must be {','.join(COLUMNS)}")
     hint = "write the file again: perdure run … --resume"
     rows = []
     for number, line in enumerate(lines[1:], start=2):
         where = f"{path}, line {number}"
-        if len(line) != len(COLUMNS):
-            raise DataError(f"{where}: {len(line)} columns instead of {len(COLUMNS)}", hint)
-        after, task, class_id, class_name, name, value, n = line
+        if len(line) != len(lines[0]):
+            raise DataError(f"{where}: {len(line)} columns instead of {len(lines[0])}", hint)
+        after, task, class_id, class_name, name, value, n, split = (*line, "test")[: len(COLUMNS)]
         try:
             row = ResultRow(
-                int(after), task, int(class_id) if class_id else None, class_name, name, float(value), int(n)
+                int(after), task, int(class_id) if class_id else None, class_name, name, float(value), int(n), split
             )
             full = str(figure(name))
         except (ValueError, PerdureError) as error:

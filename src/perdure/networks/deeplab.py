@@ -49,7 +49,8 @@ def deeplab(
         input_size: Side of the training crops in pixels that default dilations are meant for; 512, or 64 for
             ``tiny_resnet``, if not given.
         dropout: Share of the ASPP's channels dropped in training.
-        weights: Of the backbone: ``random``, ``imagenet`` (torchvision's V1 weights where timm has them, as
+        weights: Of the backbone: ``random``, ``installed`` (ImageNet weights of an installed package, for
+            ``tf_efficientnet_lite0``), ``imagenet`` (torchvision's V1 weights where timm has them, as
             in the paper, unless the name has a tag) or a file, see ``load_backbone_weights``.
         norm_momentum: Of the backbone's BatchNorm layers; 0.01 (the paper's, for pretrained weights), or 0.1 for
             ``tiny_resnet``, whose statistics start from nothing, if not given.

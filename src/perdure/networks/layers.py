@@ -49,11 +49,18 @@ def freeze_affine(module: nn.Module) -> None:
             parameter.grad = None  # an optimiser that holds it already would apply it again
 
 
-def hold_still(module: nn.Module) -> None:
-    """Put normalisation and every kind of dropout into evaluation mode, whatever mode the module is in."""
+def hold_norm(module: nn.Module) -> None:
+    """Put every normalisation layer into evaluation mode, whatever mode the module is in."""
+    for part in module.modules():
+        if isinstance(part, NORMS):
+            part.training = False
+
+
+def hold_dropout(module: nn.Module) -> None:
+    """Put every kind of dropout into evaluation mode, whatever mode the module is in."""
     for part in module.modules():
         # timm's stochastic depth and block dropout share no class with torch's dropout, but this attribute.
-        if isinstance(part, (*NORMS, nn.modules.dropout._DropoutNd)) or hasattr(part, "drop_prob"):
+        if isinstance(part, nn.modules.dropout._DropoutNd) or hasattr(part, "drop_prob"):
             part.training = False
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from perdure.data.source import Kind
 from perdure.errors import UsageError
-from perdure.networks.layers import freeze_affine, hold_still
+from perdure.networks.layers import freeze_affine, hold_dropout, hold_norm
 from perdure.networks.weights import Weights
 
 FeaturesT = TypeVar("FeaturesT", bound=Tensor | tuple[Tensor, ...])
@@ -27,6 +27,7 @@ class Network(nn.Module):
 
     Attributes:
         norm_frozen: True after :meth:`freeze_norm`.
+        dropout_frozen: True after :meth:`freeze_dropout`.
 
     Raises:
         UsageError: ``dims`` is neither 2 nor 3.
@@ -43,6 +44,7 @@ class Network(nn.Module):
         self.least_batch = least_batch
         self.weights = weights if weights is not None else Weights("random")
         self.norm_frozen = False
+        self.dropout_frozen = False
 
     def check_size(self, size: Sequence[int]) -> None:
         """Raise UsageError unless the network can take images of ``size``, pixels per spatial axis."""
@@ -74,20 +76,27 @@ class Network(nn.Module):
         return [self]
 
     def freeze_norm(self) -> None:
-        """Keep normalisation as it is from now on, also in train mode, and switch dropout off (spec STAR 2.5).
+        """Keep normalisation as it is from now on, also in train mode (spec STAR 2.5).
 
         Running and group statistics stay as they are; scale and shift of all normalisation layers lose
-        ``requires_grad``. Convolutions stay trainable.
+        ``requires_grad``. Convolutions stay trainable, and dropout stays as it is.
         """
         self.norm_frozen = True
         freeze_affine(self)
-        hold_still(self)
+        hold_norm(self)
+
+    def freeze_dropout(self) -> None:
+        """Switch every kind of dropout off from now on, also in train mode (spec STAR 2.5)."""
+        self.dropout_frozen = True
+        hold_dropout(self)
 
     def train(self, mode: bool = True) -> Self:
-        """Set train or evaluation mode; frozen normalisation and dropout stay in evaluation mode."""
-        super().train(mode)
+        """Set train or evaluation mode; frozen normalisation and frozen dropout stay in evaluation mode."""
+        super().train(mode)  # puts every layer into that mode, also frozen ones
         if self.norm_frozen:
-            hold_still(self)  # the line above has put every layer into train mode
+            hold_norm(self)
+        if self.dropout_frozen:
+            hold_dropout(self)
         return self
 
 

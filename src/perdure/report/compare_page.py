@@ -37,6 +37,7 @@ def write_comparison(runs: Sequence[Path], page: Path, figures: Sequence[str] | 
     names = [n for n in (columns[0][2] if columns else {}) if all(n in samples for _, _, samples in columns)]
     values = {
         "words": words,
+        "images": groups[0].stream.measured_images,
         "c": comparison,
         "curves": comparison_curves(groups),
         "heat": difference_rows(fitting),

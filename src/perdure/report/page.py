@@ -15,12 +15,17 @@ from perdure.report.render import WORDS, definitions, render
 from perdure.report.run_data import RunData, load_run, section
 from perdure.report.samples import MOST_SAMPLES, SampleTable, sample_table
 from perdure.report.tables import confusion_tables, heat_rows, ledger_table
+from perdure.streams.description import DescribedStream
 
 REPORT: Final = "report.html"
 CARD: Final = "MODEL_CARD.md"
 TRANSDUCTIVE: Final = (
     "the protocol is transductive: test images, without their labels, take part in training, so figures may be better "
     "than on images that the model never met"
+)
+VALIDATED: Final = (
+    "all figures and sample pictures are of the validation set (evaluate.split: val), which serves to choose settings; "
+    "they are no test figures"
 )
 
 
@@ -89,10 +94,18 @@ def _common(data: RunData) -> dict[str, object]:
         "tested": [results.counts[t].cases for t in results.counts],
         "heat": [] if results.last is None else heat_rows(results),
         "words": words,
-        "warning": TRANSDUCTIVE if "transductive" in stream.protocol else None,
+        "warnings": warnings(stream),
+        "images": stream.measured_images,
         "ledger": ledger_table(data.ledgers),
         "definitions": definitions([*shown, words.by_class]),
     }
+
+
+def warnings(stream: DescribedStream) -> list[str]:
+    """What a reader of any figure of this stream has to know first."""
+    transductive = TRANSDUCTIVE.replace("test images", f"{stream.measured_images} images")
+    said = [(stream.measured != "test", VALIDATED), ("transductive" in stream.protocol, transductive)]
+    return [text for holds, text in said if holds]
 
 
 def run_curves(results: RunResults) -> list[tuple[str, str]]:

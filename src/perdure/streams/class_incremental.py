@@ -19,7 +19,7 @@ import numpy as np
 
 from perdure.data.dataset import Dataset
 from perdure.data.preparation import Preparation
-from perdure.data.source import Source, Split
+from perdure.data.source import MEASURED, Measured, Source, Split
 from perdure.errors import DataError, UsageError, nearest, plain
 from perdure.labels import BACKGROUND, IGNORE, TABLE_SIZE, LabelSpace, remap_table
 from perdure.streams import lists
@@ -47,6 +47,7 @@ def class_incremental(
     other_label: int | None = None,
     short_last: bool = False,
     pool: Pool | None = None,
+    measured: Measured = "test",
     sealed: int = 0,
 ) -> Stream:
     """Stream that teaches ``base`` classes first and ``step`` more per further task.
@@ -69,7 +70,8 @@ def class_incremental(
             ``IGNORE`` leaves their pixels out. The default follows the data set's benchmark.
         short_last: Allow a last task with fewer classes, if ``step`` does not divide the rest.
         pool: Images that a method may use without labels: those of a split that show classes seen so far, or all
-            images of a source. With ``test`` the figures are transductive, and the protocol says so.
+            images of a source. With the measured split the figures are transductive, and the protocol says so.
+        measured: The split that figures are measured on: ``val`` where settings are chosen.
         sealed: So many tasks are sealed: they need no training images any more.
 
     Raises:
@@ -83,10 +85,10 @@ def class_incremental(
     names = task_names(source.space, groups)
     presence = lists.cached_presence(source, "train")
     train = _train_rows(source, presence, groups, setting, partition_file)
-    test = lists.seen(lists.cached_presence(source, "test"), groups)
+    test = lists.seen(lists.cached_presence(source, measured), groups)
     if sealed < len(groups):
         _refuse_masks_without_classes(source, presence)
-    for split, first, rows in (("training", sealed, train), ("test", 0, test)):
+    for split, first, rows in (("training", sealed, train), (MEASURED[measured], 0, test)):
         for group, name, found in list(zip(groups, names, rows, strict=True))[first:]:
             if not len(found):
                 classes = ", ".join(source.space.name(c) for c in group)
@@ -108,13 +110,14 @@ def class_incremental(
     elif pool is not None:
         pool.names("train")
         granted = pool, "train"
-    plan = _Plan(source, groups, train, test, preparation, other, granted)
+    plan = _Plan(source, groups, train, test, preparation, other, granted, measured)
     specs = [
         TaskSpec(name, new, frozenset(new), setting == "overlap", preparation, partial(plan.open, index))
         for index, (name, new) in enumerate(zip(names, groups, strict=True))
     ]
     told = setting if source.kind == "segmentation" else ""  # an image of one class is in one task for every setting
-    return make_stream(source.space, specs, _protocol(base, step, told, order, order_seed, partition_file, granted))
+    protocol = _protocol(base, step, told, order, order_seed, partition_file, granted, measured)
+    return make_stream(source.space, specs, protocol, measured=measured)
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,7 @@ class _Plan:
     preparation: Preparation
     other: int
     granted: tuple[Source, Split] | None
+    measured: Measured
 
     @cached_property
     def validation(self) -> list[lists.Rows]:
@@ -143,7 +147,7 @@ class _Plan:
         return TaskData(
             train=lambda: self.view("train", index, new, check),
             validation=lambda: self.view("val", index, new, check),
-            tests=lambda: {"test": self.view("test", index, seen, None)},
+            tests=lambda: {MEASURED[self.measured]: self.measured_view(index, seen)},
             joint=lambda split: self.view(split, index, every, check),
             pool=None if self.granted is None else partial(self.pool, *self.granted, index, check),
         )
@@ -157,10 +161,16 @@ class _Plan:
         hidden = np.full(TABLE_SIZE, IGNORE, np.int16)
         return Dataset(source, split, names, hidden, self.preparation, True, check)
 
-    def view(self, split: Split, index: int, keep: Sequence[int], check: Callable[[], None] | None) -> Dataset:
-        """Images of one task with the labels ``keep``; all others become background or ``other``."""
-        rows = {"train": lambda: self.train, "val": lambda: self.validation, "test": lambda: self.test}[split]()
-        names = self.source.names(split)
+    def measured_view(self, index: int, seen: Sequence[int]) -> Dataset:
+        """Images of the measured split that show a class seen so far, with the labels ``seen``."""
+        names, table = self.source.names(self.measured), remap_table(seen, self.other)
+        return Dataset(
+            self.source, self.measured, tuple(names[row] for row in self.test[index]), table, self.preparation
+        )
+
+    def view(self, split: Split, index: int, keep: Sequence[int], check: Callable[[], None]) -> Dataset:
+        """Training or validation images of one task with the labels ``keep``; others become background or ``other``."""
+        rows, names = self.train if split == "train" else self.validation, self.source.names(split)
         table = remap_table(keep, BACKGROUND if split == "train" else self.other)
         chosen = tuple(names[row] for row in rows[index])
         return Dataset(self.source, split, chosen, table, self.preparation, split == "train", check)
@@ -280,16 +290,17 @@ def _protocol(
     order_seed: int,
     partition_file: Path | None,
     granted: tuple[Source, Split] | None,
+    measured: Measured,
 ) -> str:
     """What was asked for, in words: reports show it, and a run refuses to go on under another one."""
     text = f"class-incremental {base}-{step} {setting}".rstrip()
     if granted is not None:
         source, split = granted
-        text += {
-            "train": f", {len(source.names('train'))} unlabelled images of their own in training",
-            "val": ", unlabelled validation images in training",
-            "test": ", unlabelled test images (transductive) in training",
-        }[split]
+        if split == "train":
+            text += f", {len(source.names('train'))} unlabelled images of their own in training"
+        else:
+            transductive = " (transductive)" if split == measured else ""
+            text += f", unlabelled {MEASURED[split]} images{transductive} in training"
     if partition_file is not None:
         text += f" from {plain(partition_file.name)}"
     if order == "shuffled":

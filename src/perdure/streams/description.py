@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
-from perdure.data.source import Kind
+from perdure.data.source import MEASURED, Kind, Measured
 from perdure.errors import DataError, RunError, UsageError, odd
 from perdure.files import read_json, write_json
 from perdure.labels import BACKGROUND, ClassInfo, LabelSpace
@@ -74,6 +74,7 @@ class DescribedStream(BaseModel):
         kind: What a label describes: every pixel (segmentation) or the whole image (classification).
         background: Name of label 0, or ``None`` where every pixel has a class.
         patients: True where images come from patients.
+        measured: The split that figures are measured on.
         classes: All classes, in label order.
         tasks: The tasks in order.
         groups: Classes by the task that teaches them; several groups and one task mean joint training.
@@ -86,6 +87,7 @@ class DescribedStream(BaseModel):
     kind: Kind = "segmentation"  # runs made before classification came do not say it
     background: str | None
     patients: bool
+    measured: Measured = "test"  # nor do runs made before the choice came say it
     classes: tuple[ClassInfo, ...]
     tasks: tuple[DescribedTask, ...]
     groups: tuple[tuple[int, ...], ...]
@@ -116,8 +118,13 @@ class DescribedStream(BaseModel):
         return next(j for j, group in enumerate(self.groups) if class_id in group)
 
     @property
+    def measured_images(self) -> str:
+        """The word for images that figures are measured on: ``test`` or ``validation``."""
+        return MEASURED[self.measured]
+
+    @property
     def evaluation(self) -> tuple[str, str]:
-        """In words, what is measured of test images (figures of two runs must share it), and how large ones are cut."""
+        """In words, what is measured of images (figures of two runs must share it), and how large ones are cut."""
         shown = self.tasks[-1].preparation
         size, window = shown.get("size"), shown.get("window")
         cut = (
@@ -216,6 +223,7 @@ def describe(
         kind=kind,
         background=stream.space.background,
         patients=patients,
+        measured=stream.measured,
         classes=stream.space.classes,
         tasks=tuple(tasks),
         groups=stream.groups,
@@ -235,7 +243,7 @@ def restore(described: DescribedStream) -> Stream:
         TaskSpec(t.name, t.new, frozenset(t.annotated), t.recurs, read_preparation(t.preparation, "stream.json"))
         for t in described.tasks
     ]
-    return make_stream(described.space, specs, described.protocol, described.groups)
+    return make_stream(described.space, specs, described.protocol, described.groups, described.measured)
 
 
 def write_stream(path: Path, described: DescribedStream) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from perdure.data.dataset import Dataset, Joined, Samples, members
 from perdure.data.preparation import Preparation
-from perdure.data.source import Split
+from perdure.data.source import Measured, Split
 from perdure.errors import SealedDataError
 from perdure.labels import ChannelMap, LabelSpace
 
@@ -24,7 +24,7 @@ class TaskData:
         train: Training set of this task.
         validation: Validation set of this task.
         tests: Test sets, by name, for *all* classes seen so far: one in class-incremental streams, one per task in
-            task-incremental ones.
+            task-incremental ones. Of the validation split where the stream is measured on that.
         joint: The task's ``"train"`` or ``"val"`` images with all their labels, for upper bounds only
             (:func:`merged`).
         pool: Unlabelled images that may show any class seen so far. ``None`` unless the protocol grants them.
@@ -84,7 +84,7 @@ class Task:
         return self._open().validation()
 
     def tests(self) -> dict[str, Dataset]:
-        """Test sets for all classes seen so far, by name."""
+        """Sets that figures are measured on, for all classes seen so far, by name."""
         return self._open(training=False).tests()  # test sets of earlier tasks stay readable: they are not trained on
 
     def pool(self) -> Dataset | None:
@@ -127,6 +127,7 @@ class Stream:
         protocol: Short description, e.g. ``"class-incremental 15-1 overlap"``.
         groups: Classes by the task that teaches them. In a merged stream (joint training) they are those of the
             original stream, so that figures of old and new classes have the same definition.
+        measured: The split that ``tests`` of its tasks are taken from.
     """
 
     space: LabelSpace
@@ -134,6 +135,7 @@ class Stream:
     protocol: str
     groups: tuple[tuple[int, ...], ...]
     _gate: _Gate = field(repr=False, compare=False)
+    measured: Measured = "test"
 
     def __len__(self) -> int:
         return len(self.tasks)
@@ -168,6 +170,7 @@ def make_stream(
     specs: Sequence[TaskSpec],
     protocol: str,
     groups: Sequence[tuple[int, ...]] | None = None,
+    measured: Measured = "test",
 ) -> Stream:
     """Bind task descriptions to one gate. Raises UsageError if a class is taught twice."""
     gate = _Gate()
@@ -181,7 +184,7 @@ def make_stream(
             Task(index, spec.name, spec.new, old, spec.annotated, spec.recurs, spec.preparation, space, data, gate)
         )
         old += spec.new
-    return Stream(space, tuple(tasks), protocol, tuple(groups or (s.new for s in specs)), gate)
+    return Stream(space, tuple(tasks), protocol, tuple(groups or (s.new for s in specs)), gate, measured)
 
 
 def merged(stream: Stream) -> Stream:
@@ -209,4 +212,4 @@ def merged(stream: Stream) -> Stream:
     annotated = frozenset().union(*(task.annotated for task in stream.tasks))
     complete = len(opened) == len(stream.tasks)  # a stream that is only described (prediction) has no data to merge
     spec = TaskSpec("joint", last.seen, annotated, False, last.preparation, data if complete else None)
-    return make_stream(stream.space, [spec], f"{stream.protocol}, merged", stream.groups)
+    return make_stream(stream.space, [spec], f"{stream.protocol}, merged", stream.groups, stream.measured)

@@ -250,7 +250,8 @@ def synthesise(
     batches = inversion_batches(objective, request, options, device)
     images, steps = invert(batches, options.steps, progress)
     exact, targets = Objective(teacher, options, request.moments), request.targets.to(device)
-    with torch.no_grad():  # one group at a time: the memory of all at once is not needed for a single pass
+    # one group at a time: the memory of all at once is not needed for a single pass
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
         parts = [exact.terms(group, targets[row : row + 1]) for row, group in enumerate(images)]
     losses = {name: check_loss(torch.cat([part[name] for part in parts])) for name in parts[0]}
     return Impressions(images.flatten(0, 1), targets.flatten(), losses, steps)

@@ -1,4 +1,7 @@
-"""The four losses of the update (spec CCSI, section 4), as pure functions of tensors."""
+"""The four losses of the update (spec CCSI, section 4), as pure functions of tensors.
+
+All compute in float32, whatever the precision of their input and of an autocast around them.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +54,7 @@ def margin_ranking(cosines: Tensor, targets: Tensor, old: int, margin: float, to
         margin: m.
         top: Number of new classes that each sample is held against; all of them if there are fewer.
     """
-    mine = targets < old
+    cosines, mine = cosines.float(), targets < old
     own = cosines.gather(1, targets[:, None])
     rivals = cosines[:, old:].topk(min(top, cosines.shape[1] - old), dim=1).values
     each = F.relu(margin - own + rivals).mean(1)
@@ -65,7 +68,7 @@ def centroids(cosines: Tensor, channels: Tensor) -> Tensor:
         cosines: Raw cosines ``(N, K)``.
         channels: Class of each sample ``(N,)`` int64; labels or pseudo-labels.
     """
-    classes = cosines.shape[1]
+    cosines, classes = cosines.float(), cosines.shape[1]
     sums = cosines.new_zeros(classes, classes).index_add(0, channels, cosines)
     counts = torch.bincount(channels, minlength=classes).clamp(min=1)
     return sums / counts[:, None].to(sums)
@@ -86,6 +89,11 @@ def idc(source: Tensor, target: Tensor, temperature: float) -> Tensor:
         target: Moving centroids C^T ``(K, K)`` of the unlabelled batch.
         temperature: τ.
     """
-    source, target = (rows / (torch.linalg.vector_norm(rows, dim=1, keepdim=True) + TINY) for rows in (source, target))
-    scores = target @ source.T / temperature
+    # a product under autocast would round the scores to half precision: steps of 0.004, and of 0.06 in the loss
+    with torch.autocast(source.device.type, enabled=False):
+        source, target = (
+            rows / (torch.linalg.vector_norm(rows, dim=1, keepdim=True) + TINY)
+            for rows in (source.float(), target.float())
+        )
+        scores = target @ source.T / temperature
     return scores.flatten().logsumexp(0) - scores.diagonal().logsumexp(0)

@@ -1,4 +1,8 @@
-"""Losses of synthesis and update, as pure functions of tensors (spec CCSI, sections 8.2 and 8.5)."""
+"""Losses of synthesis and update, as pure functions of tensors (spec CCSI, sections 8.2 and 8.5).
+
+All compute in float32, whatever the precision of their input and of an autocast around them: a sum over the pixels of
+an image overflows in float16, and bfloat16 counts no further than 256.
+"""
 
 from __future__ import annotations
 
@@ -49,6 +53,7 @@ def balanced_bce(logits: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
         targets: ``(N, K, H, W)``, 0 or 1.
         counts: ``(N, H, W)`` bool, pixels that count.
     """
+    logits, targets = logits.float(), targets.float()
     weight = counts[:, None].to(logits)
     positive, negative = targets * weight, (1 - targets) * weight
     area_1, area_0 = (part.sum((2, 3)).clamp_min(1.0) for part in (positive, negative))
@@ -65,6 +70,7 @@ def dice_loss(logits: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
         targets: ``(N, K, H, W)``, 0 or 1.
         counts: ``(N, H, W)`` bool, pixels that count.
     """
+    logits, targets = logits.float(), targets.float()
     weight = counts[:, None].to(logits)
     dice, there = _dice(logits.sigmoid() * weight, targets * weight, targets)
     return ((1 - dice) * there).sum() / there.sum().clamp_min(1.0)
@@ -100,7 +106,7 @@ def pseudo_labels(logits: Tensor, class_ids: Sequence[int], confidence: float) -
         class_ids: Global id of each channel.
         confidence: Least certainty, at least 0.5.
     """
-    best, channel = logits.sigmoid().max(1)
+    best, channel = logits.float().sigmoid().max(1)
     labels = torch.where(best > 0.5, torch.as_tensor(class_ids, device=logits.device)[channel], BACKGROUND)
     return torch.where(torch.maximum(best, 1 - best) >= confidence, labels, IGNORE)
 
@@ -117,7 +123,7 @@ def pixel_margin(logits: Tensor, labels: Tensor, class_ids: Sequence[int], margi
     Returns:
         Scalar; 0 with a zero gradient where no pixel counts.
     """
-    old = len(class_ids)
+    logits, old = logits.float(), len(class_ids)
     targets = (labels[:, None] == torch.as_tensor(class_ids, device=labels.device).view(1, -1, 1, 1)).to(logits)
     own, rival = (logits[:, :old] * targets).sum(1), logits[:, old:].amax(1)
     mine = targets.sum(1)
@@ -139,10 +145,12 @@ def moment_loss(now: Tensor, bank: Tensor, layers: Tensor, first: float) -> Tens
     Returns:
         ``(R,)``.
     """
+    now, bank = now.float(), bank.float()
     scale = bank[1] + SLIGHT
     errors = torch.stack([(now[0] - bank[0]).square() / scale, ((now[1] - bank[1]) / scale).square()])
     channels = torch.bincount(layers)
     each = errors.new_zeros(2, len(scale), len(channels)).index_add(2, layers, errors) / channels
     weight = torch.ones_like(channels, dtype=errors.dtype)
     weight[0] = first
-    return (each + 1e-8).sqrt().sum(0) @ weight / weight.sum()
+    # not `@ weight`: under autocast a product is taken in half precision
+    return ((each + 1e-8).sqrt().sum(0) * weight).sum(1) / weight.sum()

@@ -104,7 +104,8 @@ class InversionBatch(nn.Module):
             if self.done:
                 return
             self.optimizer.param_groups[0]["lr"] = self.settings.rate(step)
-            with torch.enable_grad():
+            # Without autocast: variances are differences of moments, of which half precision would leave little.
+            with torch.enable_grad(), torch.autocast(self.images.device.type, enabled=False):
                 loss = self.loss(self.images, step)
                 (self.images.grad,) = torch.autograd.grad(loss.sum(), self.images)
             self.optimizer.step()

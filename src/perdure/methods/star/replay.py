@@ -14,7 +14,8 @@ N_c carried on            N_c                             N_c + M_c             
 ========================  ==============================  =====================  =====================
 
 ``overlap`` and ``disjoint`` are the NeurIPS rules, ``carried`` the TPAMI rule for VOC and Cityscapes. All counts
-are over all processes, so nothing here depends on how many there are; :func:`whole` hands each its share.
+are over all processes, so the amounts do not depend on how many there are. Replays do: :func:`whole` hands each process
+its share and rounds it there, and each draws its own vectors.
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@ each cell. A linear resize (corners not aligned) of a map to the grid averages t
 centre: two per axis for an even stride, one for an odd one. These *core* pixels are all that STAR's masks need, so
 pseudo-labels are computed there only: 4 of 256 pixels at stride 16.
 
-Sums are float64 or int64 and add over batches and processes, so the results do not depend on either. ``codes``
+Sums are float64 or int64 and add over batches and processes: for given weights counts do not depend on either, and
+other sums do by rounding alone. (Training does depend on the number of processes, and with it the weights.) ``codes``
 are rows of new classes on the feature grid, -1 where a cell does not count.
 """
 
