@@ -175,7 +175,7 @@ def test_comparison_page(check_page, make_class_run, tmp_path: Path) -> None:
         "accuracy.all[bg=out]",
         "accuracy.mean[bg=out,absent=skip]",
         "forgetting[max-last,of=accuracy]",
-        "accuracy.average[of=accuracy,bg=out,absent=skip]",
+        "accuracy.average[bg=out]",
         "intransigence[of=accuracy]",
     )
     assert c.best["accuracy.all[bg=out]"] == "star"
