@@ -8,6 +8,8 @@ from functools import reduce
 from operator import add
 from pathlib import Path
 
+from rich.markup import escape
+
 from perdure.config.build import Experiment
 from perdure.data.dataset import Samples, members
 from perdure.data.source import MEASURED
@@ -19,9 +21,9 @@ from perdure.inference.case import predict_cases
 from perdure.kept.ledger import DONE, preview_entry, read_files, read_kept, task_folder, write_kept, write_ledger
 from perdure.methods.method import Method
 from perdure.methods.options import Options
-from perdure.metrics.confusion import ConfusionMatrix, read_counts, write_counts
+from perdure.metrics.confusion import ConfusionMatrix, pooled, read_counts, write_counts
 from perdure.metrics.evaluate import count
-from perdure.metrics.figures import class_values, headline, run_results
+from perdure.metrics.figures import at_zero, class_values, headline, run_results
 from perdure.metrics.figures import evaluate as value_of
 from perdure.metrics.results import write_results
 from perdure.report.samples import write_class_samples, write_samples
@@ -70,11 +72,27 @@ def seal(experiment: Experiment, task: Task, run: RunFolder, machine: Machine, l
         # last: without it the task counts as not sealed, and a resumed run does it again
         write_json(folder / DONE, {"task": task.index})
         figures = record(run, task)
-        logger.log(task=task.index, event="sealed", **figures)
+        logger.log(task=task.index + 1, event="sealed", **figures)
         text = "  ".join(f"{name.partition('[')[0]} [bold]{value:.1f}[/]" for name, value in figures.items())
         on = "" if experiment.stream.measured == "test" else f"  on {shown} images"
         logger.say(f"[green]sealed[/] task {task.index + 1} of {len(experiment.stream)} ({task.name})  {text}{on}")
+        _say_what_was_not_learned(experiment, task, pooled(counts), logger)
     machine.barrier()
+
+
+def _say_what_was_not_learned(experiment: Experiment, task: Task, counts: ConfusionMatrix, logger: RunLogger) -> None:
+    """Name new classes that ended at 0 in the task that teaches them, with what to try: later tasks cannot mend it."""
+    zero = at_zero(counts, task.new, experiment.source.kind)
+    if zero:
+        names = [experiment.stream.space.name(c) for c in zero]
+        logger.log(task=task.index + 1, event="new classes at 0", classes=names)
+        shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+        later = "later_" if task.index else ""
+        logger.say(
+            f"[yellow]not learned[/] {escape(shown)}: at 0 after the task that teaches "
+            f"{'it' if len(zero) == 1 else 'them'}; try more training.{later}epochs, another training.{later}lr, "
+            "a larger augment.crop where objects are small, or more training images"
+        )
 
 
 def measure_validation(experiment: Experiment, task: Task, machine: Machine) -> Callable[[], Mapping[str, float]]:

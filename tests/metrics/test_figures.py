@@ -14,6 +14,7 @@ from perdure.metrics.confusion import ConfusionMatrix
 from perdure.metrics.definitions import DEFINITIONS, Definition, Scope, variants
 from perdure.metrics.figures import (
     UNDEFINED,
+    at_zero,
     class_values,
     evaluate,
     forgetting_by_group,
@@ -209,6 +210,13 @@ def test_figures_do_not_depend_on_the_order_in_which_classes_are_counted() -> No
     again = run_results(TWO.stream, {0: {"all": TWO.counts[0]}, 1: mixed})
     for name in ("miou.all", "miou.old", "miou.new", "dice.all", "accuracy.mean", "forgetting"):
         assert evaluate(name, again, 1) == evaluate(name, TWO, 1)
+
+
+def test_classes_at_zero_are_those_that_the_ground_truth_holds() -> None:
+    counts = TWO.counts[0]  # class 1 is half right, class 2 never, class 3 is in no image
+    lost = ConfusionMatrix((0, 1, 2, 3), np.array([[9, 0, 0, 4], [0, 5, 0, 0], [7, 0, 0, 0], [0, 0, 0, 0]]))
+    assert at_zero(lost, (1, 2, 3), "segmentation") == at_zero(lost, (1, 2, 3), "classification") == [2]
+    assert at_zero(counts, (1,), "segmentation") == []
 
 
 def test_several_test_sets_are_pooled() -> None:

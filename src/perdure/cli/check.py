@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
+from perdure.cli.console import open_console
 from perdure.config.recipe import Recipe
 from perdure.data.catalog import open_source
 from perdure.data.check import Inspection, inspect
@@ -31,9 +32,9 @@ def check_dataset(name: str, root: Path | None, options: Mapping[str, object], a
         shown = bar.add_task("reading", total=None)
         found = inspect(source, SPLITS, advance=lambda: bar.advance(shown))
     if as_json:
-        Console().print_json(json.dumps(found.to_dict()))
+        open_console().print_json(json.dumps(found.to_dict()))
     else:
-        _show_dataset(found, Console())
+        _show_dataset(found, open_console())
     return found.ok
 
 
@@ -98,9 +99,9 @@ def check_recipe(recipe: Recipe, as_json: bool, allow_code: bool = False) -> boo
     build_method(recipe, build_preparation(recipe, source.kind), pretrained=not fetched)
     if as_json:
         rows = [row._asdict() for row in beside]
-        Console().print_json(json.dumps({"recipe": recipe.name, **summary, "published": rows}))
+        open_console().print_json(json.dumps({"recipe": recipe.name, **summary, "published": rows}))
     else:
-        _show_recipe(recipe, summary, beside, Console())
+        _show_recipe(recipe, summary, beside, open_console())
     return all(row.ok for row in beside)
 
 

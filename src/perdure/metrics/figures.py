@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from perdure.data.source import Kind
 from perdure.errors import DataError, PerdureError, UsageError
 from perdure.labels import BACKGROUND
 from perdure.metrics.confusion import ConfusionMatrix, pooled
@@ -110,6 +111,12 @@ def class_values(name: str, counts: ConfusionMatrix) -> dict[int, Value]:
         label: Value(None if np.isnan(v) else float(v), int(n))
         for label, v, n in zip(counts.labels, values, support, strict=True)
     }
+
+
+def at_zero(counts: ConfusionMatrix, ids: Iterable[int], kind: Kind) -> list[int]:
+    """Those of the classes whose IoU (recall in classification) is 0.0, though the ground truth holds them."""
+    values = class_values("recall" if kind == "classification" else "iou", counts)
+    return [c for c in ids if (value := values[c].value) is not None and value < 0.05]  # pages write that as 0.0
 
 
 def evaluate(wanted: Figure | str, results: RunResults, after: int) -> Value:

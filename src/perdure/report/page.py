@@ -8,14 +8,14 @@ from typing import Final
 import yaml
 
 from perdure.metrics.definitions import figure
-from perdure.metrics.figures import RunResults, evaluate, forgetting_by_group, group_matrix, headline
+from perdure.metrics.figures import RunResults, at_zero, evaluate, forgetting_by_group, group_matrix, headline
 from perdure.report import kept_items
 from perdure.report.plots import Line, curves
 from perdure.report.render import WORDS, definitions, render
 from perdure.report.run_data import RunData, load_run, section
 from perdure.report.samples import MOST_SAMPLES, SampleTable, sample_table
 from perdure.report.tables import confusion_tables, heat_rows, ledger_table
-from perdure.streams.description import DescribedStream
+from perdure.streams.description import DescribedStream, DescribedTask
 
 REPORT: Final = "report.html"
 CARD: Final = "MODEL_CARD.md"
@@ -94,11 +94,21 @@ def _common(data: RunData) -> dict[str, object]:
         "tested": [results.counts[t].cases for t in results.counts],
         "heat": [] if results.last is None else heat_rows(results),
         "words": words,
+        "unlearned": unlearned(results),
         "warnings": warnings(stream),
         "images": stream.measured_images,
         "ledger": ledger_table(data.ledgers),
         "definitions": definitions([*shown, words.by_class]),
     }
+
+
+def unlearned(results: RunResults) -> list[tuple[DescribedTask, list[str]]]:
+    """Tasks after which some of the classes that they teach were at 0, with the names of these classes."""
+    stream = results.stream
+    found = [
+        (stream.tasks[t], at_zero(counts, stream.tasks[t].new, stream.kind)) for t, counts in results.counts.items()
+    ]
+    return [(task, [stream.space.name(c) for c in zero]) for task, zero in found if zero]
 
 
 def warnings(stream: DescribedStream) -> list[str]:
