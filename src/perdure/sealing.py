@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.markup import escape
 
 from perdure.config.build import Experiment
-from perdure.data.dataset import Samples, members
+from perdure.data.dataset import Dataset, members
 from perdure.data.source import MEASURED
 from perdure.engine.machine import Machine
 from perdure.engine.run_logger import RunLogger
@@ -21,8 +21,9 @@ from perdure.inference.case import predict_cases
 from perdure.kept.ledger import DONE, preview_entry, read_files, read_kept, task_folder, write_kept, write_ledger
 from perdure.methods.method import Method
 from perdure.methods.options import Options
+from perdure.metrics.cases import CASES, write_cases
 from perdure.metrics.confusion import ConfusionMatrix, pooled, read_counts, write_counts
-from perdure.metrics.evaluate import count
+from perdure.metrics.evaluate import Counted, count
 from perdure.metrics.figures import at_zero, class_values, headline, run_results
 from perdure.metrics.figures import evaluate as value_of
 from perdure.metrics.results import write_results
@@ -57,13 +58,16 @@ def seal(experiment: Experiment, task: Task, run: RunFolder, machine: Machine, l
     """Write weights, kept items, ledger, counts, samples and results of a task; the mark ``done`` comes last."""
     method = experiment.method
     method.eval()
-    counts = {name: _count(experiment, dataset, task, machine) for name, dataset in task.tests().items()}
+    counted = {name: _count(experiment, dataset, task, machine) for name, dataset in task.tests().items()}
+    counts = {name: sum_of.matrix for name, sum_of in counted.items()}
     if machine.main:
         folder, before = task_folder(run.path, task.index, task.name), run.sealed()[-1:]
         patients, state = experiment.source.patients, method.state_dict()
         entries = write_kept(folder, state, method.kept(), len(task.seen), method.files, method.store, *before)
         method.store.sweep(task.index, [name for names in method.files.values() for name in names])
         write_counts(folder / "counts.json", counts)
+        if cases := {name: sum_of.cases for name, sum_of in counted.items() if sum_of.cases is not None}:
+            write_cases(folder / CASES, cases)
         shown = MEASURED[experiment.stream.measured]
         entries += [
             preview_entry(folder, path, patients, shown) for path in _samples(experiment, task, machine, folder)
@@ -104,19 +108,19 @@ def measure_validation(experiment: Experiment, task: Task, machine: Machine) -> 
 
     def measure() -> Mapping[str, float]:
         experiment.method.eval()
-        values = class_values(figure, _count(experiment, task.validation(), task, machine))
+        parts = [_count(experiment, dataset, task, machine).matrix for dataset in members(task.validation())]
+        values = class_values(figure, reduce(add, parts))
         new = [value for c in task.new if (value := values[c].value) is not None]
         return {f"validation.{name}.new": sum(new) / len(new)} if new else {}
 
     return measure
 
 
-def _count(experiment: Experiment, samples: Samples, task: Task, machine: Machine) -> ConfusionMatrix:
-    """Counts of the present model over all data sets of a test or validation set."""
+def _count(experiment: Experiment, dataset: Dataset, task: Task, machine: Machine) -> Counted:
+    """Counts of the present model over a test or validation set."""
     at_once, workers = experiment.recipe.evaluate.batch_size, experiment.recipe.engine.workers
     predict = experiment.method.predict
-    parts = [count(predict, dataset, task.seen, machine, at_once, workers) for dataset in members(samples)]
-    return reduce(add, parts)
+    return count(predict, dataset, task.seen, machine, at_once, workers)
 
 
 def _samples(experiment: Experiment, task: Task, machine: Machine, folder: Path) -> list[Path]:

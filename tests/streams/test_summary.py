@@ -120,6 +120,13 @@ def test_description_of_a_merged_stream_keeps_the_groups(stream):
     assert merged(restore(describe(stream, "fake", False))).tasks[0].data is None
 
 
+def test_a_run_goes_on_with_its_own_colours(parts):
+    mine = describe(parts, "two hospitals", True)
+    painted = [replace(c, color=(1, 2, 3)) for c in mine.classes]
+    later = mine.model_copy(update={"classes": tuple(painted)})
+    assert mine.continued_by(later, 1).classes == mine.classes
+
+
 def damage(content):
     yield {}
     for key in ("classes", "tasks", "groups", "protocol", "background"):

@@ -14,7 +14,7 @@ from perdure.report.plots import Line, curves
 from perdure.report.render import WORDS, definitions, render
 from perdure.report.run_data import RunData, load_run, section
 from perdure.report.samples import MOST_SAMPLES, SampleTable, sample_table
-from perdure.report.tables import confusion_tables, heat_rows, ledger_table
+from perdure.report.tables import case_rows, confusion_tables, heat_rows, ledger_table
 from perdure.streams.description import DescribedStream, DescribedTask
 
 REPORT: Final = "report.html"
@@ -48,6 +48,7 @@ def write_report(run: Path) -> Path:
         "cards": [] if last is None else [(figure(n), evaluate(n, results, last)) for n in headline(stream)],
         "curves": run_curves(results),
         "confusion": confusion_tables(results),
+        "cases": [] if last is None else case_rows(stream, data.dice.get(last, {})),
         "sample_tasks": [stream.tasks[t] for t in tasks],
         "samples": sample_table(names, [(stream, t, data.samples[t]) for t in tasks]) if tasks else SampleTable([], []),
         "columns": columns,

@@ -15,6 +15,7 @@ from pydantic import JsonValue, TypeAdapter, ValidationError
 from perdure.errors import DataError, RunError
 from perdure.files import parse_yaml, read_json
 from perdure.kept.ledger import LEDGER, sealed_folders
+from perdure.metrics.cases import CASES, read_dice
 from perdure.metrics.confusion import read_counts
 from perdure.metrics.figures import RunResults, run_results
 from perdure.report.kept_items import KeptItem, read_items
@@ -36,6 +37,7 @@ class RunData:
         sealed: Number of tasks that are done.
         ledgers: Kept items by task.
         samples: Test samples by task and name; empty where none may be shown.
+        dice: Dice in percent by task and class, a value for each case; of runs that recorded it.
         shown: Kept items that the report shows, by task; without raw images of patients, unless they may be shown.
         recipe: The resolved recipe.
         environment: Versions and machine.
@@ -46,6 +48,7 @@ class RunData:
     sealed: int
     ledgers: Mapping[int, tuple[KeptItem, ...]]
     samples: Mapping[int, dict[str, Sample]]
+    dice: Mapping[int, dict[int, list[float]]]
     shown: Mapping[int, tuple[KeptItem, ...]]
     recipe: Mapping[str, JsonValue]
     environment: Mapping[str, JsonValue]
@@ -115,6 +118,7 @@ def load_run(path: Path) -> RunData:
         results=run_results(stream, counts),
         sealed=len(folders),
         ledgers=ledgers,
+        dice={t: read_dice(f / CASES) for t, f in folders.items() if (f / CASES).is_file()},
         samples={t: read_samples(f / "samples") for t, f in folders.items()} if open_to_all else {},
         shown={t: tuple(i for i in items if i.shows and (open_to_all or not i.raw)) for t, items in ledgers.items()},
         recipe=_MAPPING.validate_python(without_places(recipe)),

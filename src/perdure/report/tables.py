@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from perdure.labels import BACKGROUND
+from perdure.metrics.cases import Spread, spread
 from perdure.metrics.figures import RunResults, Value, class_values
 from perdure.report.kept_items import KeptItem
 from perdure.report.render import NONE, WORDS, hex_color
@@ -69,6 +70,15 @@ class ConfusionTable:
     names: tuple[str, ...]
     edges: tuple[bool, ...]
     rows: tuple[ConfusionRow, ...]
+
+
+@dataclass(frozen=True)
+class CaseRow:
+    """Dice of one class over cases."""
+
+    name: str
+    color: str
+    spread: Spread
 
 
 @dataclass(frozen=True)
@@ -192,6 +202,13 @@ def _confusion_table(results: RunResults, task: DescribedTask) -> ConfusionTable
             cells.append(Cell(f"{n:,}" if size == "numbers" else "", style, title, kind))
         rows.append(ConfusionRow(truth, total, begins, tuple(cells)))
     return ConfusionTable(task, size, names, edges, tuple(rows))
+
+
+def case_rows(stream: DescribedStream, dice: Mapping[int, Sequence[float]]) -> list[CaseRow]:
+    """Spread of the Dice over cases of each class that any case shows, background first, in learning order."""
+    colors = class_colors(stream)
+    order = ([BACKGROUND] if stream.background is not None else []) + list(stream.order)
+    return [CaseRow(stream.names[c], colors[c], spread(dice[c])) for c in order if dice.get(c)]
 
 
 def ledger_table(ledgers: Mapping[int, Sequence[KeptItem]]) -> LedgerTable:
