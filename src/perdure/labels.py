@@ -38,10 +38,12 @@ _COLORS: Final = (
     "d8b fa4 dc8 dbd 33f f2b 87f 385 714 47b 757 dab a49 273 535 d08 cd0 21a 911 d46 b80 a79 99d f45 646 6df "
     "f68 048 8f6 f88 855 9e8 339 722 aee f8e 698 ac9 a86 d79 744 ebb d33 aae 437 a57 b4e 63d fa8 7ba 93e af8"
 )
-"""Colours as three hexadecimal digits. Each was chosen as the one of 16³ that is farthest from all before it, from
-black (background) and from the grey of ignore, in the space OKLab as seen with normal sight, protanopia and deuteranopia
-(Machado, Oliveira and Fernandes 2009); the two before it counted double. Hues at a golden angle, which stood here
-before, put classes 3 and 8 at no distance for a deuteranope."""
+"""Colours as three hexadecimal digits.
+
+Each was chosen as the one of 16³ that is farthest from all before it, from black (background) and from the grey of
+ignore, in OKLab as seen with normal sight, protanopia and deuteranopia (Machado, Oliveira and Fernandes 2009); the two
+before it counted double. Hues at a golden angle put classes 3 and 8 at no distance for a deuteranope.
+"""
 
 
 @dataclass(frozen=True, slots=True)
