@@ -32,8 +32,8 @@ from perdure.run_folder import RunFolder
 from perdure.seeds import derive_seed, seeded
 from perdure.streams.task import Task
 
-SIDE_OF_PICTURES = 768
-"""Longest side of a sample picture in pixels; larger images are thinned out, or six photographs would take 100 MB."""
+SIDE_OF_PICTURES = 640
+"""Longest side of a sample picture in pixels; larger images are thinned out, or a report would take 100 MB."""
 
 
 def begin(method: Method[Options], task: Task, seed: int) -> None:
@@ -89,7 +89,8 @@ def _say_what_was_not_learned(experiment: Experiment, task: Task, counts: Confus
     zero = at_zero(counts, task.new, experiment.source.kind)
     if zero:
         names = [experiment.stream.space.name(c) for c in zero]
-        logger.log(task=task.index + 1, event="new classes at 0", classes=names)
+        for c in zero:
+            logger.log(task=task.index + 1, event="unlearned", class_id=c)
         shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
         later = "later_" if task.index else ""
         logger.say(
@@ -147,7 +148,7 @@ def _samples(experiment: Experiment, task: Task, machine: Machine, folder: Path)
                 image, label, predicted = image[:, ::step, ::step], label[thin], predicted[thin]
                 files += write_samples(*place, image, label.numpy(), predicted.numpy(), palette)
             else:
-                files += write_class_samples(*place, image, int(label), int(predicted))
+                files += write_class_samples(*place, image[:, ::step, ::step], int(label), int(predicted))
     return files
 
 

@@ -320,11 +320,15 @@ def test_a_run_measured_on_validation_images_needs_no_test_image(tmp_path: Path,
     assert {row.split for row in read_results(run / "results.csv")} == {"val"}
     # nothing can be learned at this rate: each task says so, with what to try
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    zero = {line["task"]: line["classes"] for line in lines if line.get("event") == "new classes at 0"}
+    names = {c["id"]: c["name"] for c in json.loads((run / "stream.json").read_text())["classes"]}
+    zero: dict[int, list[str]] = {}
+    for line in lines:
+        if line.get("event") == "unlearned":
+            zero.setdefault(line["task"], []).append(names[line["class_id"]])
     assert set(zero) == {1, 2, 3} and done.err.count("not learned") == 3
     assert "training.epochs" in done.err and "training.later_epochs" in done.err
     page, card = ((run / name).read_text() for name in ("report.html", "MODEL_CARD.md"))
-    assert all(f"<b>{', '.join(names)}</b>" in page for names in zero.values())
+    assert all(f"<b>{', '.join(told)}</b>" in page for told in zero.values())
     assert card.count("**Not learned**") == 3
     ledger = json.loads(next(run.glob("tasks/00*/ledger.json")).read_text())
     made_from = {entry["made_from"] for entry in ledger["items"] if entry["kind"] == "preview"}

@@ -9,16 +9,20 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from perdure.engine.machine import Machine
-from perdure.engine.state import State
 from perdure.files import write_failure
 
+if TYPE_CHECKING:
+    from perdure.engine.machine import Machine  # pages take words from here without torch
+    from perdure.engine.state import State
+
 _TAIL_BYTES = 1 << 16
+EVENTS: Final = frozenset({"sealed", "unlearned", "collected", "generated", "validation"})
+"""What a line may say that happened; the audit takes any other for something that does not belong in a log."""
 _LINE_SECONDS = 60.0
 """Between two lines about a phase where the output is no terminal: a night's log can still be read."""
 
