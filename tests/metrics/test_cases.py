@@ -17,7 +17,8 @@ from perdure.engine.options import EngineOptions
 from perdure.errors import DataError
 from perdure.labels import IGNORE, TABLE_SIZE, label_space
 from perdure.methods.prediction import Prediction
-from perdure.metrics.cases import COLUMNS, CaseCounts, Spread, read_dice, spread, write_cases
+from perdure.metrics.cases import COLUMNS, CaseCounts, Spread, problem_of, read_dice, spread, write_cases
+from perdure.metrics.confusion import ConfusionMatrix
 from perdure.metrics.evaluate import count
 
 HEAD = ",".join(COLUMNS)
@@ -52,6 +53,10 @@ def as_the_image_says(images: Tensor) -> Prediction:
 
 
 def counted(annotated: frozenset[int] | None = None) -> CaseCounts:
+    return counted_twice(annotated)[1]
+
+
+def counted_twice(annotated: frozenset[int] | None = None) -> tuple[ConfusionMatrix, CaseCounts]:
     table = np.arange(TABLE_SIZE, dtype=np.int16)
     dataset = Dataset(Rows(), "test", tuple(ROWS), table, Preparation(), annotated=annotated)
     machine = Machine(EngineOptions(device="cpu", trackers=()))
@@ -61,7 +66,7 @@ def counted(annotated: frozenset[int] | None = None) -> CaseCounts:
     assert (cases.pixels[..., 0].sum(0) == matrix.truth).all()
     assert (cases.pixels[..., 1].sum(0) == matrix.matrix.sum(0)).all()
     assert (cases.pixels[..., 2].sum(0) == matrix.matrix.diagonal()).all()
-    return cases
+    return matrix, cases
 
 
 def test_each_class_has_a_dice_in_each_case_that_shows_it(tmp_path: Path) -> None:
@@ -108,3 +113,23 @@ def test_damaged_tables_are_plain_errors(text: str, message: str, tmp_path: Path
     (tmp_path / "cases.csv").write_text(text)
     with pytest.raises(DataError, match=message):
         read_dice(tmp_path / "cases.csv")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ("", "", None),
+        ("test,0,1,100.0000,2,2,2", "test,0,1,100.0000,02,2,2", "is not as it was written"),
+        ("test,0,1,100.0000,2,2,2", "test,0,1,99.0000,2,2,2", "is not as it was written"),
+        ("test,0,1,100.0000,2,2,2\n", "", "its pixels do not add up to those of counts.json"),
+        ("test,0,1,100.0000,2,2,2", "test,0,1,100.0000,4,4,4", "its pixels do not add up to those of counts.json"),
+        ("test,2,0", "test,3,0", "holds case 3 of set 'test' and class 0, which was not counted"),
+        ("test,2,0", "Jane Doe,2,0", "holds case 2 of set 'Jane Doe' and class 0, which was not counted"),
+    ],
+)
+def test_a_table_holds_nothing_besides_the_counts(old: str, new: str, problem: str | None, tmp_path: Path) -> None:
+    path = tmp_path / "cases.csv"
+    matrix, cases = counted_twice()
+    write_cases(path, {"test": cases})
+    path.write_text(path.read_text().replace(old, new) if old else path.read_text())
+    assert problem_of(path, {"test": matrix}) == problem

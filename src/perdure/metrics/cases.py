@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from perdure.errors import DataError
 from perdure.files import write_text
+from perdure.metrics.confusion import ConfusionMatrix
 
 CASES: Final = "cases.csv"
 COLUMNS: Final = ("set", "case", "class_id", "dice", "truth", "predicted", "both")
@@ -51,7 +52,12 @@ class Spread:
 
 
 def write_cases(path: Path, sets: Mapping[str, CaseCounts]) -> None:
-    """Write ``cases.csv`` atomically: a line per set, case and class that ground truth or prediction holds."""
+    """Write ``cases.csv`` atomically."""
+    write_text(path, to_csv(sets))
+
+
+def to_csv(sets: Mapping[str, CaseCounts]) -> str:
+    """Text of ``cases.csv``: a line per set, case and class that ground truth or prediction holds."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -60,7 +66,30 @@ def write_cases(path: Path, sets: Mapping[str, CaseCounts]) -> None:
             truth, predicted, both = counts.pixels[case, column].tolist()
             dice = 200 * both / (truth + predicted)
             writer.writerow([name, case, counts.labels[column], f"{dice:.4f}", truth, predicted, both])
-    write_text(path, text.getvalue())
+    return text.getvalue()
+
+
+def problem_of(path: Path, counts: Mapping[str, ConfusionMatrix]) -> str | None:
+    """What a ``cases.csv`` holds besides the pixels of the counts, in words; ``None`` if nothing. For the audit.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    read_dice(path)  # raises for a line that is none
+    text = path.read_text(encoding="utf-8")
+    places = {name: {label: k for k, label in enumerate(one.labels)} for name, one in counts.items()}
+    found = {name: np.zeros((one.cases, len(one.labels), 3), np.int64) for name, one in counts.items()}
+    for name, case, class_id, _, *pixels in list(csv.reader(io.StringIO(text)))[1:]:
+        if name not in counts or not 0 <= int(case) < counts[name].cases or int(class_id) not in places[name]:
+            return f"holds case {case[:20]} of set '{name[:20]}' and class {class_id[:20]}, which was not counted"
+        found[name][int(case), places[name][int(class_id)]] = [int(value) for value in pixels]
+    if to_csv({name: CaseCounts(one.labels, found[name]) for name, one in counts.items()}) != text:
+        return "is not as it was written"
+    for name, one in counts.items():
+        sums = np.stack([one.truth, one.matrix.sum(0), one.matrix.diagonal()], 1)
+        if (found[name].sum(0) != sums).any():
+            return "its pixels do not add up to those of counts.json"
+    return None
 
 
 def read_dice(path: Path) -> dict[int, list[float]]:

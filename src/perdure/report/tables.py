@@ -222,7 +222,7 @@ def _confusion_table(results: RunResults, task: DescribedTask) -> ConfusionTable
             share = n / total
             style = f"background:rgba({_BETTER if right else _WORSE},{0.08 + 0.6 * share:.3f})"
             title = f"{truth} called {called}: {n:,} of {total:,} {many}, {100 * share:.1f} %"
-            text = (f"{100 * share:.0f}" if share >= 0.005 else "") if pixels else f"{n:,}"
+            text = (f"{100 * share:.0f}" if right or share >= 0.005 else "") if pixels else f"{n:,}"
             cells.append(Cell(text if size == "numbers" else "", style, title, kind))
         rows.append(ConfusionRow(truth, total, begins, tuple(cells)))
     return ConfusionTable(task, size, names, edges, tuple(rows))
