@@ -65,7 +65,8 @@ def page(study: Mapping[str, Any], out: Path) -> str:
     seeds = study["seeds"]
     lines = [f"# {study['title']}", "", *study.get("about", "").strip().splitlines(), ""]
     lines += [
-        f"{_measured(out)}After the last task, mean ± standard deviation over {len(seeds)} seeds ({', '.join(map(str, seeds))}).",
+        f"After the last task, mean ± standard deviation over {len(seeds)} seeds ({', '.join(map(str, seeds))}).",
+        *_measured(out),
         "",
     ]
     lines += ["| | " + " | ".join(f"`{name}`" for name in names) + " |", "|---|" + "---|" * len(names)]
@@ -88,14 +89,13 @@ def page(study: Mapping[str, Any], out: Path) -> str:
     return "\n".join([*lines, f"Environment: {versions}; one CPU thread a run, no GPU.", ""])
 
 
-def _measured(out: Path) -> str:
-    """That figures are of the validation set, where they are: no page may take them for test figures."""
+def _measured(out: Path) -> list[str]:
+    """Say that figures are of the validation set, where they are: no page may take them for test figures."""
     splits = {row.split for table in out.glob("*/results.csv") for row in read_results(table)[:1]}
     if len(splits) > 1:
         raise SystemExit("some runs were measured on test and some on validation images (evaluate.split)")
-    return (
-        "Figures of the **validation** set (`evaluate.split: val`), for choosing settings. " if "val" in splits else ""
-    )
+    said = "Figures of the **validation** set (`evaluate.split: val`), for choosing settings; no test figures."
+    return [said] if "val" in splits else []
 
 
 def _cell(values: Sequence[float | None]) -> str:
