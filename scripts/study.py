@@ -67,6 +67,7 @@ def page(study: Mapping[str, Any], out: Path) -> str:
     lines = [f"# {study['title']}", "", *study.get("about", "").strip().splitlines(), ""]
     lines += [
         f"After the last task, mean ± standard deviation over {len(seeds)} seeds ({', '.join(map(str, seeds))}).",
+        *_measured(out),
         "",
     ]
     found = {variant: [figures(out / f"{variant}-{seed}", names) for seed in seeds] for variant in study["variants"]}
@@ -106,6 +107,15 @@ def _table(names: Sequence[str], found: Mapping[str, Sequence[Sequence[float | N
     for variant, runs in found.items():
         lines.append(f"| {variant} | " + " | ".join(_cell(column, sign) for column in zip(*runs, strict=True)) + " |")
     return lines
+
+
+def _measured(out: Path) -> list[str]:
+    """Say that figures are of the validation set, where they are: no page may take them for test figures."""
+    splits = {row.split for table in out.glob("*/results.csv") for row in read_results(table)[:1]}
+    if len(splits) > 1:
+        raise SystemExit("some runs were measured on test and some on validation images (evaluate.split)")
+    said = "Figures of the **validation** set (`evaluate.split: val`), for choosing settings; no test figures."
+    return [said] if "val" in splits else []
 
 
 def _cell(values: Sequence[float | None], sign: str) -> str:

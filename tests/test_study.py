@@ -69,6 +69,20 @@ def test_differences_are_paired_by_seed(study: ModuleType, tmp_path: Path) -> No
     assert "| high | +5.5 ± 0.7 |" in text.partition("Paired differences from low")[2]
 
 
+def test_the_page_says_that_figures_are_of_the_validation_set(study: ModuleType, tmp_path: Path) -> None:
+    name = "accuracy.all[bg=out]"
+    rows = [ResultRow(0, "a", None, "", name, 50.0, 5, "val")]
+    for seed in (1, 2):
+        (tmp_path / f"only-{seed}").mkdir()
+        (tmp_path / f"only-{seed}" / "results.csv").write_text(to_csv(rows))
+        (tmp_path / f"only-{seed}" / "environment.json").write_text('{"perdure": "0", "torch": "1", "python": "3"}')
+    plan = {"title": "T", "recipe": "r", "seeds": [1, 2], "figures": [name], "variants": {"only": []}, "file": "f"}
+    assert "Figures of the **validation** set" in study.page(plan, tmp_path)
+    (tmp_path / "only-2" / "results.csv").write_text(to_csv([row._replace(split="test") for row in rows]))
+    with pytest.raises(SystemExit, match="some on validation images"):
+        study.page(plan, tmp_path)
+
+
 def test_a_finished_run_is_left_alone_and_a_failing_one_stops_the_study(
     study: ModuleType, tmp_path: Path, star_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

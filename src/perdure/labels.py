@@ -33,6 +33,20 @@ Table = npt.NDArray[np.int16]
 Palette = npt.NDArray[np.uint8]
 """Label -> RGB, ``(TABLE_SIZE, 3)``."""
 Color = tuple[int, int, int]
+_COLORS: Final = (
+    "07a af0 e00 00b 2bf 800 70e 8b6 144 a6e 0e9 517 b77 dc4 349 f7c 083 747 e1c f80 9ce b48 afa 7aa 754 83b "
+    "fac 476 b2f 805 0b2 67c a20 da9 79f d16 0ff 98a ee7 808 a96 8ad fc7 d89 594 346 c2a 51c 623 7eb b52 f97 "
+    "5ca 253 409 d9f f15 74d c7c f48 833 d6e b08 fca 6c4 b25 13a 95a 0e6 2c8 b5c be4 0dc f19 749 570 397 f61 "
+    "66d 835 ade 97b 75b b9c 46f 874 366 aa4 606 02d 702 637 54c c11 726 54a 8fc bbf a69 88e 0ef 7bd 70b a7d "
+    "d8b fa4 dc8 dbd 33f f2b 87f 385 714 47b 757 dab a49 273 535 d08 cd0 21a 911 d46 b80 a79 99d f45 646 6df "
+    "f68 048 8f6 f88 855 9e8 339 722 aee f8e 698 ac9 a86 d79 744 ebb d33 aae 437 a57 b4e 63d fa8 7ba 93e af8"
+)
+"""Colours as three hexadecimal digits.
+
+Each was chosen as the one of 16³ that is farthest from all before it, from black (background) and from the grey of
+ignore, in OKLab as seen with normal sight, protanopia and deuteranopia (Machado, Oliveira and Fernandes 2009); the two
+before it counted double. Hues at a golden angle put classes 3 and 8 at no distance for a deuteranope.
+"""
 
 
 def wrong_name(name: str) -> str:
@@ -147,13 +161,18 @@ class ChannelMap:
 
 
 def spread_colors(count: int) -> list[Color]:
-    """Return ``count`` well separated RGB colours, the same each time (golden-angle hues, three lightnesses)."""
-    colors: list[Color] = []
-    for k in range(count):
-        hue, light = (k * 0.61803398875) % 1.0, (0.45, 0.62, 0.35)[k % 3]
-        r, g, b = colorsys.hls_to_rgb(hue, light, 0.72)
-        colors.append((round(r * 255), round(g * 255), round(b * 255)))
-    return colors
+    """Return ``count`` well separated RGB colours, the same each time; the first ones are those of any longer list.
+
+    They differ for colour-blind readers too, neighbours in the list most of all.
+    """
+    colors: list[Color] = [(17 * int(c[0], 16), 17 * int(c[1], 16), 17 * int(c[2], 16)) for c in _COLORS.split()]
+    known = set(colors)
+    for k in range(2 * count if count > len(colors) else 0):  # more than any eye can part: still no two alike
+        r, g, b = colorsys.hls_to_rgb((k * 0.61803398875) % 1.0, (0.45, 0.62, 0.35)[k % 3], 0.72)
+        color = (round(r * 255), round(g * 255), round(b * 255))
+        colors += [color] * (color not in known)
+        known.add(color)
+    return colors[:count]
 
 
 def label_space(names: Sequence[str], kind: Kind = "thing", background: str | None = "background") -> LabelSpace:

@@ -8,8 +8,10 @@ from functools import reduce
 from operator import add
 from pathlib import Path
 
+from rich.markup import escape
+
 from perdure.config.build import Experiment
-from perdure.data.dataset import Samples, members
+from perdure.data.dataset import Dataset, members
 from perdure.data.source import MEASURED
 from perdure.engine.machine import Machine
 from perdure.engine.run_logger import RunLogger
@@ -19,9 +21,10 @@ from perdure.inference.case import predict_cases
 from perdure.kept.ledger import DONE, preview_entry, read_files, read_kept, task_folder, write_kept, write_ledger
 from perdure.methods.method import Method
 from perdure.methods.options import Options
-from perdure.metrics.confusion import ConfusionMatrix, read_counts, write_counts
-from perdure.metrics.evaluate import count
-from perdure.metrics.figures import class_values, headline, run_results
+from perdure.metrics.cases import CASES, write_cases
+from perdure.metrics.confusion import ConfusionMatrix, pooled, read_counts, write_counts
+from perdure.metrics.evaluate import Counted, count
+from perdure.metrics.figures import at_zero, class_values, headline, run_results
 from perdure.metrics.figures import evaluate as value_of
 from perdure.metrics.results import write_results
 from perdure.report.samples import write_class_samples, write_samples
@@ -29,8 +32,8 @@ from perdure.run_folder import RunFolder
 from perdure.seeds import derive_seed, seeded
 from perdure.streams.task import Task
 
-SIDE_OF_PICTURES = 768
-"""Longest side of a sample picture in pixels; larger images are thinned out, or six photographs would take 100 MB."""
+SIDE_OF_PICTURES = 640
+"""Longest side of a sample picture in pixels; larger images are thinned out, or a report would take 100 MB."""
 
 
 def begin(method: Method[Options], task: Task, seed: int) -> None:
@@ -55,13 +58,16 @@ def seal(experiment: Experiment, task: Task, run: RunFolder, machine: Machine, l
     """Write weights, kept items, ledger, counts, samples and results of a task; the mark ``done`` comes last."""
     method = experiment.method
     method.eval()
-    counts = {name: _count(experiment, dataset, task, machine) for name, dataset in task.tests().items()}
+    counted = {name: _count(experiment, dataset, task, machine) for name, dataset in task.tests().items()}
+    counts = {name: sum_of.matrix for name, sum_of in counted.items()}
     if machine.main:
         folder, before = task_folder(run.path, task.index, task.name), run.sealed()[-1:]
         patients, state = experiment.source.patients, method.state_dict()
         entries = write_kept(folder, state, method.kept(), len(task.seen), method.files, method.store, *before)
         method.store.sweep(task.index, [name for names in method.files.values() for name in names])
         write_counts(folder / "counts.json", counts)
+        if cases := {name: sum_of.cases for name, sum_of in counted.items() if sum_of.cases is not None}:
+            write_cases(folder / CASES, cases)
         shown = MEASURED[experiment.stream.measured]
         entries += [
             preview_entry(folder, path, patients, shown) for path in _samples(experiment, task, machine, folder)
@@ -70,11 +76,28 @@ def seal(experiment: Experiment, task: Task, run: RunFolder, machine: Machine, l
         # last: without it the task counts as not sealed, and a resumed run does it again
         write_json(folder / DONE, {"task": task.index})
         figures = record(run, task)
-        logger.log(task=task.index, event="sealed", **figures)
+        logger.log(task=task.index + 1, event="sealed", **figures)
         text = "  ".join(f"{name.partition('[')[0]} [bold]{value:.1f}[/]" for name, value in figures.items())
         on = "" if experiment.stream.measured == "test" else f"  on {shown} images"
         logger.say(f"[green]sealed[/] task {task.index + 1} of {len(experiment.stream)} ({task.name})  {text}{on}")
+        _say_what_was_not_learned(experiment, task, pooled(counts), logger)
     machine.barrier()
+
+
+def _say_what_was_not_learned(experiment: Experiment, task: Task, counts: ConfusionMatrix, logger: RunLogger) -> None:
+    """Name new classes that ended at 0 in the task that teaches them, with what to try: later tasks cannot mend it."""
+    zero = at_zero(counts, task.new, experiment.source.kind)
+    if zero:
+        names = [experiment.stream.space.name(c) for c in zero]
+        for c in zero:
+            logger.log(task=task.index + 1, event="unlearned", class_id=c)
+        shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+        later = "later_" if task.index else ""
+        logger.say(
+            f"[yellow]not learned[/] {escape(shown)}: at 0 after the task that teaches "
+            f"{'it' if len(zero) == 1 else 'them'}; try more training.{later}epochs, another training.{later}lr, "
+            "a larger augment.crop where objects are small, or more training images"
+        )
 
 
 def measure_validation(experiment: Experiment, task: Task, machine: Machine) -> Callable[[], Mapping[str, float]]:
@@ -86,19 +109,19 @@ def measure_validation(experiment: Experiment, task: Task, machine: Machine) -> 
 
     def measure() -> Mapping[str, float]:
         experiment.method.eval()
-        values = class_values(figure, _count(experiment, task.validation(), task, machine))
+        parts = [_count(experiment, dataset, task, machine).matrix for dataset in members(task.validation())]
+        values = class_values(figure, reduce(add, parts))
         new = [value for c in task.new if (value := values[c].value) is not None]
         return {f"validation.{name}.new": sum(new) / len(new)} if new else {}
 
     return measure
 
 
-def _count(experiment: Experiment, samples: Samples, task: Task, machine: Machine) -> ConfusionMatrix:
-    """Counts of the present model over all data sets of a test or validation set."""
+def _count(experiment: Experiment, dataset: Dataset, task: Task, machine: Machine) -> Counted:
+    """Counts of the present model over a test or validation set."""
     at_once, workers = experiment.recipe.evaluate.batch_size, experiment.recipe.engine.workers
     predict = experiment.method.predict
-    parts = [count(predict, dataset, task.seen, machine, at_once, workers) for dataset in members(samples)]
-    return reduce(add, parts)
+    return count(predict, dataset, task.seen, machine, at_once, workers)
 
 
 def _samples(experiment: Experiment, task: Task, machine: Machine, folder: Path) -> list[Path]:
@@ -125,7 +148,7 @@ def _samples(experiment: Experiment, task: Task, machine: Machine, folder: Path)
                 image, label, predicted = image[:, ::step, ::step], label[thin], predicted[thin]
                 files += write_samples(*place, image, label.numpy(), predicted.numpy(), palette)
             else:
-                files += write_class_samples(*place, image, int(label), int(predicted))
+                files += write_class_samples(*place, image[:, ::step, ::step], int(label), int(predicted))
     return files
 
 

@@ -309,7 +309,7 @@ def test_run_of_classification(method: str, tmp_path: Path, cli) -> None:
 @pytest.mark.e2e
 def test_a_run_measured_on_validation_images_needs_no_test_image(tmp_path: Path, tiny: str, cli) -> None:
     (tmp_path / "tiny.yaml").write_text(tiny)
-    words = ["data.test=0", "data.val=6", "method=finetune", "training.epochs=1", "report.samples=2"]
+    words = ["data.test=0", "data.val=6", "method=finetune", "training.lr=1e-9", "report.samples=2"]
     run = tmp_path / "run"
     done = cli("run", tmp_path / "tiny.yaml", *words, "evaluate.split=val", "--out", run)
     assert done.code == 0, done.err
@@ -318,6 +318,18 @@ def test_a_run_measured_on_validation_images_needs_no_test_image(tmp_path: Path,
     assert [list(sets) for sets in counts] == [["validation"]] * 3
     assert counts[-1]["validation"]["cases"] == 6
     assert {row.split for row in read_results(run / "results.csv")} == {"val"}
+    # nothing can be learned at this rate: each task says so, with what to try
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    names = {c["id"]: c["name"] for c in json.loads((run / "stream.json").read_text())["classes"]}
+    zero: dict[int, list[str]] = {}
+    for line in lines:
+        if line.get("event") == "unlearned":
+            zero.setdefault(line["task"], []).append(names[line["class_id"]])
+    assert set(zero) == {1, 2, 3} and done.err.count("not learned") == 3
+    assert "training.epochs" in done.err and "training.later_epochs" in done.err
+    page, card = ((run / name).read_text() for name in ("report.html", "MODEL_CARD.md"))
+    assert all(f"<b>{', '.join(told)}</b>" in page for told in zero.values())
+    assert card.count("**Not learned**") == 3
     ledger = json.loads(next(run.glob("tasks/00*/ledger.json")).read_text())
     made_from = {entry["made_from"] for entry in ledger["items"] if entry["kind"] == "preview"}
     assert made_from == {"one validation image, shown in the report"}

@@ -14,6 +14,7 @@ from PIL import Image
 
 from perdure import __version__
 from perdure.config.load import shipped
+from perdure.metrics.definitions import describe
 
 pytestmark = pytest.mark.e2e
 VERBS = ("demo", "list", "check", "run", "compare", "report", "predict", "audit")
@@ -87,6 +88,32 @@ def test_lists(name: str, cli) -> None:
 
 def test_list_of_recipes_holds_every_shipped_one(cli) -> None:
     assert [row["recipe"] for row in json.loads(cli("list", "recipes", "--json").out)] == list(shipped())
+
+
+@pytest.mark.parametrize("columns", [None, "80"])
+def test_nothing_is_cut_where_the_output_is_no_terminal(
+    columns: str | None, cli, world: Path, star_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole figure names, meanings, hints and origins, each in one line, whatever rich takes for the width."""
+    if columns:
+        monkeypatch.setenv("COLUMNS", columns)
+    long = "a_recipe_with_quite_a_long_name_" * 3
+    Path("long.yaml").write_text(Path("tiny.yaml").read_text().replace("name: tiny", f"name: {long}"))
+    copies = [shutil.copytree(star_run, f"{name}_{'x' * 60}") for name in ("one", "two")]
+    ledger = json.loads(next(star_run.glob("tasks/00*/ledger.json")).read_text())
+    said = {
+        "list metrics": [row["meaning"] for row in describe()],
+        "check long.yaml": [long],
+        f"compare {' '.join(map(str, copies))}": ["miou.all[bg=in,absent=skip] ↑"],
+        "audit run": [item["made_from"] for item in ledger["items"]],
+    }
+    shutil.copytree(star_run, "run", dirs_exist_ok=True)
+    for words, wanted in said.items():
+        done = cli(*words.split())
+        assert done.code == 0, done.err
+        assert "…" not in done.out.replace(str(world), "")
+        whole = "".join(done.out.split())  # a title may be folded to the width of its table
+        assert all("".join(text.split()) in whole for text in wanted), words
 
 
 def test_debug_shows_where_with_the_same_exit_code(cli, world: Path) -> None:

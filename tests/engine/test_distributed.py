@@ -113,7 +113,7 @@ def lines(out: Path) -> list[dict[str, Any]]:
 
 
 def losses(out: Path, task: int) -> list[float]:
-    return [line["loss"] for line in lines(out) if line["task"] == task and "loss" in line]
+    return [line["loss"] for line in lines(out) if line["task"] == task + 1 and "loss" in line]
 
 
 def files(out: Path) -> list[str]:

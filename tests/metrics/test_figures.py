@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 
-from perdure.errors import DataError, UsageError
+from perdure.data.source import Kind
+from perdure.errors import DataError, PerdureError, UsageError
 from perdure.metrics.confusion import ConfusionMatrix
+from perdure.metrics.definitions import DEFINITIONS, Definition, Scope, variants
 from perdure.metrics.figures import (
     UNDEFINED,
-    RunResults,
+    at_zero,
     class_values,
     evaluate,
     forgetting_by_group,
@@ -85,12 +87,9 @@ THREE = run_results(
         ("accuracy.mean[bg=in,absent=zero]", (80 + 50 + 100) / 4, 4),
         ("accuracy.mean[bg=out,absent=skip]", 75, 2),
         ("accuracy.mean[bg=out,absent=zero]", 50, 3),
-        ("accuracy.average", ((5000 / 65 + 60 + 0) / 3 + (400 / 7 + 50 + 200 / 3) / 3) / 2, 2),
-        ("accuracy.average[bg=out]", (30 + (50 + 200 / 3) / 2) / 2, 2),
-        ("accuracy.average[of=accuracy]", (80 + 70) / 2, 2),
-        ("accuracy.average[of=accuracy,bg=out]", (100 * 30 / 45 + 60) / 2, 2),
-        ("accuracy.average[of=balanced,bg=out]", (75 / 2 + 75) / 2, 2),
-        ("accuracy.average[of=dice,bg=out]", ((75 + 0) / 2 + (4000 / 60 + 80) / 2) / 2, 2),
+        ("miou.average", ((5000 / 65 + 60 + 0) / 3 + (400 / 7 + 50 + 200 / 3) / 3) / 2, 2),
+        ("miou.average[bg=out]", (30 + (50 + 200 / 3) / 2) / 2, 2),
+        ("dice.average[bg=out]", ((75 + 0) / 2 + (4000 / 60 + 80) / 2) / 2, 2),
         ("forgetting[max-last]", 30 - 50, 1),
         ("forgetting[best-last]", 0, 1),
         ("forgetting[max-last,of=dice]", 37.5 - 4000 / 60, 1),
@@ -115,7 +114,7 @@ def test_two_tasks_with_an_absent_class(name: str, value: float, n: int) -> None
         ("bwt[last-diagonal]", 2, (-30 + 10) / 2, 2),
         ("bwt[all-pairs]", 2, (10 - 30 + 10) / 3, 3),
         ("bwt[last-diagonal]", 1, 10, 1),
-        ("accuracy.average[bg=out]", 2, (80 + 75 + 160 / 3) / 3, 3),
+        ("miou.average[bg=out]", 2, (80 + 75 + 160 / 3) / 3, 3),
         ("miou.old[bg=out]", 2, 50, 1),
         ("miou.new", 2, 55, 2),
         ("miou.new", 1, 60, 1),
@@ -128,21 +127,41 @@ def test_three_tasks(name: str, after: int, value: float, n: int) -> None:
 
 
 def test_at_the_first_task_only_all_exists() -> None:
-    for name in ("miou.old", "miou.new", "hiou", "forgetting", "bwt", "fwt", "intransigence"):
+    for name in ("miou.old", "miou.new", "hiou", "forgetting", "bwt", "intransigence"):
         assert evaluate(name, THREE, 0) == UNDEFINED
     assert evaluate("miou.all[bg=out]", THREE, 0).value == pytest.approx(80)
 
 
-def test_forward_transfer_exists_only_where_it_was_measured() -> None:
-    assert evaluate("fwt", THREE, 2) == UNDEFINED
-    seen_early = {0: hits({1: 80, 2: 10, 3: 20}), 1: hits({1: 90, 2: 60, 3: 30}), 2: hits({1: 50, 2: 70, 3: 40})}
-    measured = run_results(THREE_STREAM, seen_early)
-    assert evaluate("fwt[before]", measured, 2) == (pytest.approx((10 + 30) / 2), 2)
-    assert evaluate("fwt[all-pairs]", measured, 2) == (pytest.approx((10 + 20 + 30) / 3), 3)
-    assert evaluate("fwt[before-untrained]", measured, 2) == UNDEFINED
-    fresh = hits({1: 5, 2: 4, 3: 6})["all"]
-    known = RunResults(measured.stream, measured.counts, untrained=fresh)
-    assert evaluate("fwt[before-untrained]", known, 2) == (pytest.approx((10 - 4 + 30 - 6) / 2), 2)
+SCOPES: tuple[Scope, ...] = ("task", "stream", "class")
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_a_figure_without_computation_is_an_error_and_not_another_figures_value(
+    scope: Scope, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_up = Definition("made.up", "made up", scope, "Nothing.", "-")
+    monkeypatch.setitem(DEFINITIONS, "made.up", made_up)
+    with pytest.raises(PerdureError, match=r"'made\.up' is defined but not computed"):
+        class_values("made.up", TWO.counts[1]) if scope == "class" else evaluate("made.up", TWO, 1)
+
+
+def test_every_defined_figure_is_computed() -> None:
+    joint = run_results(stream([[1], [2], [3]], merged=True), {0: hits({1: 85, 2: 75, 3: 45})})
+    for kind in get_args(Kind):
+        described = stream([[1], [2], [3]], background=None).model_copy(update={"kind": kind})
+        run = run_results(described, {t: {"all": c} for t, c in THREE.counts.items()}, reference=joint)
+        for definition in DEFINITIONS.values():
+            for wanted in variants(definition, kind):
+                if definition.scope == "class":
+                    assert class_values(definition.name, run.counts[2])[1].value is not None
+                else:
+                    assert evaluate(wanted, run, 2).value is not None, str(wanted)
+
+
+def test_a_figure_of_the_other_kind_of_labels_is_refused_with_the_nearest_name() -> None:
+    with pytest.raises(UsageError, match=r"'accuracy\.average\[bg=in\]' is not for segmentation") as caught:
+        evaluate("accuracy.average", TWO, 1)
+    assert caught.value.hint == "did you mean 'miou.average'?"
 
 
 def test_joint_reference_gives_intransigence_and_keeps_old_and_new() -> None:
@@ -193,6 +212,13 @@ def test_figures_do_not_depend_on_the_order_in_which_classes_are_counted() -> No
         assert evaluate(name, again, 1) == evaluate(name, TWO, 1)
 
 
+def test_classes_at_zero_are_those_that_the_ground_truth_holds() -> None:
+    counts = TWO.counts[0]  # class 1 is half right, class 2 never, class 3 is in no image
+    lost = ConfusionMatrix((0, 1, 2, 3), np.array([[9, 0, 0, 4], [0, 5, 0, 0], [7, 0, 0, 0], [0, 0, 0, 0]]))
+    assert at_zero(lost, (1, 2, 3), "segmentation") == at_zero(lost, (1, 2, 3), "classification") == [2]
+    assert at_zero(counts, (1,), "segmentation") == []
+
+
 def test_several_test_sets_are_pooled() -> None:
     halves = {"a": hits({1: 80})["all"], "b": hits({1: 20})["all"]}
     results = run_results(stream([[1], [2]]), {0: halves})
@@ -203,7 +229,7 @@ def test_several_test_sets_are_pooled() -> None:
 def test_missing_tasks_give_no_value_instead_of_another_one() -> None:
     late = run_results(THREE_STREAM, {2: hits({1: 50, 2: 70, 3: 40})})
     assert evaluate("miou.all", late, 1) == UNDEFINED
-    assert evaluate("accuracy.average", late, 2) == UNDEFINED
+    assert evaluate("miou.average", late, 2) == UNDEFINED
     assert evaluate("forgetting", late, 2) == UNDEFINED
 
 

@@ -96,7 +96,7 @@ def test_a_perfect_model_scores_100(union: Union, elsewhere: Elsewhere, joint: b
     machine = Machine(EngineOptions(device="cpu", trackers=()))
     counts = {
         task.index: {
-            name: count(perfect(stream, task.seen), dataset, task.seen, machine, 2, 0)
+            name: count(perfect(stream, task.seen), dataset, task.seen, machine, 2, 0).matrix
             for name, dataset in task.tests().items()
         }
         for task in stream.tasks
@@ -124,7 +124,7 @@ def test_a_model_that_misses_what_is_labelled_does_not_score_100() -> None:
         scores[:, 1] = 0  # never the first class
         return Prediction.dense(scores, prediction.class_ids)
 
-    found = {name: count(blind, dataset, task.seen, machine, 2, 0) for name, dataset in task.tests().items()}
+    found = {name: count(blind, dataset, task.seen, machine, 2, 0).matrix for name, dataset in task.tests().items()}
     results = run_results(describe(stream, "hospitals", False), {task.index: found})
     value = evaluate("miou.all", results, task.index).value
     assert value is not None and value < 90

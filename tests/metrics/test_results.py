@@ -98,3 +98,16 @@ def test_csv_is_plain(stream, counts) -> None:
     assert lines[0] == "after_task,task,class_id,class_name,figure,value,n,split"
     assert lines[-1] == ""
     assert '0,first,4,"a,""b""",iou,50.0,3,test' in lines
+
+
+@pytest.mark.parametrize(
+    ("old", "now"),
+    [
+        ("accuracy.average[bg=in,absent=skip]", "miou.average[bg=in,absent=skip]"),
+        ("accuracy.average[of=accuracy,bg=out,absent=zero]", "accuracy.average[bg=out]"),
+        ("accuracy.average[of=balanced,bg=out,absent=zero]", "balanced.average[bg=out,absent=zero]"),
+    ],
+)
+def test_tables_of_earlier_runs_are_read_under_the_present_names(tmp_path: Path, old: str, now: str) -> None:
+    (tmp_path / "results.csv").write_text(f'{HEAD}\n1,t,,,"{old}",50.0,2\n')
+    assert read_results(tmp_path / "results.csv") == [ResultRow(1, "t", None, "", now, 50.0, 2)]

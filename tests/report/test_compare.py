@@ -133,7 +133,7 @@ def test_page_is_complete_and_self_contained(check_page, make_run, tmp_path: Pat
     page = check_page(tmp_path / "compare.html")
     assert c == compare(runs)
     shown = [n for n in names if not ("half" in names and n == "j")]
-    assert page.count("<img") == (0 if "clinic" in names else 3 * (2 + len(shown)))
+    assert page.count("<img") == (0 if "clinic" in names else 3 * (1 + 2 * len(shown)))
     assert page.count("<svg") == (0 if names == ("j",) else 4)
     assert page.count('class="delta"') == (len(shown) - 1) * (7 if "half" in names else 11)
     assert str(tmp_path) not in page

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 from perdure.errors import DataError, RunError
+from perdure.labels import label_space
+from perdure.metrics.cases import CaseCounts, write_cases
+from perdure.metrics.confusion import ConfusionMatrix
+from perdure.metrics.figures import run_results
 from perdure.report.page import write_model_card, write_report
 from perdure.report.plots import Line, curves
 from perdure.report.run_data import load_run, without_places
+from perdure.report.tables import confusion_tables, mistakes
+from perdure.streams.description import parse_stream
 
 
 def test_report_shows_all_that_a_reader_asks_first(check_page, make_run) -> None:
@@ -26,6 +34,7 @@ def test_report_shows_all_that_a_reader_asks_first(check_page, make_run) -> None
         "Over the stream",
         "Each class after each task",
         "Figures after each task",
+        "Which class is taken for which",
         "The same test samples after each task",
         "The stream",
         "What is kept of the past",
@@ -172,7 +181,7 @@ def test_model_card_tells_history_figures_and_what_is_kept(make_run) -> None:
     (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     card = write_model_card(run).read_text()
     assert "learned 10 of 10 classes of **digits** in 4 of 4 tasks" in card
-    assert "| 2 | four-five | four, five | the same | done |" in card
+    assert "| 2 | four-five | four, five | the same | – | 0 | – | done |" in card
     assert "Licence: CC0" in card
     assert "Notes: scenes of digits" in card
     assert "| statistics | statistics | 20,604 |" in card
@@ -209,3 +218,71 @@ def test_a_browser_shows_the_page(make_run, tmp_path: Path) -> None:
 
     with Image.open(shot) as image:
         assert len(set(image.convert("RGB").resize((240, 180)).getdata())) > 200
+
+
+def test_the_page_says_what_was_measured_and_how_long_it_took(make_run, check_page) -> None:
+    run = make_run()
+    described = json.loads((run / "stream.json").read_text())
+    for task, images in zip(described["tasks"], (1200, 30, 40, 50), strict=True):
+        task["images"] = images
+    (run / "stream.json").write_text(json.dumps(described))
+    ends = [70, 200, 200.4, 4000]
+    lines = [{"seconds": s, "task": t, "event": "sealed", "hiou[bg=in]": 1.0} for t, s in enumerate(ends, 1)]
+    broken = ["{", "[]", '{"seconds": "x", "task": 1, "event": "sealed"}', '{"event": "sealed"}']
+    (run / "log.jsonl").write_text("\n".join([*broken, *map(json.dumps, lines)]) + "\n")
+    page, card = check_page(write_report(run)), write_model_card(run).read_text()
+    for text in ("1,200", "1 min 10 s", "2 min 10 s", "1 h 03 min", "All tasks together took 1 h 06 min"):
+        assert text in page and text in card, text
+    assert "class-incremental 4-2 overlap" in card and "whole images" in card
+    (run / "log.jsonl").write_text("\n".join(map(json.dumps, lines[1:])))
+    page = check_page(write_report(run))  # the end of the first task is not in the log: nobody knows how long it took
+    assert "All tasks together" not in page and "2 min 10 s" not in page and "1 h 03 min" in page
+
+
+def test_dice_of_single_images_is_shown_with_its_spread(make_run, check_page) -> None:
+    run = make_run()
+    pixels = np.zeros((3, 11, 3), np.int64)
+    pixels[:, 1] = [[10, 10, 10], [10, 0, 0], [10, 10, 5]]  # Dice 100, 0, 50
+    pixels[0, 4] = [8, 8, 2]
+    write_cases(next(run.glob("tasks/03*")) / "cases.csv", {"test": CaseCounts(tuple(range(11)), pixels)})
+    part = check_page(write_report(run)).partition('id="cases"')[2].partition("</section>")[0]
+    zero, three = (row for row in part.split("<tr>")[2:])
+    assert [cell.partition("<")[0].strip() for cell in zero.split('<td class="n">')[1:]] == [
+        *("3", "50.0", "0.0", "25.0", "50.0", "75.0")
+    ]
+    assert "± 50.0" in zero and ">zero</th>" in zero
+    assert "±" not in three and "25.0" in three
+    assert 'id="cases"' not in check_page(write_report(make_run("older"))), "a run that did not record them"
+
+
+def test_confusion_of_a_segmentation_run(make_run, check_page) -> None:
+    """Shares of the rows, and what each class is taken for, the least recognised first."""
+    page = check_page(write_report(make_run(method="finetune")))
+    part = page.partition('id="confusion"')[2].partition("</section>")[0]
+    table, _, list_of = part.partition("What classes are most often taken for")
+    assert table.count("<tr") == 2 + 11 and "numbers: % of the row" in table
+    rights = [float(cell.partition(" %")[0]) for cell in list_of.split('<td class="n">')[1:]]
+    assert len(rights) == 11 and rights == sorted(rights)
+    assert re.search(r"background \d+\.\d %", list_of)
+
+
+def test_confusion_can_be_read_with_150_classes() -> None:
+    names = [f"class {k}" for k in range(1, 151)]
+    classes = [{"id": c.id, "name": c.name, "kind": c.kind, "color": list(c.color)} for c in label_space(names).classes]
+    ids = list(range(1, 151))
+    task = {"index": 0, "name": "all", "new": ids, "old": [], "annotated": ids, "recurs": False}
+    described = {"protocol": "150", "dataset": "d", "background": None, "patients": False, "classes": classes,
+                 "tasks": [task | {"preparation": {"kind": "as_is"}}], "groups": [ids]}  # fmt: skip
+    counts = ConfusionMatrix.empty(ids)
+    counts.matrix[np.diag_indices(151)] = 1000
+    counts.matrix[7, 9], counts.matrix[7, 11], counts.matrix[7, 13], counts.matrix[7, 15] = 500, 300, 199, 1
+    counts.matrix[20] = 0
+    results = run_results(parse_stream(described), {0: {"test": counts}})
+    assert confusion_tables(results) == []
+    first, *others = mistakes(results)
+    assert (first.name, first.total, first.recall) == ("class 7", 2000, 50)
+    assert [(name, round(share, 2)) for name, _, share in first.taken] == [
+        *(("class 9", 25), ("class 11", 15), ("class 13", 9.95))
+    ]
+    assert len(others) == 148 and "class 20" not in [m.name for m in others], "the ground truth does not hold it"
+    assert {m.recall for m in others} == {100}

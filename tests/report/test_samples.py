@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 
@@ -10,16 +11,21 @@ from PIL import Image
 
 from perdure.errors import DataError
 from perdure.labels import IGNORE, label_space
+from perdure.report import samples
+from perdure.report.render import embed
 from perdure.report.samples import (
+    ERRORS,
     Classes,
     Sample,
     file_name,
     paint,
     read_samples,
+    sample_table,
     to_rgb,
     write_class_samples,
     write_samples,
 )
+from perdure.streams.description import read_stream
 
 PALETTE = label_space(["a", "b"]).palette()
 
@@ -36,12 +42,14 @@ def test_pictures_show_the_image_and_the_colours_of_the_labels(tmp_path: Path) -
     truth[0], truth[1] = 1, IGNORE
     prediction = np.full((5, 7), 2)
     paths = write_samples(tmp_path, "s", image, truth, prediction, PALETTE)
-    assert [p.name for p in paths] == ["s.image.png", "s.truth.png", "s.pred.png"]
+    assert [p.name for p in paths] == ["s.image.png", "s.truth.png", "s.pred.png", "s.error.png"]
     assert (read(paths[0]) == pixels.transpose(1, 2, 0)).all()
-    assert (read(paths[1])[0] == PALETTE[1]).all()
-    assert (read(paths[1])[1] == 224).all()
-    assert (read(paths[1])[2] == 0).all()
-    assert (read(paths[2]) == PALETTE[2]).all()
+    assert (read(paths[1])[0] == [*PALETTE[1], 255]).all()
+    assert (read(paths[1])[1] == [224, 224, 224, 255]).all()
+    assert (read(paths[1])[2] == 0).all(), "background is clear"
+    assert (read(paths[2]) == [*PALETTE[2], 255]).all()
+    wrong, _, false_alarm, not_counted = ((*color, 255) for _, color in ERRORS)
+    assert [tuple(row[0]) for row in read(paths[3]).tolist()] == [wrong, not_counted, *3 * [false_alarm]]
     first = [p.read_bytes() for p in paths]
     write_samples(tmp_path, "s", image, truth, prediction, PALETTE)
     assert [p.read_bytes() for p in paths] == first
@@ -54,7 +62,8 @@ def test_volumes_show_their_middle_slice(tmp_path: Path) -> None:
     truth = np.zeros((5, 4, 4), np.int64)
     truth[2] = 1
     paths = write_samples(tmp_path, "ct", image, truth, truth * 0, PALETTE)
-    assert (read(paths[1]) == PALETTE[1]).all()
+    assert (read(paths[1])[..., :3] == PALETTE[1]).all()
+    assert (read(paths[3])[..., :3] == ERRORS[1][1]).all(), "all of it was missed"
     grey = read(paths[0])
     assert (grey[..., 0] == grey[..., 1]).all()
     assert grey.min() == 0
@@ -113,3 +122,39 @@ def test_shapes_and_labels_that_do_not_fit_are_plain_errors(tmp_path: Path) -> N
     with pytest.raises(DataError, match="labels run from 0 to 4095"):
         paint(flat - 1, PALETTE)
     assert not list(tmp_path.iterdir())
+
+
+def test_pages_embed_exactly_the_bytes_of_a_picture(tmp_path: Path) -> None:
+    """Not packed anew and not made smaller: the audit knows pictures by their hash."""
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 300, 400), np.uint8))
+    path = write_class_samples(tmp_path, "s", pixels, 1, 2)[0]
+    shown = embed(path)
+    kind, _, packed = shown.address.partition(",")
+    assert kind == "data:image/png;base64"
+    assert base64.b64decode(packed) == path.read_bytes()
+    assert (shown.own_width, shown.own_height) == (400, 300) and shown.width <= 100 and shown.height <= 75
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n" + bytes(40), b"cut"])
+def test_damaged_pictures_are_plain_errors(content: bytes, tmp_path: Path) -> None:
+    (path, *_) = write_class_samples(tmp_path, "s", torch.zeros(1, 20, 20), 1, 2)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2] if content == b"cut" else content)
+    with pytest.raises(DataError, match=r"s\.image\.png is no PNG picture"):
+        embed(path)
+
+
+def test_a_page_with_too_many_bytes_of_pictures_shows_fewer_samples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_run
+) -> None:
+    flat = np.zeros((8, 8), np.int64)
+    for name in "abc":
+        write_samples(tmp_path, name, torch.zeros(3, 8, 8), flat, flat, PALETTE)
+    found = read_samples(tmp_path)
+    stream = read_stream(make_run("../run") / "stream.json")
+    shown = sample_table(list(found), [(stream, 3, found)])
+    assert [row.name for row in shown.rows] == ["a", "b", "c"]
+    one = sum(p.stat().st_size for p in tmp_path.glob("a.*"))
+    for most, rows in ((2 * one, 2), (1, 1)):
+        monkeypatch.setattr(samples, "MOST_BYTES", most)
+        assert len(sample_table(list(found), [(stream, 3, found)]).rows) == rows

@@ -162,13 +162,13 @@ def test_past_data_is_closed_even_through_a_kept_view(build):
     with stream.opened(first):
         kept, watched = first.train(), first.validation()
         assert kept[0].name == "s1"
-        with pytest.raises(SealedDataError, match="training data of task 1"):
+        with pytest.raises(SealedDataError, match="training data of task 2"):
             second.train()
     for view in (kept, watched):
         with pytest.raises(SealedDataError, match="no task is open"):
             view[0]
     with stream.opened(second):
-        with pytest.raises(SealedDataError, match="task 1 is open"):
+        with pytest.raises(SealedDataError, match="task 2 is open"):
             kept[0]
         with pytest.raises(SealedDataError):
             first.train()
@@ -396,7 +396,7 @@ def test_pool_is_closed_with_its_task(pooled):
     with stream.opened(first):
         kept = first.pool()
         kept[0]
-        with pytest.raises(SealedDataError, match="training data of task 1 was opened while task 0 is open"):
+        with pytest.raises(SealedDataError, match="training data of task 2 was opened while task 1 is open"):
             second.pool()
     with stream.opened(second), pytest.raises(SealedDataError):
         kept[0]

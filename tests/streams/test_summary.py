@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -122,6 +123,13 @@ def test_description_of_a_merged_stream_keeps_the_groups(stream):
     again = restore(describe(merged(stream), "fake", False))
     assert len(again) == 1 and again.groups == ((1, 2), (3,))
     assert merged(restore(describe(stream, "fake", False))).tasks[0].data is None
+
+
+def test_a_run_goes_on_with_its_own_colours(parts):
+    mine = describe(parts, "two hospitals", True)
+    painted = [replace(c, color=(1, 2, 3)) for c in mine.classes]
+    later = mine.model_copy(update={"classes": tuple(painted)})
+    assert mine.continued_by(later, 1).classes == mine.classes
 
 
 def damage(content):

@@ -74,8 +74,7 @@ def demo(
     fresh: Annotated[bool, typer.Option("--fresh", help="start again even if there is a demo already")] = False,
 ) -> None:
     """Learn digits task by task with STAR, fine-tuning and jointly, and compare: two to three minutes."""
-    from rich.console import Console
-
+    from perdure.cli.console import open_console
     from perdure.config.load import load_recipe
     from perdure.files import write_json
 
@@ -95,7 +94,7 @@ def demo(
         run_experiment(load_recipe("demo", [f"method={method}"]), folder, resume=True)  # a second call costs nothing
     comparison = write_comparison(folders, out / "compare.html")
     write_json(out / "compare.json", comparison.to_json())
-    Console().print(comparison_table(comparison))
+    open_console().print(comparison_table(comparison))
     pages = f"{out / 'compare.html'}, {folders[DEMO.index('star')] / 'report.html'}"
     _say(f"{time.monotonic() - started:.0f} s. Pages to look at: {pages}")
 
@@ -194,8 +193,7 @@ def compare(
     html: Annotated[Path | None, typer.Option("--html", help="write one page that puts the runs side by side")] = None,
 ) -> None:
     """Put runs of one stream side by side."""
-    from rich.console import Console
-
+    from perdure.cli.console import open_console
     from perdure.report.compare import compare as put_side_by_side
     from perdure.report.compare import comparison_table
     from perdure.report.compare_page import write_comparison
@@ -205,9 +203,9 @@ def compare(
         RunFolder.existing(path)
     comparison = put_side_by_side(runs, figure) if html is None else write_comparison(runs, html, figure)
     if as_json:
-        Console().print_json(json.dumps(comparison.to_json()))
+        open_console().print_json(json.dumps(comparison.to_json()))
     else:
-        Console().print(comparison_table(comparison))
+        open_console().print(comparison_table(comparison))
     if html is not None:
         _say(f"page: {html}")
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from perdure.cli.console import open_console
 from perdure.kept.audit import Audit
 
 
 def show(found: Audit, as_json: bool) -> None:
     """Print the ledger and the findings."""
-    console = Console()
+    console = open_console()
     if as_json:
         console.print_json(json.dumps(found.to_json()))
         return

@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
+from perdure.cli.console import open_console
 from perdure.config.recipe import Recipe
 from perdure.data.catalog import open_source
 from perdure.data.check import Inspection, Problem, inspect, told
@@ -32,9 +33,9 @@ def check_dataset(name: str, root: Path | None, options: Mapping[str, object], a
         shown = bar.add_task("reading", total=None)
         found = inspect(source, SPLITS, advance=lambda: bar.advance(shown))
     if as_json:
-        Console().print_json(json.dumps(found.to_dict()))
+        open_console().print_json(json.dumps(found.to_dict()))
     else:
-        _show_dataset(found, Console())
+        _show_dataset(found, open_console())
     return found.ok
 
 
@@ -111,9 +112,9 @@ def check_recipe(recipe: Recipe, as_json: bool, allow_code: bool = False) -> boo
         rows = [row._asdict() for row in beside]
         problems = [asdict(problem) for problem in found.problems]
         content = {"recipe": recipe.name, **summary, "published": rows, "problems": problems, "notes": notes}
-        Console().print_json(json.dumps(content))
+        open_console().print_json(json.dumps(content))
     else:
-        _show_recipe(recipe, summary, beside, found.problems, notes, Console())
+        _show_recipe(recipe, summary, beside, found.problems, notes, open_console())
     return not found.problems and all(row.ok for row in beside)
 
 

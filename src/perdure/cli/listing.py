@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from perdure.cli.console import open_console
 from perdure.config.load import load_recipe, shipped
 from perdure.data.catalog import DATASETS
 from perdure.errors import UsageError, nearest
@@ -24,7 +24,7 @@ def list_things(what: str, as_json: bool) -> None:
     if what not in LISTS:
         raise UsageError(f"there is no list '{what}'", nearest(what, LISTS))
     if as_json and what == "metrics":
-        Console().print_json(json.dumps(describe()))
+        open_console().print_json(json.dumps(describe()))
         return
     rows: list[Mapping[str, object]]
     if what == "recipes":
@@ -44,11 +44,11 @@ def list_things(what: str, as_json: bool) -> None:
     else:
         rows = [{"figure": m["default"], "unit": m["unit"], "meaning": m["meaning"]} for m in describe()]
     if as_json:
-        Console().print_json(json.dumps(rows))
+        open_console().print_json(json.dumps(rows))
         return
     table = Table(title=what)
     for number, header in enumerate(rows[0]):
         table.add_column(header, no_wrap=number == 0, overflow="fold")
     for row in rows:
         table.add_row(*(escape(str(v)) for v in row.values()))
-    Console().print(table)
+    open_console().print(table)

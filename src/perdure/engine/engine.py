@@ -170,12 +170,12 @@ class Engine:
                 epoch = done * trainer.accumulate / per_epoch  # not a sum of shares: whole epochs are whole numbers
                 if done == total or done % self.options.log_every == 0:
                     place = {"step": done, "of": total, "epoch": epoch, "run_step": before + done}
-                    note = f"loss {self._report(work, place, trainer):.3f}"
+                    note = self._report(work, place, trainer)
                 show(done, note)
                 if validation is not None and every and int(epoch / every + 1e-9) > int((epoch - share) / every + 1e-9):
                     figures = validation()
                     phase.module.train()
-                    self.logger.log(task=work.task, phase=phase.name, step=done, event="validation", **figures)
+                    self.logger.log(task=work.task + 1, phase=phase.name, step=done, event="validation", **figures)
                     self._track(work, figures, before + done)
                 if done < total:
                     self.save_if_due(work, done, lambda: {"trainer": trainer.state()}, trainer.nonfinite)
@@ -213,7 +213,7 @@ class Engine:
             broadcast_object_list(box)
             sums = {k: v.to(device) for k, v in box[0].items()}
         phase.finish(sums)
-        self.logger.log(task=work.task, phase=phase.name, event="collected", steps=total)
+        self.logger.log(task=work.task + 1, phase=phase.name, event="collected", steps=total)
 
     def _generate(self, phase: Generate, here: Position, work: _Work) -> None:
         store = self.checkpoint.scratch if phase.keep is None else work.method.store
@@ -236,7 +236,7 @@ class Engine:
             work.method.files[phase.keep] = (*work.method.files.get(phase.keep, ()), *names)
         if phase.finish is not None:
             phase.finish(store.paths(names))
-        self.logger.log(task=work.task, phase=phase.name, event="generated", items=phase.count)
+        self.logger.log(task=work.task + 1, phase=phase.name, event="generated", items=phase.count)
 
     def save_if_due(
         self, work: _Work, done: int, inside: Callable[[], State], nonfinite: Callable[[], str | None] | None = None
@@ -272,23 +272,24 @@ class Engine:
                 "start a new run with a lower training.lr, training.clip=1 or engine.precision=fp32",
             )
 
-    def _report(self, work: _Work, place: Mapping[str, float], trainer: Trainer) -> float:
-        """Log and track the mean terms since the last report; returns their sum."""
+    def _report(self, work: _Work, place: Mapping[str, float], trainer: Trainer) -> str:
+        """Log and track the mean terms since the last report; return them in words."""
         self._refuse_nonfinite(work, int(place["step"]), trainer.nonfinite(weights=False))
         terms, lr = trainer.means(), float(trainer.optimizer.param_groups[0]["lr"])
         loss = sum(terms.values())
-        self.logger.log(task=work.task, phase=work.name, **place, lr=lr, loss=loss, **terms)
+        self.logger.log(task=work.task + 1, phase=work.name, **place, lr=lr, loss=loss, **terms)
         self._track(work, {"loss": loss, "lr": lr, **terms}, int(place["run_step"]))
-        return loss
+        parts = ", ".join(f"{name} {value:.3g}" for name, value in terms.items())
+        return f"loss {loss:.3f}" + (f" ({parts})" if len(terms) > 1 else "")
 
     def _track(self, work: _Work, figures: Mapping[str, float], run_step: int) -> None:
-        self.machine.track({f"task{work.task}/{work.name}/{k}": v for k, v in figures.items()}, run_step)
+        self.machine.track({f"task{work.task + 1}/{work.name}/{k}": v for k, v in figures.items()}, run_step)
 
     def _steps_before(self, work: _Work) -> int:
         """Optimiser steps of the run before this phase; the log knows them where an earlier process did them."""
         if self._steps is None:
             line = self.logger.last_step or {"run_step": 0, "step": 0}
-            here = (line.get("task"), line.get("phase")) == (work.task, work.name)
+            here = (line.get("task"), line.get("phase")) == (work.task + 1, work.name)
             self._steps = int(line["run_step"]) - (int(line["step"]) if here else 0)
         return self._steps
 

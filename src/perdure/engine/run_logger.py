@@ -1,4 +1,4 @@
-"""What a run reports while it works: progress bars and log.jsonl."""
+"""What a run reports while it works: progress bars or lines, and log.jsonl."""
 
 from __future__ import annotations
 
@@ -9,27 +9,36 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from perdure.engine.machine import Machine
-from perdure.engine.state import State
 from perdure.files import write_failure
 
+if TYPE_CHECKING:
+    from perdure.engine.machine import Machine  # pages take words from here without torch
+    from perdure.engine.state import State
+
 _TAIL_BYTES = 1 << 16
+EVENTS: Final = frozenset({"sealed", "unlearned", "collected", "generated", "validation"})
+"""What a line may say that happened; the audit takes any other for something that does not belong in a log."""
+_LINE_SECONDS = 60.0
+"""Between two lines about a phase where the output is no terminal: a night's log can still be read."""
 
 
 class Show(Protocol):
-    """Moves a progress bar."""
+    """Shows how far a phase is."""
 
     def __call__(self, done: int, note: str | None = None) -> None:
-        """Set the number of finished steps and, if given, the note behind the bar, which stays until the next one."""
+        """Set the number of finished steps and, if given, the note behind it, which stays until the next one."""
 
 
 class RunLogger:
-    """Shows progress on a terminal and appends one JSON line per interval to ``log.jsonl`` (main process only).
+    """Shows progress and appends one JSON line per interval to ``log.jsonl`` (main process only).
+
+    On a terminal progress is a moving bar; elsewhere it is a line per phase, and one per minute in long ones. Tasks are
+    counted from 1 in both.
 
     Attributes:
         last_step: Last line about training that an earlier process of this run wrote, if any.
@@ -61,12 +70,15 @@ class RunLogger:
             raise write_failure(self.path, error) from error
 
     def say(self, text: str) -> None:
-        """Print one line for people (rich markup)."""
-        self.console.print(text, highlight=False)
+        """Print one line for people (rich markup); it is not cut where the output is no terminal."""
+        self.console.print(text, highlight=False, soft_wrap=True)
 
     @contextmanager
     def progress(self, title: str, total: int, done: int = 0) -> Iterator[Show]:
-        """Progress bar of a phase: title, steps, time left, latest loss. Gives the function that moves it."""
+        """Progress of a phase: title, steps, time left, latest losses. Gives the function that moves it on."""
+        if self.console.quiet or not self.console.is_terminal:
+            yield self._lines(title, total, done)
+            return
         columns = (
             TextColumn("{task.description}"),
             BarColumn(bar_width=28),
@@ -74,8 +86,7 @@ class RunLogger:
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}", style="dim"),
         )
-        hidden = self.console.quiet or not self.console.is_terminal  # a log file needs no moving bars
-        with Progress(*columns, console=self.console, transient=True, disable=hidden) as bar:
+        with Progress(*columns, console=self.console, transient=True) as bar:
             bar_task = bar.add_task(title, total=total, completed=done, note="")
 
             def show(done: int, note: str | None = None) -> None:
@@ -84,6 +95,34 @@ class RunLogger:
                     bar.update(bar_task, note=note)
 
             yield show
+
+    def _lines(self, title: str, total: int, first: int) -> Show:
+        """Progress as plain lines: at most one per minute, and one at the end of the phase."""
+        started = said = time.monotonic()
+        noted, told = "", first
+
+        def show(done: int, note: str | None = None) -> None:
+            nonlocal said, noted, told
+            noted, now = note or noted, time.monotonic()
+            if done == told or (done < total and now - said < _LINE_SECONDS):
+                return
+            said, told = now, done
+            left = (now - started) * (total - done) / max(1, done - first)
+            when = f"took {in_words(now - started)}" if done >= total else f"about {in_words(left)} left"
+            parts = (title, f"{done:,} of {total:,}", noted, when)
+            self.console.print("  ".join(filter(None, parts)), highlight=False, markup=False, soft_wrap=True)
+
+        return show
+
+
+def in_words(seconds: float) -> str:
+    """A length of time: ``42 s``, ``3 min 05 s``, ``2 h 07 min``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 def _earlier_lines(path: Path) -> list[State]:

@@ -31,7 +31,7 @@ RUN_FILES: Final = frozenset(
         ".lock",
     }
 )
-TASK_FILES: Final = frozenset({LEDGER, "counts.json", DONE})
+TASK_FILES: Final = frozenset({LEDGER, "counts.json", "cases.csv", DONE})
 TEXT_SUFFIXES: Final = frozenset({".yaml", ".yml", ".json", ".jsonl", ".csv", ".md", ".html", ".txt"})
 EVENTS: Final = "events.out.tfevents."
 _PATH: Final = re.compile(

@@ -87,9 +87,8 @@ class Figure:
 
     @property
     def title(self) -> str:
-        """Short words for headings; a mean over tasks says of what."""
-        title = self.definition.title
-        return f"{MEASURES[self.choices['of']]}, {title}" if self.definition.name == "accuracy.average" else title
+        """Short words for headings."""
+        return self.definition.title
 
     @property
     def meaning(self) -> str:
@@ -122,24 +121,13 @@ _BWT: Final = Option("rule", {
     "last-diagonal": "Mean over earlier tasks j < t of R[t][j] - R[j][j] (GEM, Mammoth).",
     "all-pairs": "Mean over all pairs j < i <= t of R[i][j] - R[j][j] (Diaz-Rodriguez et al. 2018, continuum).",
 }, bare=True)
-_FWT: Final = Option("rule", {
-    "before": "Mean over tasks 1 <= j <= t of R[j-1][j]; nothing is subtracted.",
-    "before-untrained": "Mean over tasks 1 <= j <= t of R[j-1][j] minus the untrained model's figure (GEM, Mammoth).",
-    "all-pairs": "Mean over all pairs i < j <= t of R[i][j]; nothing is subtracted (continuum).",
-}, bare=True)
-_AVERAGE_OF: Final = Option("of", {
-    "miou": "The figure is miou.all.",
-    "dice": "The figure is dice.all.",
-    "accuracy": "The figure is accuracy.all (the absent rule does not matter).",
-    "balanced": "The figure is accuracy.mean.",
-}, quiet=True)
-MEASURES: Final = {"miou": "mIoU", "dice": "Dice", "accuracy": "accuracy", "balanced": "balanced accuracy"}
-"""Short words for what the option ``of`` chooses."""
 _OF_KINDS: Final[dict[Kind, tuple[str, ...]]] = {"segmentation": ("miou",), "classification": ("accuracy", "balanced")}
 """Which values of ``of`` stand in a result file."""
 _STAR: Final = "DKD (NeurIPS 2022), STAR (NeurIPS 2023)"
 _GEM: Final = "GEM, Lopez-Paz and Ranzato (NeurIPS 2017)"
 _CHAUDHRY: Final = "Chaudhry et al. (ECCV 2018)"
+_ICARL: Final = "iCaRL (CVPR 2017)"
+_SO_FAR: Final = "over all tasks so far, each taken right after its task."
 _NO_TRUTH: Final = "of one class; undefined where the ground truth does not hold the class."
 _TABLE: Final = (
     Definition("miou.all", "mIoU, all classes", "task",
@@ -166,18 +154,20 @@ _TABLE: Final = (
                "Mean over all classes seen so far of recall = TP / (TP + FN): each class counts the same, however "
                "often it occurs. Also called mean class accuracy.",
                "FCN (CVPR 2015)", (_BG, _ABSENT)),
-    Definition("accuracy.average", "average over tasks", "stream",
-               "Mean of one figure over all tasks so far, each taken right after its task.",
-               "iCaRL (CVPR 2017)", (_AVERAGE_OF, _BG, _ABSENT)),
+    Definition("miou.average", "mIoU, average over tasks", "stream", f"Mean of miou.all {_SO_FAR}",
+               _ICARL, (_BG, _ABSENT), kinds=("segmentation",)),
+    Definition("dice.average", "Dice, average over tasks", "stream", f"Mean of dice.all {_SO_FAR}",
+               _ICARL, (_BG, _ABSENT), kinds=("segmentation",)),
+    Definition("accuracy.average", "accuracy, average over tasks", "stream", f"Mean of accuracy.all {_SO_FAR}",
+               _ICARL, (_BG,), kinds=("classification",)),
+    Definition("balanced.average", "balanced accuracy, average over tasks", "stream",
+               f"Mean of accuracy.mean {_SO_FAR}", _ICARL, (_BG, _ABSENT), kinds=("classification",)),
     Definition("forgetting", "forgetting", "stream",
                "Mean over earlier tasks j < t of what was lost on task j's classes.",
                _CHAUDHRY, (_FORGETTING, _OF), unit="points", better="lower"),
     Definition("bwt", "backward transfer", "stream",
                "What later tasks changed on earlier ones; negative means forgetting.",
                _GEM, (_BWT, _OF), unit="points"),
-    Definition("fwt", "forward transfer", "stream",
-               "How good the model is on a task's classes before it learns them; exists only where that was measured.",
-               _GEM, (_FWT, _OF), unit="points"),
     Definition("intransigence", "intransigence", "stream",
                "Mean over tasks j <= t of a joint run's figure on task j's classes minus R[j][j]: what the run failed "
                "to learn. The joint run is one model trained on all tasks at once.",
@@ -190,6 +180,10 @@ _TABLE: Final = (
 )
 # fmt: on
 DEFINITIONS: Final[dict[str, Definition]] = {d.name: d for d in _TABLE}
+NOT_OFFERED: Final = {
+    "fwt": "a class has no output before its task teaches it, so forward transfer would be 0 by construction",
+}
+"""Figures of the field that are not computed here, and why."""
 
 
 def figure(text: str, background: bool = True) -> Figure:
@@ -206,6 +200,8 @@ def figure(text: str, background: bool = True) -> Figure:
     if match is None:
         raise UsageError(f"'{text}' is not a figure's name", "write it like miou.all[bg=in,absent=skip]")
     definition = DEFINITIONS.get(match[1])
+    if definition is None and match[1] in NOT_OFFERED:
+        raise UsageError(f"the figure '{match[1]}' is not offered", NOT_OFFERED[match[1]])
     if definition is None:
         raise UsageError(f"unknown figure '{match[1]}'", nearest(match[1], DEFINITIONS))
     options = {o.key: o for o in definition.options}
@@ -219,6 +215,10 @@ def figure(text: str, background: bool = True) -> Figure:
             value, key = key, next((o.key for o in definition.options if o.bare and key in o.meaning), "")
         if not options:
             raise UsageError(f"figure '{definition.name}' has no options", f"write '{definition.name}' alone")
+        if key == "of" and definition.name == "accuracy.average":  # it was one figure for all means over tasks
+            averages = {"miou": "miou", "dice": "dice", "balanced": "balanced"}
+            hint = f"write {averages.get(value, 'accuracy')}.average, which has no option 'of'"
+            raise UsageError(f"figure 'accuracy.average' has no option '{part}'", hint)
         if key not in options:
             known = [v if o.bare else f"{o.key}={v}" for o in definition.options for v in o.meaning]
             raise UsageError(f"figure '{definition.name}' has no option '{part}'", nearest(part, known))
@@ -229,6 +229,17 @@ def figure(text: str, background: bool = True) -> Figure:
         given.add(key)
         chosen[key] = value
     return Figure(definition, chosen)
+
+
+def fitting(wanted: Figure, kind: Kind) -> Figure:
+    """The figure itself. Raises UsageError with the nearest name where it makes no sense for the kind of labels."""
+    if kind not in wanted.definition.kinds:
+        others = [d.name for d in _TABLE if kind in d.kinds and d.scope == wanted.definition.scope]
+        last = wanted.definition.name.rpartition(".")[2]
+        alike = next((name for name in others if name.endswith(f".{last}")), None)
+        hint = f"did you mean '{alike}'?" if alike else nearest(wanted.definition.name, others)
+        raise UsageError(f"the figure '{wanted}' is not for {kind}", hint)
+    return wanted
 
 
 def variants(definition: Definition, kind: Kind = "segmentation") -> list[Figure]:

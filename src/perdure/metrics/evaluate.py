@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
+from typing import NamedTuple
 
 import torch
 
@@ -12,12 +13,20 @@ from perdure.data.dataset import Dataset
 from perdure.engine.loader import read_cases
 from perdure.engine.machine import Machine
 from perdure.inference.case import Predict, predict_cases
+from perdure.metrics.cases import CaseCounts
 from perdure.metrics.confusion import ConfusionMatrix, confusion
+
+
+class Counted(NamedTuple):
+    """Counts of a test set: all of it, and by case (``None`` where an image has one class)."""
+
+    matrix: ConfusionMatrix
+    cases: CaseCounts | None
 
 
 def count(
     predict: Predict, dataset: Dataset, class_ids: Sequence[int], machine: Machine, batch_size: int, workers: int
-) -> ConfusionMatrix:
+) -> Counted:
     """Confusion counts of a model on a test set, over all processes; fp32, no gradients.
 
     Args:
@@ -33,16 +42,30 @@ def count(
     """
     counts = ConfusionMatrix.empty(class_ids)
     total = torch.zeros(len(counts.labels), len(counts.labels) + 1, dtype=torch.int64, device=machine.device)
+    whole = dataset.source.kind == "classification"
+    by_case = torch.zeros(0 if whole else len(dataset), len(counts.labels), 3, dtype=torch.int64, device=machine.device)
+    place = {name: position for position, name in enumerate(dataset.names)}
     reads = read_cases(dataset, batch_size, workers, machine.rank, machine.world)
     with torch.no_grad(), machine.autocast("fp32"):
         for cases in reads:
             for same in _of_one_size(cases):
                 batch = collate(same).to(machine.device)
                 predicted = predict_cases(predict, batch.images, dataset.preparation, same[0].size).labels
-                total += confusion(batch.labels, predicted, counts.labels, batch.annotated)
+                if whole:
+                    total += confusion(batch.labels, predicted, counts.labels, batch.annotated)
+                    continue
+                for k, name in enumerate(batch.names):
+                    known = None if batch.annotated is None else batch.annotated[k : k + 1]
+                    one = confusion(batch.labels[k : k + 1], predicted[k : k + 1], counts.labels, known)
+                    total += one
+                    # the last column: predicted where the case does not label that class, so it is no pixel of it
+                    by_case[place[name]] = torch.stack([one.sum(1), one[:, :-1].sum(0), one.diagonal()], 1)
     counts.add(machine.total(total))
     counts.cases, counts.annotated = len(dataset), dataset.annotated
-    return counts
+    if whole:
+        return Counted(counts, None)
+    # each process has the rows of its own cases, the others are zero
+    return Counted(counts, CaseCounts(counts.labels, machine.total(by_case).cpu().numpy()))
 
 
 def _of_one_size(cases: Sequence[Case]) -> Iterator[list[Case]]:

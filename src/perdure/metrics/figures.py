@@ -6,16 +6,17 @@ Nothing here is ever NaN: a figure that does not exist is ``Value(None, 0)``.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from perdure.errors import DataError, UsageError
+from perdure.data.source import Kind
+from perdure.errors import DataError, PerdureError, UsageError
 from perdure.labels import BACKGROUND
 from perdure.metrics.confusion import ConfusionMatrix, pooled
-from perdure.metrics.definitions import Figure, figure
+from perdure.metrics.definitions import Figure, figure, fitting
 from perdure.streams.description import DescribedStream
 
 Floats = npt.NDArray[np.float64]
@@ -34,7 +35,22 @@ class Value(NamedTuple):
 
 
 UNDEFINED: Final = Value(None, 0)
-_AVERAGED: Final = {"miou": "miou.all", "dice": "dice.all", "accuracy": "accuracy.all", "balanced": "accuracy.mean"}
+_AVERAGED: Final = {
+    "miou.average": "miou.all",
+    "dice.average": "dice.all",
+    "accuracy.average": "accuracy.all",
+    "balanced.average": "accuracy.mean",
+}
+"""Figure whose mean over tasks it is."""
+_BY_CLASS: Final = {
+    "miou.all": "iou",
+    "miou.old": "iou",
+    "miou.new": "iou",
+    "dice.all": "dice",
+    "accuracy.all": "accuracy",
+    "accuracy.mean": "recall",
+}
+"""What a figure of a task takes of each class: see :func:`_over_classes`."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +61,11 @@ class RunResults:
         stream: Which task teaches what.
         counts: Confusion matrices pooled over test sets, by the task after which they were taken.
         reference: Results of a joint run over the same groups, for intransigence.
-        untrained: Confusion matrix of the untrained model over all classes, for forward transfer.
     """
 
     stream: DescribedStream
     counts: Mapping[int, ConfusionMatrix]
     reference: RunResults | None = None
-    untrained: ConfusionMatrix | None = None
 
     @property
     def last(self) -> int | None:
@@ -84,9 +98,9 @@ def run_results(
 
 def headline(stream: DescribedStream) -> list[str]:
     """Full names of the figures that stand first in a report of this stream."""
-    names = ["miou.all", "miou.old", "miou.new", "hiou", "forgetting[max-last]", "accuracy.average"]
+    names = ["miou.all", "miou.old", "miou.new", "hiou", "forgetting[max-last]", "miou.average"]
     if stream.kind == "classification":
-        names = ["accuracy.all", "accuracy.mean", "forgetting[max-last,of=accuracy]", "accuracy.average[of=accuracy]"]
+        names = ["accuracy.all", "accuracy.mean", "forgetting[max-last,of=accuracy]", "accuracy.average"]
     return [str(figure(name, background=stream.background is not None)) for name in names]
 
 
@@ -99,13 +113,21 @@ def class_values(name: str, counts: ConfusionMatrix) -> dict[int, Value]:
     }
 
 
+def at_zero(counts: ConfusionMatrix, ids: Iterable[int], kind: Kind) -> list[int]:
+    """Those of the classes whose IoU (recall in classification) is 0.0, though the ground truth holds them."""
+    values = class_values("recall" if kind == "classification" else "iou", counts)
+    return [c for c in ids if (value := values[c].value) is not None and value < 0.05]  # pages write that as 0.0
+
+
 def evaluate(wanted: Figure | str, results: RunResults, after: int) -> Value:
     """Value of a figure after a task.
 
     Raises:
-        UsageError: The figure has one value per class; use :func:`class_values`.
+        UsageError: The figure has one value per class (use :func:`class_values`), or is not for this kind of labels.
+        PerdureError: The figure is defined but not computed.
     """
     fig = figure(wanted, results.stream.background is not None) if isinstance(wanted, str) else wanted
+    fitting(fig, results.stream.kind)
     if fig.definition.scope == "class":
         raise UsageError(f"'{fig}' has one value for each class", "ask for miou.all, dice.all or accuracy.mean instead")
     if after not in results.counts:
@@ -151,12 +173,15 @@ def _by_class(name: str, counts: ConfusionMatrix) -> tuple[Floats, Floats]:
     """Percentages ``(K,)`` with NaN where undefined, and the number of pixels behind each."""
     right = np.diagonal(counts.matrix).astype(np.float64)
     truth, guess = counts.truth.astype(np.float64), counts.matrix.sum(0).astype(np.float64)
-    top, bottom, support = {
+    parts = {
         "iou": (right, truth + guess - right, truth),
         "dice": (2 * right, truth + guess, truth),
         "recall": (right, truth, truth),
         "precision": (right, guess, guess),
-    }[name]
+    }
+    if name not in parts:
+        raise not_computed(figure(name))
+    top, bottom, support = parts[name]
     values = np.full(len(right), np.nan)  # undefined without support, even where 0 / n would be a number
     np.divide(100.0 * top, bottom, out=values, where=support > 0)
     return values, support
@@ -196,19 +221,22 @@ def _task_figure(fig: Figure, results: RunResults, after: int) -> Value:
     later = tuple(c for group in stream.groups[1:] for c in group if c in seen)
     if name in ("miou.old", "miou.new") and not later:
         return UNDEFINED
-    kind = {"dice.all": "dice", "accuracy.mean": "recall", "accuracy.all": "accuracy"}.get(name, "iou")
+    if name not in _BY_CLASS:
+        raise not_computed(fig)
     ids = {"miou.old": label_0 + base, "miou.new": later}.get(name, label_0 + seen)
-    return _over_classes(kind, counts, ids, fig.choices.get("absent", "skip"))
+    return _over_classes(_BY_CLASS[name], counts, ids, fig.choices.get("absent", "skip"))
 
 
 def _stream_figure(fig: Figure, results: RunResults, after: int) -> Value:
     """Figures over tasks: means over R[t][j], of which each rule takes its own cells and what is subtracted."""
-    name, of = fig.definition.name, fig.choices["of"]
-    if name == "accuracy.average":
-        absent = "" if of == "accuracy" else f",absent={fig.choices['absent']}"
-        base = f"{_AVERAGED[of]}[bg={fig.choices['bg']}{absent}]"
-        values = [evaluate(base, results, t).value for t in range(after + 1)]
+    name = fig.definition.name
+    if name in _AVERAGED:
+        options = ",".join(f"{key}={value}" for key, value in fig.choices.items())
+        values = [evaluate(f"{_AVERAGED[name]}[{options}]", results, t).value for t in range(after + 1)]
         return UNDEFINED if None in values else _mean(values)  # a mean over some of the tasks is another figure
+    if name not in ("forgetting", "bwt", "intransigence"):
+        raise not_computed(fig)
+    of = fig.choices["of"]
     rows = {t: row for t, row in group_matrix(results, of).items() if t <= after}
     if name == "forgetting":
         return _mean(forgetting_by_group(rows, after, fig.choices["rule"]))
@@ -222,15 +250,6 @@ def _stream_figure(fig: Figure, results: RunResults, after: int) -> Value:
     if name == "bwt":
         measured = later if fig.choices["rule"] == "all-pairs" else [after]
         pairs = [(cell(i, j), cell(j, j)) for i in measured for j in range(i)]
-    elif name == "fwt" and fig.choices["rule"] == "all-pairs":
-        pairs = [(cell(i, j), 0.0) for j in later for i in range(j)]
-    elif name == "fwt" and fig.choices["rule"] == "before":
-        pairs = [(cell(j - 1, j), 0.0) for j in later]
-    elif name == "fwt":
-        if results.untrained is None:
-            return UNDEFINED
-        fresh = group_matrix(replace(results, counts={0: results.untrained}), of)[0]
-        pairs = [(cell(j - 1, j), fresh[j]) for j in later]
     else:
         joint = results.reference
         if joint is None or joint.last is None or results.stream.merged:
@@ -238,6 +257,11 @@ def _stream_figure(fig: Figure, results: RunResults, after: int) -> Value:
         best = group_matrix(joint, of)[joint.last]
         pairs = [(best[j], cell(j, j)) for j in range(after + 1)]
     return _mean(None if a is None or b is None else a - b for a, b in pairs)
+
+
+def not_computed(fig: Figure) -> PerdureError:
+    """The error of a figure that has a definition and nothing else: no other figure's value may stand for it."""
+    return PerdureError(f"the figure '{fig}' is defined but not computed", "ask for one of `perdure list metrics`")
 
 
 def _mean(values: Iterable[float | None]) -> Value:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -111,6 +112,15 @@ def to_csv(rows: Iterable[ResultRow]) -> str:
     return text.getvalue()
 
 
+def _present_name(name: str) -> str:
+    """Name of a figure as it is now, of a row that was written when one name stood for all means over tasks."""
+    old = re.fullmatch(r"accuracy\.average\[(?:of=(\w+),)?(bg=\w+),(absent=\w+)\]", name)
+    if old is None:
+        return name
+    of, options = old[1] or "miou", old[2] if old[1] == "accuracy" else f"{old[2]},{old[3]}"
+    return f"{of}.average[{options}]"
+
+
 def read_results(path: Path) -> list[ResultRow]:
     """Read ``results.csv``.
 
@@ -132,6 +142,7 @@ def read_results(path: Path) -> list[ResultRow]:
         where = f"{path}, line {number}"
         if len(line) != len(lines[0]):
             raise DataError(f"{where}: {len(line)} columns instead of {len(lines[0])}", hint)
+        line[4] = _present_name(line[4])
         after, task, class_id, class_name, name, value, n, split = (*line, "test")[: len(COLUMNS)]
         try:
             row = ResultRow(

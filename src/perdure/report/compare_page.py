@@ -12,9 +12,9 @@ from perdure.metrics.figures import class_values
 from perdure.report.compare import Comparison, Group, compare_groups, group_runs
 from perdure.report.kept_items import Column, PictureRow, picture_rows, what_they_are
 from perdure.report.plots import Line, curves
-from perdure.report.render import NONE, WORDS, definitions, render
+from perdure.report.render import NONE, WORDS, definitions, hex_color, render
 from perdure.report.run_data import load_run
-from perdure.report.samples import SampleTable, sample_table
+from perdure.report.samples import ERRORS, SampleTable, sample_table
 from perdure.report.tables import Cell, HeatRow, class_colors, difference_cell, heat, ledger_table
 
 
@@ -45,6 +45,7 @@ def write_comparison(runs: Sequence[Path], page: Path, figures: Sequence[str] | 
         "ledgers": [(g.label, ledger_table(g.runs[0].ledgers)) for g in groups],
         "samples": sample_table(names, columns) if names else SampleTable([], []),
         "kept": kept_pictures(fitting),
+        "error_colors": [(name, hex_color(color)) for name, color in ERRORS],
         "figure": figure,
         "definitions": definitions([*comparison.figures, words.by_class]),
     }

@@ -7,15 +7,16 @@ from typing import Final
 
 import yaml
 
+from perdure.engine.run_logger import in_words
 from perdure.metrics.definitions import figure
-from perdure.metrics.figures import RunResults, evaluate, forgetting_by_group, group_matrix, headline
+from perdure.metrics.figures import RunResults, at_zero, evaluate, forgetting_by_group, group_matrix, headline
 from perdure.report import kept_items
 from perdure.report.plots import Line, curves
-from perdure.report.render import WORDS, definitions, render
+from perdure.report.render import WORDS, definitions, hex_color, render
 from perdure.report.run_data import RunData, load_run, section
-from perdure.report.samples import MOST_SAMPLES, SampleTable, sample_table
-from perdure.report.tables import confusion_tables, heat_rows, ledger_table
-from perdure.streams.description import DescribedStream
+from perdure.report.samples import ERRORS, MOST_SAMPLES, SampleTable, sample_table
+from perdure.report.tables import case_rows, confusion_tables, heat_rows, ledger_table, mistakes
+from perdure.streams.description import DescribedStream, DescribedTask
 
 REPORT: Final = "report.html"
 CARD: Final = "MODEL_CARD.md"
@@ -48,6 +49,8 @@ def write_report(run: Path) -> Path:
         "cards": [] if last is None else [(figure(n), evaluate(n, results, last)) for n in headline(stream)],
         "curves": run_curves(results),
         "confusion": confusion_tables(results),
+        "mistakes": mistakes(results),
+        "cases": [] if last is None else case_rows(stream, data.dice.get(last, {})),
         "sample_tasks": [stream.tasks[t] for t in tasks],
         "samples": sample_table(names, [(stream, t, data.samples[t]) for t in tasks]) if tasks else SampleTable([], []),
         "columns": columns,
@@ -91,14 +94,28 @@ def _common(data: RunData) -> dict[str, object]:
         "last": results.last,
         "measured": [stream.tasks[t] for t in results.counts],
         "figures": [(name, [evaluate(name, results, t) for t in results.counts]) for name in shown],
+        "cases_of": {t: counts.cases for t, counts in results.counts.items()},
         "tested": [results.counts[t].cases for t in results.counts],
         "heat": [] if results.last is None else heat_rows(results),
         "words": words,
+        "took": {t: in_words(s) for t, s in data.seconds.items()},
+        "took_all": in_words(sum(data.seconds.values())) if len(data.seconds) == data.sealed > 0 else None,
+        "unlearned": unlearned(results),
         "warnings": warnings(stream),
         "images": stream.measured_images,
+        "error_colors": [(name, hex_color(color)) for name, color in ERRORS],
         "ledger": ledger_table(data.ledgers),
         "definitions": definitions([*shown, words.by_class]),
     }
+
+
+def unlearned(results: RunResults) -> list[tuple[DescribedTask, list[str]]]:
+    """Tasks after which some of the classes that they teach were at 0, with the names of these classes."""
+    stream = results.stream
+    found = [
+        (stream.tasks[t], at_zero(counts, stream.tasks[t].new, stream.kind)) for t, counts in results.counts.items()
+    ]
+    return [(task, [stream.space.name(c) for c in zero]) for task, zero in found if zero]
 
 
 def warnings(stream: DescribedStream) -> list[str]:

@@ -10,10 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from perdure.errors import plain
+from perdure.errors import DataError, plain
 from perdure.files import write_text
 from perdure.metrics.definitions import Definition, figure
-from perdure.outputs.images import open_picture
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -81,11 +80,13 @@ WORDS: Final[dict[Kind, Words]] = {
 
 @dataclass(frozen=True, slots=True)
 class Thumb:
-    """A small picture: its ``data:`` address and the size in which a page shows it, in pixels."""
+    """A picture: its ``data:`` address, the size in which a page shows it small, and its own size, in pixels."""
 
     address: str
     width: int
     height: int
+    own_width: int
+    own_height: int
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def render(template: str, values: Mapping[str, object], path: Path) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters.update(number=number, size=size, anchor=anchor, cell=cell, breaks=breaks)
+    templates.filters.update(number=number, size=size, anchor=anchor, cell=cell, breaks=breaks, css_name=css_name)
     write_text(path, templates.get_template(template).render(values))
     return path
 
@@ -139,6 +140,11 @@ def anchor(name: str) -> str:
     return "def-" + name.partition("[")[0].replace(".", "-")
 
 
+def css_name(name: str) -> str:
+    """A name as part of a CSS class: other characters than letters, digits and ``-`` become their code."""
+    return "".join(c if c.isascii() and (c.isalnum() or c == "-") else f"_{ord(c):x}_" for c in name)
+
+
 def breaks(name: str) -> Markup:
     """A figure's full name that may be broken before and inside its brackets."""
     from markupsafe import Markup, escape
@@ -152,23 +158,27 @@ def cell(text: object) -> str:
     return re.sub(r"([\\`*|\[\]])", r"\\\1", shown)
 
 
-def picture(path: Path, sharp: bool, side: int = 176) -> str:
-    """PNG as a ``data:`` address, made smaller so that its longer side is at most ``side`` pixels.
+def embed(path: Path) -> Thumb:
+    """A PNG file as a ``data:`` address of exactly its bytes, with the size in which a page shows it small.
 
-    Args:
-        path: The file.
-        sharp: Label maps: take the nearest pixel instead of mixing colours.
-        side: Longest side in pixels.
+    Pictures are not packed anew, so that what a page shows can be found by its hash among the files of the run.
+
+    Raises:
+        DataError: The file is no PNG picture.
     """
     from PIL import Image
 
-    image = open_picture(path).convert("RGB")
-    scale = side / max(image.size)
-    if scale < 1:
-        width, height = (max(1, round(s * scale)) for s in image.size)
-        way = Image.Resampling.NEAREST if sharp else Image.Resampling.LANCZOS
-        image = image.resize((width, height), way)
-    return _address(image)
+    try:
+        content = path.read_bytes()
+        with Image.open(io.BytesIO(content), formats=("PNG",)) as opened:
+            opened.load()
+            width, height = opened.size
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path} is no PNG picture", "the file was changed or is damaged") from error
+    factor = (
+        max(1.0, round(_TINY / max(width, height))) if max(width, height) <= _LARGE else _LARGE / max(width, height)
+    )
+    return Thumb(_as_address(content), round(width * factor), round(height * factor), width, height)
 
 
 def thumbnail(image: Picture) -> Thumb:
@@ -185,14 +195,15 @@ def thumbnail(image: Picture) -> Thumb:
         size = (max(1, image.width * _LARGE // longest), max(1, image.height * _LARGE // longest))
         image = image.resize(size, Image.Resampling.LANCZOS)
     factor = max(1, round(_TINY / longest))
-    return Thumb(_address(image), image.width * factor, image.height * factor)
-
-
-def _address(image: Picture) -> str:
-    """PNG as a ``data:`` address: a page needs no file beside it."""
     data = io.BytesIO()
     image.save(data, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode("ascii")
+    shown = image.width * factor, image.height * factor
+    return Thumb(_as_address(data.getvalue()), *shown, image.width, image.height)
+
+
+def _as_address(content: bytes) -> str:
+    """PNG as a ``data:`` address: a page needs no file beside it."""
+    return "data:image/png;base64," + base64.b64encode(content).decode("ascii")
 
 
 def definitions(names: Iterable[str]) -> list[Explanation]:

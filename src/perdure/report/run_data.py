@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -15,6 +16,7 @@ from pydantic import JsonValue, TypeAdapter, ValidationError
 from perdure.errors import DataError, RunError
 from perdure.files import parse_yaml, read_json
 from perdure.kept.ledger import LEDGER, sealed_folders
+from perdure.metrics.cases import CASES, read_dice
 from perdure.metrics.confusion import read_counts
 from perdure.metrics.figures import RunResults, run_results
 from perdure.report.kept_items import KeptItem, read_items
@@ -36,7 +38,9 @@ class RunData:
         sealed: Number of tasks that are done.
         ledgers: Kept items by task.
         samples: Test samples by task and name; empty where none may be shown.
+        dice: Dice in percent by task and class, a value for each case; of runs that recorded it.
         shown: Kept items that the report shows, by task; without raw images of patients, unless they may be shown.
+        seconds: Time that each task took, by task, as the log says; of those whose end it holds.
         recipe: The resolved recipe.
         environment: Versions and machine.
     """
@@ -46,7 +50,9 @@ class RunData:
     sealed: int
     ledgers: Mapping[int, tuple[KeptItem, ...]]
     samples: Mapping[int, dict[str, Sample]]
+    dice: Mapping[int, dict[int, list[float]]]
     shown: Mapping[int, tuple[KeptItem, ...]]
+    seconds: Mapping[int, float]
     recipe: Mapping[str, JsonValue]
     environment: Mapping[str, JsonValue]
 
@@ -115,11 +121,26 @@ def load_run(path: Path) -> RunData:
         results=run_results(stream, counts),
         sealed=len(folders),
         ledgers=ledgers,
+        dice={t: read_dice(f / CASES) for t, f in folders.items() if (f / CASES).is_file()},
         samples={t: read_samples(f / "samples") for t, f in folders.items()} if open_to_all else {},
         shown={t: tuple(i for i in items if i.shows and (open_to_all or not i.raw)) for t, items in ledgers.items()},
+        seconds=_seconds(path / "log.jsonl"),
         recipe=_MAPPING.validate_python(without_places(recipe)),
         environment=_MAPPING.validate_python(without_places(environment)),
     )
+
+
+def _seconds(log: Path) -> dict[int, float]:
+    """Time of each task from the lines that say it was sealed; a log is no reason to refuse a page."""
+    ends: dict[int, float] = {}
+    with suppress(OSError, UnicodeDecodeError):
+        for text in log.read_text(encoding="utf-8").splitlines():
+            with suppress(ValueError, TypeError, KeyError):
+                line = json.loads(text)
+                if line["event"] == "sealed":
+                    ends[int(line["task"])] = float(line["seconds"])
+    # the seconds of a log add up over all processes that worked on the run, and tasks count from 1 in it
+    return {task - 1: end - ends.get(task - 1, 0.0) for task, end in ends.items() if task == 1 or task - 1 in ends}
 
 
 def without_places(value: JsonValue) -> JsonValue:

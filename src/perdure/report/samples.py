@@ -1,4 +1,4 @@
-"""A few test samples after each task: pictures of image, ground truth and prediction, or an image and two classes.
+"""A few measured samples after each task: image, ground truth, prediction and errors, or an image and two classes.
 
 Written when a task is sealed; read back as rows of a page, one sample in each, one column per task or per run.
 """
@@ -19,9 +19,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from perdure.errors import DataError
 from perdure.files import read_json, write_json
-from perdure.labels import BACKGROUND, TABLE_SIZE, Color, Palette
+from perdure.labels import BACKGROUND, IGNORE, TABLE_SIZE, Color, Palette
 from perdure.outputs.images import open_picture, write_png
-from perdure.report.render import Thumb, hex_color, picture, thumbnail
+from perdure.report.render import Thumb, embed, hex_color
 from perdure.streams.description import DescribedStream
 
 if TYPE_CHECKING:
@@ -29,16 +29,26 @@ if TYPE_CHECKING:
 
 MOST_SAMPLES: Final = 6
 """Rows of a page."""
+MOST_BYTES: Final = 12_000_000
+"""Of the pictures of all rows; a page with more opens slowly, so it shows fewer samples."""
+ERRORS: Final[tuple[tuple[str, Color], ...]] = (
+    ("wrong class", (213, 94, 0)),
+    ("missed", (240, 200, 0)),
+    ("false alarm", (43, 125, 233)),
+    ("not counted", (140, 140, 140)),
+)
+"""What an error map tells apart, in colours that colour-blind readers can part; what is right stays clear."""
 Pixels = npt.NDArray[np.uint8]
 Numbers = npt.NDArray[np.number]
 Labels = npt.NDArray[np.integer]
 
 
 class Maps(NamedTuple):
-    """Pictures of the label maps of one sample."""
+    """Pictures of the label maps of one sample; ``errors`` is ``None`` in runs made before there was such a map."""
 
     truth: Path
     prediction: Path
+    errors: Path | None = None
 
 
 class Classes(BaseModel):
@@ -69,14 +79,22 @@ class Said:
 
 
 @dataclass(frozen=True)
+class Overlay:
+    """What a model made of an image: ``data:`` addresses of its label map and of its errors."""
+
+    prediction: str
+    errors: str | None
+
+
+@dataclass(frozen=True)
 class SampleRow:
     """A sample on a page: ``data:`` addresses of label maps, or names of classes; ``None`` where a model has none."""
 
     name: str
     maps: bool
-    image: Thumb | str
+    image: Thumb
     truth: str
-    predictions: list[str | Said | None]
+    predictions: list[Overlay | Said | None]
 
 
 @dataclass(frozen=True)
@@ -95,7 +113,9 @@ def write_samples(
     prediction: Labels,
     palette: Palette,
 ) -> list[Path]:
-    """Write ``NAME.image.png``, ``NAME.truth.png`` and ``NAME.pred.png``; of a volume, its middle slice.
+    """Write ``NAME.image.png``, ``NAME.truth.png``, ``NAME.pred.png`` and ``NAME.error.png``; of a volume, a slice.
+
+    The maps are clear (alpha 0) where they show background or what is right, so that they can lie on the image.
 
     Args:
         folder: Where to write.
@@ -118,8 +138,8 @@ def write_samples(
     if len(shape) == 3:
         middle = shape[0] // 2  # a page shows the same slice of image, ground truth and prediction
         pixels, truth, prediction = pixels[:, middle], truth[middle], prediction[middle]
-    pictures = (to_rgb(pixels), paint(truth, palette), paint(prediction, palette))
-    paths = [folder / f"{file_name(name)}.{part}.png" for part in ("image", "truth", "pred")]
+    pictures = (to_rgb(pixels), paint(truth, palette), paint(prediction, palette), error_map(truth, prediction))
+    paths = [folder / f"{file_name(name)}.{part}.png" for part in ("image", "truth", "pred", "error")]
     for path, pixels in zip(paths, pictures, strict=True):
         write_png(path, Image.fromarray(pixels), optimize=True)
     return paths
@@ -155,9 +175,9 @@ def read_samples(folder: Path) -> dict[str, Sample]:
     found: dict[str, Sample] = {}
     for path in sorted(folder.glob("*.image.png")):
         name = path.name.removesuffix(".image.png")
-        maps = Maps(folder / f"{name}.truth.png", folder / f"{name}.pred.png")
-        classes = folder / f"{name}.class.json"
-        if any(file.is_symlink() for file in (path, classes, maps.truth, maps.prediction)):
+        errors, classes = folder / f"{name}.error.png", folder / f"{name}.class.json"
+        maps = Maps(folder / f"{name}.truth.png", folder / f"{name}.pred.png", errors if errors.exists() else None)
+        if any(file.is_symlink() for file in (path, classes, errors, maps.truth, maps.prediction)):
             continue  # a page must not show a file of somebody else's choice
         if classes.is_file():
             try:
@@ -171,10 +191,24 @@ def read_samples(folder: Path) -> dict[str, Sample]:
 
 
 def paint(labels: Labels, palette: Palette) -> Pixels:
-    """Colour a label map: ``(H, W)`` -> ``(H, W, 3)`` uint8. A label outside the table is a DataError."""
+    """Colour a label map: ``(H, W)`` -> RGBA ``(H, W, 4)`` uint8, label 0 clear. Other numbers are a DataError."""
     if labels.size and (labels.min() < 0 or labels.max() >= len(palette)):
         raise DataError(f"a label map holds {labels.min()} to {labels.max()}; labels run from 0 to {TABLE_SIZE - 1}")
-    painted: Pixels = palette[labels.astype(np.int64)]
+    alpha = np.where(labels == BACKGROUND, 0, 255).astype(np.uint8)
+    return np.concatenate([palette[labels.astype(np.int64)], alpha[..., None]], axis=-1)
+
+
+def error_map(truth: Labels, prediction: Labels) -> Pixels:
+    """Where a prediction is wrong and how, in the colours of :data:`ERRORS`: RGBA ``(H, W, 4)`` uint8."""
+    kinds = (
+        (prediction != truth) & (prediction != BACKGROUND) & (truth != BACKGROUND),
+        (prediction == BACKGROUND) & (truth != BACKGROUND),
+        (prediction != BACKGROUND) & (truth == BACKGROUND),
+        truth == IGNORE,  # last, for it is none of the others
+    )
+    painted = np.zeros((*truth.shape, 4), np.uint8)
+    for (_, color), here in zip(ERRORS, kinds, strict=True):
+        painted[here] = (*color, 255)
     return painted
 
 
@@ -214,22 +248,30 @@ def sample_table(
     """
     rows: list[SampleRow] = []
     maps: set[Path] = set()
+    left = MOST_BYTES
     for name in names[:MOST_SAMPLES]:
         sample = columns[-1][2][name]
         found = [(stream, after, samples.get(name)) for stream, after, samples in columns]
-        said: list[str | Said | None]
+        known = [s.maps if s is not None else None for _, _, s in found]
+        shown = [path for pair in known if pair for path in pair if path is not None]
+        left -= sum(path.stat().st_size for path in (sample.image, *shown))
+        if left < 0 and rows:
+            break
+        said: list[Overlay | Said | None]
         if sample.maps is not None:
-            known = [s.maps if s is not None else None for _, _, s in found]
-            maps |= {path for pair in known if pair for path in pair}  # the legend names what any of them shows
-            said = [picture(pair.prediction, sharp=True) if pair else None for pair in known]
-            image, truth = picture(sample.image, sharp=False), picture(sample.maps.truth, sharp=True)
-            rows.append(SampleRow(name, True, image, truth, said))
+            maps |= {path for pair in known if pair for path in pair[:2]}  # the legend names what any of them shows
+            said = [_overlay(pair) if pair else None for pair in known]
+            rows.append(SampleRow(name, True, embed(sample.image), embed(sample.maps.truth).address, said))
         elif sample.classes is not None:
             said = [_said(stream, after, s.classes) if s and s.classes else None for stream, after, s in found]
-            thumb = thumbnail(open_picture(sample.image))
             wanted = sample.classes.truth
-            rows.append(SampleRow(name, False, thumb, columns[-1][0].names.get(wanted, str(wanted)), said))
+            called = columns[-1][0].names.get(wanted, str(wanted))
+            rows.append(SampleRow(name, False, embed(sample.image), called, said))
     return SampleTable(rows, _legend(columns[-1][0], maps) if rows else [])
+
+
+def _overlay(maps: Maps) -> Overlay:
+    return Overlay(embed(maps.prediction).address, None if maps.errors is None else embed(maps.errors).address)
 
 
 def _said(stream: DescribedStream, after: int, classes: Classes) -> Said:
@@ -246,6 +288,5 @@ def _legend(stream: DescribedStream, maps: set[Path]) -> list[tuple[str, str]]:
         pixels = np.unique(np.asarray(open_picture(path).convert("RGB")).reshape(-1, 3), axis=0)
         seen |= {(int(r), int(g), int(b)) for r, g, b in pixels}
     entries = [(c.name, hex_color(c.color)) for c in stream.classes if c.color in seen]
-    start = [(stream.space.name(BACKGROUND), "#000000")] if (0, 0, 0) in seen else []
     end = [("not labelled", "#e0e0e0")] if (224, 224, 224) in seen else []  # the colour of ignore in palettes
-    return start + entries + end
+    return entries + end  # label 0 is clear in all of them

@@ -9,7 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
+
 from perdure.labels import BACKGROUND
+from perdure.metrics.cases import Spread, spread
 from perdure.metrics.figures import RunResults, Value, class_values
 from perdure.report.kept_items import KeptItem
 from perdure.report.render import NONE, WORDS, hex_color
@@ -22,6 +25,10 @@ MOST_NUMBERS: Final = 16
 """With more classes the cells of a confusion table hold no numbers."""
 MOST_SMALL: Final = 48
 """With more classes they are tiny, and only the last table is drawn."""
+LEAST_SHARE: Final = 0.01
+"""Of a class, that another one has to take to be named."""
+MOST_TAKEN: Final = 3
+"""Classes that are named for one class."""
 KINDS: Final = ("weights", "statistics", "prototypes", "synthetic", "exemplars", "preview")
 
 
@@ -49,7 +56,7 @@ class HeatRow:
 
 @dataclass(frozen=True)
 class ConfusionRow:
-    """Images of one class: how many, and what they were called."""
+    """Images (pixels) of one class: how many, and what they were called."""
 
     name: str
     total: int
@@ -69,6 +76,26 @@ class ConfusionTable:
     names: tuple[str, ...]
     edges: tuple[bool, ...]
     rows: tuple[ConfusionRow, ...]
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """What one class is taken for: how much of it there is, its recall in %, and names, colours and shares in %."""
+
+    name: str
+    color: str
+    total: int
+    recall: float
+    taken: tuple[tuple[str, str, float], ...]
+
+
+@dataclass(frozen=True)
+class CaseRow:
+    """Dice of one class over cases."""
+
+    name: str
+    color: str
+    spread: Spread
 
 
 @dataclass(frozen=True)
@@ -158,25 +185,30 @@ def _since_learned(values: Mapping[int, Mapping[int, Value]], last: int | None, 
 
 
 def confusion_tables(results: RunResults) -> list[ConfusionTable]:
-    """Tables of a classification run, the last task first."""
+    """Tables of which class is taken for which, the last task first.
+
+    Of a segmentation run only the last one, whose cells are shares of the rows; none with more classes than a reader
+    can tell apart in a table: :func:`mistakes` says then what a model confuses.
+    """
     stream = results.stream
-    if stream.kind != "classification":
-        return []
     measured = sorted(results.counts, reverse=True)
-    if measured and len(stream.tasks[measured[0]].seen) > MOST_SMALL:
-        measured = measured[:1]
-    return [_confusion_table(results, stream.tasks[t]) for t in measured]
+    many = bool(measured) and len(stream.tasks[measured[0]].seen) > MOST_SMALL
+    if stream.kind == "segmentation":
+        measured = [] if many else measured[:1]
+    return [_confusion_table(results, stream.tasks[t]) for t in (measured[:1] if many else measured)]
 
 
 def _confusion_table(results: RunResults, task: DescribedTask) -> ConfusionTable:
-    """Rows are the true classes, columns what the model said, both in learning order."""
+    """Rows are the true classes, columns what the model said, both in learning order; background first."""
     stream, counts = results.stream, results.counts[task.index]
     order = [c for c in stream.order if c in task.seen]
-    starts = {group[0] for group in stream.groups[1:] if group}
+    order = ([BACKGROUND] if stream.background is not None else []) + order
+    starts = {group[0] for group in stream.groups[1:] if group} | ({order[1]} if order[:1] == [BACKGROUND] else set())
     edges = tuple(c in starts for c in order)
     size = "numbers" if len(order) <= MOST_NUMBERS else "small" if len(order) <= MOST_SMALL else "tiny"
     at = [counts.labels.index(c) for c in order]  # counts are in the order of ids
     names = tuple(stream.space.name(c) for c in order)
+    pixels, many = stream.kind == "segmentation", WORDS[stream.kind].many
     rows = []
     for truth, row, begins in zip(names, at, edges, strict=True):
         total = int(counts.truth[row])
@@ -187,11 +219,41 @@ def _confusion_table(results: RunResults, task: DescribedTask) -> ConfusionTable
             if not n:
                 cells.append(Cell("0" if right and total and size == "numbers" else "", kind=kind))
                 continue
-            style = f"background:rgba({_BETTER if right else _WORSE},{0.08 + 0.6 * (n / total):.3f})"
-            title = f"{truth} called {called}: {n:,} of {total:,} images, {100 * n / total:.1f} %"
-            cells.append(Cell(f"{n:,}" if size == "numbers" else "", style, title, kind))
+            share = n / total
+            style = f"background:rgba({_BETTER if right else _WORSE},{0.08 + 0.6 * share:.3f})"
+            title = f"{truth} called {called}: {n:,} of {total:,} {many}, {100 * share:.1f} %"
+            text = (f"{100 * share:.0f}" if right or share >= 0.005 else "") if pixels else f"{n:,}"
+            cells.append(Cell(text if size == "numbers" else "", style, title, kind))
         rows.append(ConfusionRow(truth, total, begins, tuple(cells)))
     return ConfusionTable(task, size, names, edges, tuple(rows))
+
+
+def mistakes(results: RunResults) -> list[Mistake]:
+    """What each class of the last task is most often taken for, the classes with the least recall first."""
+    stream, last = results.stream, results.last
+    if last is None:
+        return []
+    counts, colors = results.counts[last], class_colors(stream)
+    found: list[Mistake] = []
+    for row, label in enumerate(counts.labels):
+        total = int(counts.truth[row])
+        if not total or (label == BACKGROUND and stream.background is None):
+            continue
+        shares = counts.matrix[row] / total
+        most = [int(c) for c in np.argsort(-shares, kind="stable") if c != row and shares[c] >= LEAST_SHARE]
+        taken = tuple(
+            (stream.names[counts.labels[c]], colors[counts.labels[c]], 100 * float(shares[c]))
+            for c in most[:MOST_TAKEN]
+        )
+        found.append(Mistake(stream.names[label], colors[label], total, 100 * float(shares[row]), taken))
+    return sorted(found, key=lambda mistake: mistake.recall)
+
+
+def case_rows(stream: DescribedStream, dice: Mapping[int, Sequence[float]]) -> list[CaseRow]:
+    """Spread of the Dice over cases of each class that any case shows, background first, in learning order."""
+    colors = class_colors(stream)
+    order = ([BACKGROUND] if stream.background is not None else []) + list(stream.order)
+    return [CaseRow(stream.names[c], colors[c], spread(dice[c])) for c in order if dice.get(c)]
 
 
 def ledger_table(ledgers: Mapping[int, Sequence[KeptItem]]) -> LedgerTable:

@@ -158,7 +158,9 @@ class DescribedStream(BaseModel):
                     f"the run has {key} '{value}', the recipe makes '{there[key]}'",
                     "use the same recipe, or another folder with --out",
                 )
-        if other.classes[: len(self.classes)] != self.classes:
+        # the colours of a run stay: those of a data set without a palette may have changed since
+        known = len(self.classes)
+        if [(c.id, c.name, c.kind) for c in other.classes[:known]] != [(c.id, c.name, c.kind) for c in self.classes]:
             raise RunError(
                 "the classes of the data set are not those that the run began with",
                 "bring the class list back as it was, or choose another folder with --out",
@@ -174,7 +176,7 @@ class DescribedStream(BaseModel):
                     "bring data and recipe back as they were; new tasks can only be added at the end",
                 )
         kept = self.tasks[:sealed] + other.tasks[sealed:]
-        return other.model_copy(update={"tasks": kept})
+        return other.model_copy(update={"tasks": kept, "classes": self.classes + other.classes[known:]})
 
 
 def describe(

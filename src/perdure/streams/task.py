@@ -110,9 +110,9 @@ class _Gate:
 
     def check(self, index: int) -> None:
         if self.current != index:
-            state = "no task is open" if self.current is None else f"task {self.current} is open"
+            state = "no task is open" if self.current is None else f"task {self.current + 1} is open"
             raise SealedDataError(
-                f"training data of task {index} was opened while {state}",
+                f"training data of task {index + 1} was opened while {state}",
                 "a method may read only data of the current task; retain what it needs of earlier tasks as Kept items",
             )
 
