@@ -1,10 +1,10 @@
 """Angles between two classes in the features of finished runs: can a network tell apart what it was never taught?
 
-python scripts/feature_angles.py RUN [RUN ...] --classes AbdomenCT ChestCT [--after 0] [--root DIR]
+python scripts/feature_angles.py RUN [RUN ...] --classes AbdomenCT ChestCT [--after 0] [--split test] [--root DIR]
 
-Looks at the test images with the model as it was after a task, by default the first. Prints, for each run, the angle
-between the mean directions of the classes, the mean angle of images to that of their own class, and the share of the
-images of either class that lie nearer to their own.
+Looks at the test images, or with --split val at validation images, with the model as it was after a task, by default
+the first. Prints, for each run, the angle between the mean directions of the classes, the mean angle of images to that
+of their own class, and the share of the images of either class that lie nearer to their own.
 """
 
 from __future__ import annotations
@@ -38,13 +38,15 @@ def network_after(folder: Path, task: int) -> tuple[Classifier, Preparation]:
     return network, tasks[task].preparation
 
 
-def directions(network: Classifier, source: Source, wanted: Sequence[int], shown: Preparation) -> list[Tensor]:
-    """Features of length 1 ``(n, d)`` of the test images of each wanted class, shown as the run shows them."""
+def directions(
+    network: Classifier, source: Source, wanted: Sequence[int], shown: Preparation, split: str = "test"
+) -> list[Tensor]:
+    """Features of length 1 ``(n, d)`` of the images of each wanted class, shown as the run shows them."""
     images: dict[int, list[Tensor]] = {class_id: [] for class_id in wanted}
-    for name in source.names("test"):
-        label = source.mask("test", name)
+    for name in source.names(split):
+        label = source.mask(split, name)
         if int(label) in images:
-            images[int(label)].append(shown.show(source.read("test", name).image))
+            images[int(label)].append(shown.show(source.read(split, name).image))
     with torch.no_grad():
         return [torch.nn.functional.normalize(network.features(torch.stack(images[c]))) for c in wanted]
 
@@ -68,6 +70,7 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--classes", nargs=2, required=True)
     parser.add_argument("--after", type=int, default=0, help="index of the task")
+    parser.add_argument("--split", choices=("test", "val"), default="test", help="whose images")
     parser.add_argument("--root", type=Path, help="folder of the data (data.root)")
     asked = parser.parse_args()
     a, b = asked.classes
@@ -78,7 +81,7 @@ def main() -> None:
         source = open_source(recipe.data.name, asked.root, recipe.data.settings)
         wanted = [source.space.id_of(name) for name in asked.classes]
         network, shown = network_after(folder, asked.after)
-        found = angles(*directions(network, source, wanted, shown))
+        found = angles(*directions(network, source, wanted, shown, asked.split))
         print(f"| {folder.name} | " + " | ".join(f"{value:.1f}" for value in found) + " |")
 
 
