@@ -10,6 +10,7 @@ import pytest
 
 from perdure.data.sampling import Batches
 from perdure.engine import run_logger
+from perdure.engine.duration import in_words
 from perdure.engine.machine import Machine
 from perdure.engine.options import EngineOptions
 from perdure.engine.run_logger import RunLogger
@@ -101,4 +102,4 @@ def test_progress_without_a_terminal_is_a_line_now_and_then(
     ("seconds", "text"), [(0.4, "0 s"), (59.6, "1 min 00 s"), (185, "3 min 05 s"), (7620, "2 h 07 min")]
 )
 def test_time_in_words(seconds: float, text: str) -> None:
-    assert run_logger.in_words(seconds) == text
+    assert in_words(seconds) == text

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Final, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from perdure.engine.duration import in_words
 from perdure.files import write_failure
 
 if TYPE_CHECKING:
-    from perdure.engine.machine import Machine  # pages take words from here without torch
+    from perdure.engine.machine import Machine
     from perdure.engine.state import State
 
 _TAIL_BYTES = 1 << 16
@@ -113,16 +114,6 @@ class RunLogger:
             self.console.print("  ".join(filter(None, parts)), highlight=False, markup=False, soft_wrap=True)
 
         return show
-
-
-def in_words(seconds: float) -> str:
-    """A length of time: ``42 s``, ``3 min 05 s``, ``2 h 07 min``."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 def _earlier_lines(path: Path) -> list[State]:

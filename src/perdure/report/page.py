@@ -7,7 +7,7 @@ from typing import Final
 
 import yaml
 
-from perdure.engine.run_logger import in_words
+from perdure.engine.duration import in_words
 from perdure.metrics.definitions import figure
 from perdure.metrics.figures import RunResults, at_zero, evaluate, forgetting_by_group, group_matrix, headline
 from perdure.report import kept_items
