@@ -30,6 +30,7 @@ import torch
 from PIL import Image
 
 from perdure import experiment, sealing
+from perdure.audit import audit
 from perdure.config.build import build_experiment
 from perdure.config.load import parse_recipe
 from perdure.data.sampling import Batches, Mix
@@ -43,7 +44,6 @@ from perdure.errors import PerdureError
 from perdure.experiment import run_experiment
 from perdure.files import TEMPORARY, read_tensors
 from perdure.inference import case
-from perdure.kept.audit import audit
 from perdure.kept.items import Kept
 from perdure.methods import training
 from perdure.methods.finetune import Finetune

@@ -28,7 +28,7 @@ def method(toy: Any, tmp_path: Path) -> Any:
 
     def make() -> Any:
         made = toy()
-        made.store = FileStore(tmp_path / "kept")
+        made.store = FileStore(tmp_path / "kept", tmp_path / "resume" / "kept.jsonl")
         return made
 
     return make

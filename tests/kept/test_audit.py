@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from perdure.audit import audit
 from perdure.kept import audit as room
-from perdure.kept.audit import audit
 
 LAST = "tasks/02-09-10"
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from perdure.audit import audit
 from perdure.kept import store
-from perdure.kept.audit import audit
 from perdure.predict import Trained
 
 PAIRS = '''\

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
 from perdure.engine.options import EngineOptions
+from perdure.kept.ledger import MIN_IMAGES
 from perdure.methods.options import Options, TrainingOptions
 
 
@@ -134,6 +135,17 @@ class ReportSection(Options):
     patient_samples: bool = Field(False, description="show test images of patient data too (the audit will then fail)")
 
 
+class PrivacySection(Options):
+    """What may be kept of patients."""
+
+    min_images: int = Field(
+        MIN_IMAGES,
+        ge=5,
+        description="data of patients: statistics that look like images, such as class means, are kept only of classes "
+        "with at least so many training images; the ledger shows it",
+    )
+
+
 class Recipe(Options):
     """One experiment."""
 
@@ -148,6 +160,7 @@ class Recipe(Options):
     method: MethodSection
     training: TrainingOptions = TrainingOptions()
     engine: EngineOptions = EngineOptions()
+    privacy: PrivacySection = PrivacySection()
     report: ReportSection = ReportSection()
 
     @field_validator("method", "network", "data", mode="before")

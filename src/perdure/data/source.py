@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
 import numpy as np
@@ -74,6 +75,10 @@ class Source(ABC):
     @abstractmethod
     def fingerprint(self, split: Split) -> str:
         """Hex digest of names and masks of the split; equal digests mean equal image lists."""
+
+    def file_of(self, split: Split, name: str) -> Path | None:  # noqa: ARG002
+        """The file that holds a sample's image alone, or ``None`` where samples are made or lie in one large file."""
+        return None
 
     def distinct_labels(self, split: Split, name: str) -> Labels:
         """The labels that a sample shows, each once or more often, ``(n,)`` int16: what image lists are made of.

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -19,6 +19,8 @@ from perdure.engine.state import State
 from perdure.files import write_failure
 
 _TAIL_BYTES = 1 << 16
+EVENTS: Final = frozenset({"sealed", "collected", "generated", "validation"})
+"""What a line may say that happened; the audit takes any other for something that does not belong in a log."""
 
 
 class Show(Protocol):

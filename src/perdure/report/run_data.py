@@ -116,7 +116,10 @@ def load_run(path: Path) -> RunData:
         sealed=len(folders),
         ledgers=ledgers,
         samples={t: read_samples(f / "samples") for t, f in folders.items()} if open_to_all else {},
-        shown={t: tuple(i for i in items if i.shows and (open_to_all or not i.raw)) for t, items in ledgers.items()},
+        shown={
+            t: tuple(i for i in items if i.shows and (open_to_all or not i.raw) and not (i.few and stream.patients))
+            for t, items in ledgers.items()
+        },
         recipe=_MAPPING.validate_python(without_places(recipe)),
         environment=_MAPPING.validate_python(without_places(environment)),
     )

@@ -55,6 +55,10 @@ class ClassFolders(Source):
         pixels = read_image(self.root / split / name)
         return pixels if self.channels == 3 else to_grey(pixels)
 
+    def file_of(self, split: Split, name: str) -> Path:
+        """The image file."""
+        return self.root / split / name
+
     def mask(self, split: Split, name: str) -> Mask:
         """Class id of an image, shape ``()``; no file is read."""
         return np.asarray(self._class_of(split, name), np.int16)

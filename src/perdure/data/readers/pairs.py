@@ -97,6 +97,10 @@ class PairSource(Source):
             )
         return ids
 
+    def file_of(self, split: Split, name: str) -> Path:
+        """The image file."""
+        return self._pair(split, name).image
+
     def distinct_labels(self, split: Split, name: str) -> Labels:
         """The labels of a mask. Only numbers that it holds are decoded: a quarter less time than for every pixel."""
         ids = self.decode.take(distinct(read_index_mask(self._pair(split, name).mask)))

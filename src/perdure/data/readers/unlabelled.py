@@ -63,6 +63,10 @@ class Unlabelled(Source):
         pixels = read_image(self._files[name])
         return pixels if self.channels == 3 else to_grey(pixels)
 
+    def file_of(self, split: Split, name: str) -> Path | None:
+        """The image file."""
+        return self._files.get(name) if split == "train" else None
+
     def mask(self, split: Split, name: str) -> Mask:
         """``IGNORE`` everywhere: shape ``()`` in classification, else ``(H, W)``."""
         shape = () if self.kind == "classification" else self.image(split, name).shape[1:]
