@@ -116,13 +116,16 @@ def load_run(path: Path) -> RunData:
         sealed=len(folders),
         ledgers=ledgers,
         samples={t: read_samples(f / "samples") for t, f in folders.items()} if open_to_all else {},
-        shown={
-            t: tuple(i for i in items if i.shows and (open_to_all or not i.raw) and not (i.few and stream.patients))
-            for t, items in ledgers.items()
-        },
+        shown={t: _shown(items, stream.patients, open_to_all) for t, items in ledgers.items()},
         recipe=_MAPPING.validate_python(without_places(recipe)),
         environment=_MAPPING.validate_python(without_places(environment)),
     )
+
+
+def _shown(items: tuple[KeptItem, ...], patients: bool, open_to_all: bool) -> tuple[KeptItem, ...]:
+    """Items that a page shows. Where averages are of few patients, synthetic images that start from them are too."""
+    few = patients and any(item.few for item in items)
+    return tuple(i for i in items if i.shows and (open_to_all or not i.raw) and not (few and i.shows == "images"))
 
 
 def without_places(value: JsonValue) -> JsonValue:
