@@ -24,6 +24,8 @@ from perdure.streams.description import DescribedStream, read_stream, write_stre
 STARTED: Final = frozenset({".lock", "stream.json", "environment.json"})
 """Files that may exist before the recipe is written."""
 
+BEGIN: Final = ("recipe.yaml", "stream.json", "environment.json")
+"""Files that a run begins with."""
 _log = logging.getLogger(__name__)
 
 Origin = dict[str, str | None]
@@ -138,15 +140,17 @@ class RunFolder:
             self._complete_list()
             check_files(self.path)
             if self.stream() != described:  # it has grown; written last, so that a kill in between is found here again
+                self.list_files((), dropped=BEGIN)  # for then they would not be what the list says
                 dump_recipe(recipe, self.recipe_file)
                 write_stream(self.path / "stream.json", described)
-                self.list_files(("recipe.yaml", "stream.json"))
+            listed = read_manifest(self.path) or {}
+            self.list_files([place for place in BEGIN if place not in listed])
             return
         write_stream(self.path / "stream.json", described)
         # the recipe comes last: a folder without one is not a run yet, and may be started again
         write_json(self.path / "environment.json", {**environment(), "first_weights": first_weights})
         dump_recipe(recipe, self.recipe_file)
-        self.list_files(("recipe.yaml", "stream.json", "environment.json"))
+        self.list_files(BEGIN)
 
     def list_files(self, places: Iterable[str], sealed: Iterable[Path] = (), dropped: Iterable[str] = ()) -> None:
         """Take what has just been written into ``files.json``; says so where that ends a signature."""

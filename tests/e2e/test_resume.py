@@ -77,7 +77,7 @@ TINY: dict[str, Any] = {
     "engine": {"threads": 1, "trackers": [], "save_seconds": 0, "device": "cpu", "validate_every": 1},
     "report": {"samples": 1},
 }
-LEFT_OUT = ("log.jsonl", ".lock")
+LEFT_OUT = ("log.jsonl", ".lock", "files.json")  # which lists the hash of the log and its times
 
 Say = Callable[[str], None]
 
