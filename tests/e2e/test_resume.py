@@ -29,7 +29,7 @@ import pytest
 import torch
 from PIL import Image
 
-from perdure import experiment, sealing
+from perdure import sealing
 from perdure.audit import audit
 from perdure.config.build import build_experiment
 from perdure.config.load import parse_recipe
@@ -49,6 +49,7 @@ from perdure.methods import training
 from perdure.methods.finetune import Finetune
 from perdure.metrics import evaluate
 from perdure.metrics.confusion import read_counts
+from perdure.report import page
 from perdure.run_folder import RunFolder
 
 pytestmark = [
@@ -219,7 +220,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> dict[str
         out = tmp_path_factory.mktemp("whole") / "run"
         status, text = run(TINY, out)
         assert status == 0, text
-        experiment.write_report(out)  # loads matplotlib and the templates here, for all children
+        page.write_report(out)  # loads matplotlib and the templates here, for all children
     return content(out)
 
 
@@ -230,6 +231,7 @@ MOMENTS = [
     # while it starts
     ("replace run/stream.json", 1, kill),
     ("replaced run/environment.json", 1, kill),
+    ("replace run/files.json", 1, halve_and_kill),
     ("replace run/recipe.yaml", 1, halve_and_kill),
     # in the first task: collect, train (before and after a save), between phases, collect
     ("saved 0.0.1", 1, kill),
@@ -246,6 +248,8 @@ MOMENTS = [
     ("replace samples/00000.pred.png", 1, halve_and_kill),
     ("replaced 00-01-04/ledger.json", 1, kill),
     ("replaced 00-01-04/done", 1, kill),
+    ("replace run/files.json", 2, halve_and_kill),
+    ("replaced run/files.json", 2, kill),
     ("rmtree resume", 1, kill),
     # in later tasks, where replayed numbers and the frozen network matter
     ("saved 1.0.1", 1, kill),
@@ -256,7 +260,8 @@ MOMENTS = [
     # at the very end
     ("replaced 02-08-10/done", 1, kill),
     ("rmtree resume", 3, kill),
-    ("replace run/report.html", 1, halve_and_kill),
+    ("replace run/report.html", 3, halve_and_kill),
+    ("replace run/files.json", 4, kill),
 ]
 
 
@@ -522,7 +527,7 @@ def test_kept_files_survive_and_are_never_copied(tmp_path: Path, archivist: str)
     damaged = bytearray(whole[pairs[0]])  # dropped since, but the ledger that made it still answers for it
     damaged[-1] ^= 1
     (out / pairs[0]).write_bytes(damaged)
-    assert audit(out).problems == [f"{pairs[0]}: its content is not what the ledger says (hash differs)"]
+    assert audit(out).problems == [f"{pairs[0]}: its content is not what files.json says (hash differs)"]
 
 
 VARIANTS = {
