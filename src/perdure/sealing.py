@@ -117,10 +117,11 @@ def _say_what_was_not_learned(experiment: Experiment, task: Task, counts: Confus
         for c in zero:
             logger.log(task=task.index + 1, event="unlearned", class_id=c)
         shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-        later = "later_" if task.index else ""
+        training, later = experiment.recipe.training, "later_" if task.index else ""
+        length = "steps" if training.steps or (task.index and training.later_steps) else "epochs"
         logger.say(
             f"[yellow]not learned[/] {escape(shown)}: at 0 after the task that teaches "
-            f"{'it' if len(zero) == 1 else 'them'}; try more training.{later}epochs, another training.{later}lr, "
+            f"{'it' if len(zero) == 1 else 'them'}; try more training.{later}{length}, another training.{later}lr, "
             "a larger augment.crop where objects are small, or more training images"
         )
 
