@@ -17,6 +17,7 @@ from perdure.config.load import load_recipe, shipped
 from perdure.config.recipe import Recipe
 from perdure.data.catalog import DATASETS
 from perdure.networks.build import build_network, network_options
+from perdure.networks.weights import PACKAGES
 from perdure.streams.class_incremental import split_classes
 from perdure.streams.published import published_counts
 
@@ -207,9 +208,16 @@ def test_defects_named_in_the_header_are_options(name: str) -> None:
     assert set(compat) == set(schema["properties"]["compat"]["items"]["enum"])
 
 
-def test_camvid_is_natural_order_without_background_weights() -> None:
+@pytest.mark.parametrize("name", ["star/camvid-6-1", "star/clothing-4-2"])
+def test_photographs_are_learned_from_installed_features(name: str) -> None:
+    recipe = load_recipe(name)
+    first, later = map(int, name.rpartition("/")[2].split("-")[1:])
+    assert (recipe.stream.base, recipe.stream.step, recipe.stream.setting) == (first, later, "overlap")
+    assert recipe.network.settings["weights"] == "installed"
+    assert recipe.network.settings["backbone"] in PACKAGES
+    assert set(recipe.augment.mean) | set(recipe.augment.std) == {0.5}  # what these weights were trained with
+
+
+def test_camvid_teaches_its_classes_in_natural_order() -> None:
     recipe = load_recipe("star/camvid-6-1")
-    assert (recipe.stream.base, recipe.stream.step, recipe.stream.setting) == (6, 1, "overlap")
     assert (recipe.stream.order, steps(recipe)) == ("natural", 6)
-    assert recipe.evaluate.size is None
-    assert recipe.network.settings.get("weights", "random") == "random"
