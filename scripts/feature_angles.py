@@ -19,7 +19,7 @@ from torch import Tensor
 from perdure.config.build import build_method
 from perdure.data.catalog import open_source
 from perdure.data.preparation import Preparation
-from perdure.data.source import Source
+from perdure.data.source import Source, Split
 from perdure.networks.classifier import Classifier
 from perdure.run_folder import RunFolder
 from perdure.sealing import restore_sealed
@@ -39,7 +39,7 @@ def network_after(folder: Path, task: int) -> tuple[Classifier, Preparation]:
 
 
 def directions(
-    network: Classifier, source: Source, wanted: Sequence[int], shown: Preparation, split: str = "test"
+    network: Classifier, source: Source, wanted: Sequence[int], shown: Preparation, split: Split = "test"
 ) -> list[Tensor]:
     """Features of length 1 ``(n, d)`` of the images of each wanted class, shown as the run shows them."""
     images: dict[int, list[Tensor]] = {class_id: [] for class_id in wanted}

@@ -22,9 +22,16 @@ from perdure.engine.run_logger import RunLogger
 from perdure.errors import DataError, UsageError
 from perdure.networks.layers import sync_batch_norm
 from perdure.networks.network import Network
-from perdure.report.page import write_model_card, write_report
 from perdure.run_folder import Origin, RunFolder
-from perdure.sealing import begin, measure_validation, record, restore_sealed, seal
+from perdure.sealing import (
+    begin,
+    measure_validation,
+    publish,
+    record,
+    refuse_pictures_of_few,
+    restore_sealed,
+    seal,
+)
 from perdure.streams.description import describe
 
 SPARE_BYTES = 50_000_000
@@ -69,10 +76,9 @@ def run_experiment(recipe: Recipe, out: Path, resume: bool = False, quiet: bool 
             checkpoint.clear()
         machine.stop_trackers()
         checkpoint.clear()  # left over if the run was killed right after the last task was sealed
-        if machine.main:
+        if machine.main and not remaining:  # nothing was learned, but the pages may be of an earlier version
             record(run, stream.tasks[-1])
-            write_model_card(run.path)
-            write_report(run.path)
+            publish(run)
     return run
 
 
@@ -114,12 +120,16 @@ def _prepared(
     Only the main process writes. The others wait until it has prepared the folder, and leave silently if it cannot.
     """
     recipe, source = experiment.recipe, experiment.source
-    described = describe(experiment.stream, recipe.data.name, source.patients, source.kind, data_of_task(recipe))
+    sealed = len(run.sealed()) if resume and run.recipe_file.exists() else 0
+    described = describe(
+        experiment.stream, recipe.data.name, source.patients, source.kind, data_of_task(recipe), sealed
+    )
     with ExitStack() as held:
         failed = True
         try:
             if machine.main:
                 run.check(recipe, described, resume)  # nothing has been written before this line
+                refuse_pictures_of_few(experiment, sealed)
                 # the network per task that is still to come, and resume states with optimiser (8 networks)
                 network: int = sum(t.nbytes for t in experiment.method.state_dict().values())
                 done = len(run.sealed()) if run.recipe_file.exists() else 0

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -15,16 +16,25 @@ from perdure.config.load import dump_recipe, parse_recipe, read_raw, same_experi
 from perdure.config.recipe import Recipe
 from perdure.errors import RunError, UsageError
 from perdure.files import TEMPORARY, write_json
-from perdure.kept.ledger import sealed_folders
+from perdure.kept.ledger import LEDGER, read_ledger, sealed_folders
+from perdure.kept.manifest import check_files, list_files, read_manifest
 from perdure.kept.store import STORE, FileStore
 from perdure.streams.description import DescribedStream, read_stream, write_stream
 
 STARTED: Final = frozenset({".lock", "stream.json", "environment.json"})
 """Files that may exist before the recipe is written."""
 
+BEGIN: Final = ("recipe.yaml", "stream.json", "environment.json")
+"""Files that a run begins with."""
+_log = logging.getLogger(__name__)
 
 Origin = dict[str, str | None]
 """Source, hash and licence of the weights that a network starts from."""
+ORIGIN: Final = frozenset({"source", "sha256", "licence"})
+ENVIRONMENT: Final = frozenset(
+    {"perdure", "python", "system", "torch", "torchvision", "timm", "accelerate", "gpu", "threads"}
+)
+"""Keys of ``environment.json`` besides the origin of the first weights."""
 
 
 class RunFolder:
@@ -39,7 +49,8 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.recipe_file, self.resume, self.store = path / "recipe.yaml", path / "resume", FileStore(path / STORE)
+        self.recipe_file, self.resume = path / "recipe.yaml", path / "resume"
+        self.store = FileStore(path / STORE, self.resume / "kept.jsonl")
 
     def recipe(self) -> Recipe:
         """Read the recipe. Raises RunError if it is damaged."""
@@ -126,14 +137,39 @@ class RunFolder:
         for part in self.path.rglob(f"{TEMPORARY}*"):  # of a process that was killed while it wrote
             part.unlink(missing_ok=True)
         if self.recipe_file.exists():
+            self._complete_list()
+            check_files(self.path)
             if self.stream() != described:  # it has grown; written last, so that a kill in between is found here again
+                self.list_files((), dropped=BEGIN)  # for then they would not be what the list says
                 dump_recipe(recipe, self.recipe_file)
                 write_stream(self.path / "stream.json", described)
+            listed = read_manifest(self.path) or {}
+            self.list_files([place for place in BEGIN if place not in listed])
             return
         write_stream(self.path / "stream.json", described)
         # the recipe comes last: a folder without one is not a run yet, and may be started again
         write_json(self.path / "environment.json", {**environment(), "first_weights": first_weights})
         dump_recipe(recipe, self.recipe_file)
+        self.list_files(BEGIN)
+
+    def list_files(self, places: Iterable[str], sealed: Iterable[Path] = (), dropped: Iterable[str] = ()) -> None:
+        """Take what has just been written into ``files.json``; says so where that ends a signature."""
+        if list_files(self.path, places, sealed, dropped):
+            _log.warning("%s was signed; it has changed now, so its signature was removed: sign it again", self.path)
+
+    def _complete_list(self) -> None:
+        """Bring ``files.json`` up to what a kill left: seal without entry, entries of a task that is done again."""
+        listed = read_manifest(self.path)
+        if listed is None:
+            return  # a run of an earlier version; its tasks from here on are listed
+        sealed = self.sealed()
+        places = {folder: f"tasks/{folder.name}/" for folder in sealed}
+        known = {kept["file"] for folder in sealed for entry in read_ledger(folder)["items"] for kept in entry["files"]}
+        inside = tuple(places.values())
+        lost = [p for p in listed if p.startswith(("tasks/", f"{STORE}/")) and not (p in known or p.startswith(inside))]
+        missing = [folder for folder, place in places.items() if f"{place}{LEDGER}" not in listed]
+        if missing or lost:
+            self.list_files((), missing, lost)
 
     def withdraw(self) -> None:
         """Remove a run without saved state whose recipe or data proved unusable after :meth:`start`."""

@@ -16,20 +16,33 @@ from perdure.data.source import MEASURED
 from perdure.engine.machine import Machine
 from perdure.engine.run_logger import RunLogger
 from perdure.engine.state import restore
+from perdure.errors import DataError
 from perdure.files import write_json
 from perdure.inference.case import predict_cases
-from perdure.kept.ledger import DONE, preview_entry, read_files, read_kept, task_folder, write_kept, write_ledger
+from perdure.kept.ledger import (
+    DONE,
+    preview_entry,
+    read_files,
+    read_kept,
+    task_folder,
+    weight_names,
+    write_kept,
+    write_ledger,
+)
+from perdure.kept.manifest import CASES, GROWING, KINDS, REMADE, event_files
 from perdure.methods.method import Method
 from perdure.methods.options import Options
-from perdure.metrics.cases import CASES, write_cases
+from perdure.metrics.cases import write_cases
 from perdure.metrics.confusion import ConfusionMatrix, pooled, read_counts, write_counts
 from perdure.metrics.evaluate import Counted, count
 from perdure.metrics.figures import at_zero, class_values, headline, run_results
 from perdure.metrics.figures import evaluate as value_of
 from perdure.metrics.results import write_results
+from perdure.report.page import write_model_card, write_report
 from perdure.report.samples import write_class_samples, write_samples
 from perdure.run_folder import RunFolder
 from perdure.seeds import derive_seed, seeded
+from perdure.streams.summary import class_images
 from perdure.streams.task import Task
 
 SIDE_OF_PICTURES = 640
@@ -61,9 +74,20 @@ def seal(experiment: Experiment, task: Task, run: RunFolder, machine: Machine, l
     counted = {name: _count(experiment, dataset, task, machine) for name, dataset in task.tests().items()}
     counts = {name: sum_of.matrix for name, sum_of in counted.items()}
     if machine.main:
-        folder, before = task_folder(run.path, task.index, task.name), run.sealed()[-1:]
+        folder, before = task_folder(run.path, task.index, task.name), next(iter(run.sealed()[-1:]), None)
         patients, state = experiment.source.patients, method.state_dict()
-        entries = write_kept(folder, state, method.kept(), len(task.seen), method.files, method.store, *before)
+        least = experiment.recipe.privacy.min_images
+        entries = write_kept(
+            folder,
+            state,
+            method.kept(),
+            len(task.seen),
+            method.files,
+            method.store,
+            before,
+            least=least if patients else 0,
+            own=weight_names(method),
+        )
         method.store.sweep(task.index, [name for names in method.files.values() for name in names])
         write_counts(folder / "counts.json", counts)
         if cases := {name: sum_of.cases for name, sum_of in counted.items() if sum_of.cases is not None}:
@@ -72,7 +96,7 @@ def seal(experiment: Experiment, task: Task, run: RunFolder, machine: Machine, l
         entries += [
             preview_entry(folder, path, patients, shown) for path in _samples(experiment, task, machine, folder)
         ]
-        write_ledger(folder, task.name, entries, patients)
+        write_ledger(folder, task.name, entries, patients, least)
         # last: without it the task counts as not sealed, and a resumed run does it again
         write_json(folder / DONE, {"task": task.index})
         figures = record(run, task)
@@ -81,6 +105,7 @@ def seal(experiment: Experiment, task: Task, run: RunFolder, machine: Machine, l
         on = "" if experiment.stream.measured == "test" else f"  on {shown} images"
         logger.say(f"[green]sealed[/] task {task.index + 1} of {len(experiment.stream)} ({task.name})  {text}{on}")
         _say_what_was_not_learned(experiment, task, pooled(counts), logger)
+        publish(run, [folder])
     machine.barrier()
 
 
@@ -92,10 +117,11 @@ def _say_what_was_not_learned(experiment: Experiment, task: Task, counts: Confus
         for c in zero:
             logger.log(task=task.index + 1, event="unlearned", class_id=c)
         shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-        later = "later_" if task.index else ""
+        training, later = experiment.recipe.training, "later_" if task.index else ""
+        length = "steps" if training.steps or (task.index and training.later_steps) else "epochs"
         logger.say(
             f"[yellow]not learned[/] {escape(shown)}: at 0 after the task that teaches "
-            f"{'it' if len(zero) == 1 else 'them'}; try more training.{later}epochs, another training.{later}lr, "
+            f"{'it' if len(zero) == 1 else 'them'}; try more training.{later}{length}, another training.{later}lr, "
             "a larger augment.crop where objects are small, or more training images"
         )
 
@@ -150,6 +176,35 @@ def _samples(experiment: Experiment, task: Task, machine: Machine, folder: Path)
             else:
                 files += write_class_samples(*place, image[:, ::step, ::step], int(label), int(predicted))
     return files
+
+
+def publish(run: RunFolder, sealed: Sequence[Path] = ()) -> None:
+    """Write the pages again, and take them, results, log and what was sealed into the list of files."""
+    write_model_card(run.path)
+    write_report(run.path)
+    top = [place for place, kind in KINDS.items() if kind in REMADE | GROWING]
+    run.list_files([*top, *event_files(run.path)], sealed)
+
+
+def refuse_pictures_of_few(experiment: Experiment, sealed: int = 0) -> None:
+    """Refuse classes of too few images of patients before training, where the method keeps means that look like images.
+
+    Raises:
+        DataError: A class of a task that is still to come has fewer training images than ``privacy.min_images``.
+    """
+    if not (experiment.source.patients and experiment.method.averages_images):
+        return
+    least = experiment.recipe.privacy.min_images
+    for task in experiment.stream.tasks[sealed:]:
+        for class_id, images in class_images(task).items():
+            if images < least:
+                raise DataError(
+                    f"the class '{experiment.stream.space.name(class_id)}' has {images} training images of patients, "
+                    f"but '{experiment.recipe.method.name}' keeps their mean, which needs at least {least} to be no "
+                    "picture of single patients",
+                    "add images, leave the class out, use a method without such pictures (star, finetune), or lower "
+                    "privacy.min_images",
+                )
 
 
 def record(run: RunFolder, task: Task) -> dict[str, float]:

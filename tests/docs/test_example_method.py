@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 
+from perdure.audit import audit
 from perdure.config.build import method_class
 from perdure.config.load import parse_recipe
 from perdure.experiment import run_experiment
-from perdure.kept.audit import audit
 from perdure.metrics.results import read_results
 
 METHOD = "examples.lwf:LwF"

@@ -221,6 +221,10 @@ class Gate(Method[Options]):
     def _keep(self, sums: dict[str, Tensor]) -> None:
         self.error = sums["error"].float()
 
+    def kept(self) -> Sequence[Kept]:
+        """The number that the gate decided by."""
+        return [Kept("gate", "statistics", ("error",), "loss on the task's training images after pruning")]
+
     @torch.no_grad()
     def predict(self, images: Tensor) -> Prediction:
         """Sigmoid scores beside background."""

@@ -30,7 +30,8 @@ import pytest
 import torch
 from PIL import Image
 
-from perdure import experiment, sealing
+from perdure import sealing
+from perdure.audit import audit
 from perdure.config.build import build_experiment
 from perdure.config.load import parse_recipe
 from perdure.data.sampling import Batches, Mix
@@ -44,12 +45,12 @@ from perdure.errors import PerdureError
 from perdure.experiment import run_experiment
 from perdure.files import TEMPORARY, read_tensors
 from perdure.inference import case
-from perdure.kept.audit import audit
 from perdure.kept.items import Kept
 from perdure.methods import training
 from perdure.methods.finetune import Finetune
 from perdure.metrics import evaluate
 from perdure.metrics.confusion import read_counts
+from perdure.report import page
 from perdure.run_folder import RunFolder
 
 pytestmark = [
@@ -78,7 +79,7 @@ TINY: dict[str, Any] = {
     "engine": {"threads": 1, "trackers": [], "save_seconds": 0, "device": "cpu", "validate_every": 1},
     "report": {"samples": 1},
 }
-LEFT_OUT = ("log.jsonl", ".lock")
+LEFT_OUT = ("log.jsonl", ".lock", "files.json")  # which lists the hash of the log and its times
 TIMES = re.compile(
     rb' All tasks together took [^<.]*\.|(?<=<td class="n time">)[^<]*|(?<= \| )[^|\n]*(?= \| (?:done|to do) \|)'
 )
@@ -224,7 +225,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> dict[str
         out = tmp_path_factory.mktemp("whole") / "run"
         status, text = run(TINY, out)
         assert status == 0, text
-        experiment.write_report(out)  # loads matplotlib and the templates here, for all children
+        page.write_report(out)  # loads matplotlib and the templates here, for all children
     return content(out)
 
 
@@ -235,6 +236,7 @@ MOMENTS = [
     # while it starts
     ("replace run/stream.json", 1, kill),
     ("replaced run/environment.json", 1, kill),
+    ("replace run/files.json", 1, halve_and_kill),
     ("replace run/recipe.yaml", 1, halve_and_kill),
     # in the first task: collect, train (before and after a save), between phases, collect
     ("saved 0.0.1", 1, kill),
@@ -251,6 +253,8 @@ MOMENTS = [
     ("replace samples/00000.pred.png", 1, halve_and_kill),
     ("replaced 00-01-04/ledger.json", 1, kill),
     ("replaced 00-01-04/done", 1, kill),
+    ("replace run/files.json", 2, halve_and_kill),
+    ("replaced run/files.json", 2, kill),
     ("rmtree resume", 1, kill),
     # in later tasks, where replayed numbers and the frozen network matter
     ("saved 1.0.1", 1, kill),
@@ -261,7 +265,8 @@ MOMENTS = [
     # at the very end
     ("replaced 02-08-10/done", 1, kill),
     ("rmtree resume", 3, kill),
-    ("replace run/report.html", 1, halve_and_kill),
+    ("replace run/report.html", 3, halve_and_kill),
+    ("replace run/files.json", 4, kill),
 ]
 
 
@@ -527,7 +532,7 @@ def test_kept_files_survive_and_are_never_copied(tmp_path: Path, archivist: str)
     damaged = bytearray(whole[pairs[0]])  # dropped since, but the ledger that made it still answers for it
     damaged[-1] ^= 1
     (out / pairs[0]).write_bytes(damaged)
-    assert audit(out).problems == [f"{pairs[0]}: its content is not what the ledger says (hash differs)"]
+    assert audit(out).problems == [f"{pairs[0]}: its content is not what files.json says (hash differs)"]
 
 
 VARIANTS = {

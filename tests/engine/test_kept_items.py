@@ -12,8 +12,8 @@ from torch import Tensor
 
 from perdure.engine.engine import Interrupted
 from perdure.engine.phases import Generate
-from perdure.errors import RunError
-from perdure.files import read_tensors
+from perdure.errors import DataError, RunError
+from perdure.files import read_tensors, write_tensors
 from perdure.kept import store as room
 from perdure.kept.store import FileStore
 
@@ -28,7 +28,7 @@ def method(toy: Any, tmp_path: Path) -> Any:
 
     def make() -> Any:
         made = toy()
-        made.store = FileStore(tmp_path / "kept")
+        made.store = FileStore(tmp_path / "kept", tmp_path / "resume" / "kept.jsonl")
         return made
 
     return make
@@ -116,3 +116,33 @@ def test_items_without_a_run_folder_are_refused(bench: Any, toy: Any) -> None:
     learner = toy()
     with pytest.raises(RunError, match="needs a run folder"):
         bench().run(learner, [Generate("dream", learner, 1, noise, keep="dreams")])
+
+
+def _stopped(bench: Any, method: Any) -> None:
+    """Make the first two of three items, and stop."""
+    run = bench()
+    run.checkpoint.due = lambda step, stopping: (step == 2, step == 2)
+    with pytest.raises(Interrupted):
+        run.run(method(), [Generate("dream", method(), 3, noise, keep="dreams")])
+
+
+def test_an_item_that_was_changed_meanwhile_is_not_trained_on(bench: Any, method: Any, tmp_path: Path) -> None:
+    _stopped(bench, method)
+    write_tensors(tmp_path / "kept/00-00-dream/000000.safetensors", {"x": torch.zeros(2)})
+    learner, run = method(), bench()
+    with pytest.raises(DataError, match="is not as the run wrote it"):
+        run.checkpoint.load(learner, 0)
+    with pytest.raises(DataError, match="is not as the run wrote it"):
+        bench().run(learner, [Generate("dream", learner, 3, noise, keep="dreams")])
+
+
+def test_an_item_that_nobody_noted_is_made_again(bench: Any, method: Any, tmp_path: Path) -> None:
+    """As after a kill between the file and its note; or it was planted."""
+    path = tmp_path / "kept/00-00-dream/000000.safetensors"
+    _stopped(bench, method)
+    first = path.read_bytes()
+    write_tensors(path, {"x": torch.zeros(2)})
+    (tmp_path / "resume/kept.jsonl").write_text('{"name": "cut sho')
+    learner = method()
+    bench().run(learner, [Generate("dream", learner, 3, noise, keep="dreams")])
+    assert path.read_bytes() == first

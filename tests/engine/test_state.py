@@ -77,3 +77,13 @@ def test_damaged_state_is_a_plain_error(tmp_path: Path) -> None:
     (tmp_path / "s.safetensors").write_bytes(b"not a state")
     with pytest.raises(DataError, match="not a readable safetensors"):
         load_tree(tmp_path / "s.safetensors")
+
+
+def test_a_state_that_was_changed_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "state.safetensors"
+    save_tree(path, {"x": torch.arange(4.0), "step": 3})
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(bytes(content))
+    with pytest.raises(RunError, match="damaged or was changed"):
+        load_tree(path)

@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from perdure.audit import audit
 from perdure.kept import store
-from perdure.kept.audit import audit
 from perdure.predict import Trained
 
 PAIRS = '''\
@@ -123,8 +123,8 @@ PLACE = "kept/00-01-pairs/000007.safetensors"
 @pytest.mark.parametrize(
     ("spoil", "told"),
     [
-        (alter, f"{PLACE}: its content is not what the ledger says"),
-        (Path.unlink, f"{PLACE}: the ledger lists it, but it is missing"),
+        (alter, f"{PLACE}: its content is not what files.json says"),
+        (Path.unlink, f"{PLACE}: files.json lists it, but it is missing"),
         (lambda path: alter(path.with_name("x.safetensors")), "kept/00-01-pairs/x.safetensors: no ledger knows this"),
         (lambda path: alter(path.parents[1] / "x"), "kept/x: no ledger knows this file"),
     ],
@@ -135,30 +135,39 @@ def test_what_the_audit_finds(spoil: Callable[[Path], None], told: str, run: Pat
     assert problem.startswith(told)
 
 
-def test_files_of_a_task_under_way_are_not_in_a_ledger_yet(run: Path) -> None:
+def test_files_of_a_task_under_way_are_not_in_a_ledger_yet(run: Path, rewrite) -> None:
     next(iter(run.glob("tasks/02-*/done"))).unlink()
+    rewrite(run)
     (run / "kept/02-00-more").mkdir()
     alter(run / "kept/02-00-more/000000.safetensors")
     assert audit(run).problems == []
     (run / "kept/03-00-more").mkdir()
     alter(run / "kept/03-00-more/000000.safetensors")
-    assert [p.partition(":")[0] for p in audit(run).problems] == ["kept/03-00-more/000000.safetensors"]
+    places = [p.partition(":")[0] for p in audit(run).problems]
+    assert places == ["kept/03-00-more/000000.safetensors", "kept/03-00-more"]
 
 
-def test_ledgers_that_disagree(run: Path) -> None:
+def test_ledgers_that_disagree(run: Path, rewrite) -> None:
     path = next(iter(run.glob("tasks/02-*/ledger.json")))
     ledger = json.loads(path.read_text())
     ledger["items"][1]["files"][3]["sha256"] = "0" * 64
-    path.write_text(json.dumps(ledger))
-    assert audit(run).problems == ["kept/00-01-pairs/000003.safetensors: two ledgers give different hashes"]
+    path.write_text(json.dumps(ledger, indent=1, ensure_ascii=False) + "\n")
+    found = {p.partition(": ")[0]: p.partition(": ")[2] for p in audit(run).problems}
+    assert found["kept/00-01-pairs/000003.safetensors"] == "two ledgers give different hashes"
+    rewrite(run)
+    assert any(p.startswith("kept/00-01-pairs/000003.safetensors: ") for p in audit(run).problems)
 
 
-def test_raw_samples_of_patients_in_files(run: Path) -> None:
-    described = json.loads((run / "stream.json").read_text())
-    (run / "stream.json").write_text(json.dumps(described | {"patients": True}))
+def test_raw_samples_of_patients_in_files(run: Path, rewrite) -> None:
+    stream = run / "stream.json"
+    stream.write_text(stream.read_text().replace('"patients": false', '"patients": true'))
+    for path in run.glob("tasks/*/ledger.json"):
+        path.write_text(path.read_text().replace('"patients": false', '"patients": true'))
+    rewrite(run)
     assert audit(run).problems == []  # a preview of files that the method made up is no raw image
     for path in run.glob("tasks/*/ledger.json"):
         path.write_text(path.read_text().replace('"synthetic"', '"exemplars"'))
+    rewrite(run)
     assert [p.partition(":")[0] for p in audit(run).problems] == [
         "kept/00-01-pairs/000000.safetensors and 999 more files",
         *2 * ["kept/00-01-pairs/000000.safetensors and 1999 more files"],

@@ -157,10 +157,11 @@ def dreams(seen: tuple[int, ...], copies: bool) -> dict[str, torch.Tensor]:
 
 
 DREAMS = (
-    Kept("means", "statistics", ("memory.means",), "mean over all training images of the class", True, "images"),
+    Kept("means", "statistics", ("memory.means",), "mean over all training images of the class", True, "images",
+         from_images=40),
     Kept("distances", "statistics", ("memory.impressions", "memory.reference"), "distances", False, "distances"),
     Kept("dreamed", "preview", ("memory.preview",), "made up by the network", False, "images"),
-)
+)  # fmt: skip
 
 
 def build_classes(

@@ -92,7 +92,7 @@ def test_description_comes_back(stream, tmp_path):
     write_stream(tmp_path / "stream.json", described)
     assert read_stream(tmp_path / "stream.json") == described
     again = restore(read_stream(tmp_path / "stream.json"))
-    lists = {"images": 0, "digest": ""}  # a stream without data has no training lists
+    lists = {"images": 0, "digest": "", "content": ""}  # a stream without data has no training lists
     without = tuple(task.model_copy(update=lists) for task in described.tasks)
     assert describe(again, "fake", False) == described.model_copy(update={"tasks": without})
     for ours, theirs in zip(stream.tasks, again.tasks, strict=True):
@@ -111,10 +111,10 @@ def test_description_holds_what_the_run_folder_needs(parts):
     first = ["protocol", "dataset", "kind", "background", "patients", "measured"]
     assert list(content) == [*first, "classes", "tasks", "groups"]
     assert content["patients"] is True
-    assert len(content["tasks"][1].pop("digest")) == 24
+    assert len(content["tasks"][1].pop("digest")) == len(content["tasks"][1].pop("content")) == 24
     assert content["tasks"][1] == {
         "index": 1, "name": "two", "new": [3], "old": [1, 2], "annotated": [2, 3], "recurs": False,
-        "preparation": Preparation().model_dump(mode="json"), "data": {}, "images": 1,
+        "preparation": Preparation().model_dump(mode="json"), "data": {}, "images": 1, "pool": "",
     }  # fmt: skip
     assert set(content["classes"][0]) == {"id", "name", "kind", "color"}
 

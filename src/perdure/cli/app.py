@@ -213,12 +213,16 @@ def compare(
 @app.command()
 def report(run: Run) -> None:
     """Write report.html and MODEL_CARD.md of a run again."""
+    from perdure.kept.manifest import MANIFEST
     from perdure.report.page import write_model_card, write_report
     from perdure.run_folder import RunFolder
 
     folder = RunFolder.existing(run)
-    write_model_card(folder.path)
-    _say(f"report: {write_report(folder.path)}")
+    with folder.locked():
+        card, page = write_model_card(folder.path), write_report(folder.path)
+        if (folder.path / MANIFEST).exists():
+            folder.list_files((card.name, page.name))
+    _say(f"report: {page}")
 
 
 @app.command()
@@ -254,12 +258,28 @@ def predict(
 
 
 @app.command()
-def audit(run: Run, as_json: Json = False) -> None:
+def audit(
+    run: Run,
+    as_json: Json = False,
+    key: Annotated[
+        Path | None, typer.Option("--sign", metavar="KEY", help="sign the run with a private ed25519 key if it passes")
+    ] = None,
+    public: Annotated[
+        Path | None, typer.Option("--verify", metavar="KEY", help="check the run's signature with this public key")
+    ] = None,
+) -> None:
     """List every byte a run keeps and look for patient data, unknown files, names and paths; exit 1 if any."""
+    from perdure.audit import audit as look
     from perdure.cli.audit import show
-    from perdure.kept.audit import audit as look
+    from perdure.kept.signature import sign
 
-    found = look(run)
-    show(found, as_json)
+    if key is not None and public is not None:
+        raise UsageError("--sign and --verify exclude each other", "sign first, then verify with the public key")
+    found = look(run, public)
+    show(found, as_json, public is not None)
     if not found.passed:
+        if key is not None:
+            _say("not signed: the audit failed")
         raise typer.Exit(1)
+    if key is not None:
+        _say(f"signed: {sign(run, key)}")

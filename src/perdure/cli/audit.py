@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Final
 
 from rich.markup import escape
 from rich.table import Table
@@ -10,23 +11,29 @@ from rich.table import Table
 from perdure.cli.console import open_console
 from perdure.kept.audit import Audit
 
+LIMITS: Final = (
+    "A pass means: nothing is in the folder that recipe, ledgers and list of files do not explain. It does not mean "
+    "that weights and statistics reveal nothing, nor that nobody rewrote files and ledgers together: only a signature "
+    "shows that (docs/audit.md)."
+)
 
-def show(found: Audit, as_json: bool) -> None:
-    """Print the ledger and the findings."""
+
+def show(found: Audit, as_json: bool, verified: bool = False) -> None:
+    """Print the ledger and the findings; ``verified`` says that a signature was looked at."""
     console = open_console()
     if as_json:
         console.print_json(json.dumps(found.to_json()))
         return
-    table = Table("after task", "kept", "kind", "bytes", "bytes per class", title="Everything kept")
+    table = Table("after task", "kept", "kind", "bytes", "bytes per class", "from images", title="Everything kept")
     pictures = [item for item in found.items if item["kind"] == "preview" and not (item["tensors"] or item["stored"])]
     for item in found.items:
         if item not in pictures:
-            each = item["per_class_bytes"]
+            each, few = item["per_class_bytes"], item["from_images"]
             cells = escape(item["task"]), escape(item["name"]), item["kind"]
-            table.add_row(*cells, f"{item['bytes']:,}", f"{each:,}" if each else "–")
+            table.add_row(*cells, f"{item['bytes']:,}", f"{each:,}" if each else "–", str(few or "–"))
     if pictures:
         size = sum(item["bytes"] for item in pictures)
-        table.add_row("all", f"{len(pictures)} pictures", "preview", f"{size:,}", "–")
+        table.add_row("all", f"{len(pictures)} pictures", "preview", f"{size:,}", "–", "–")
     console.print(table)
     for name, origin in dict.fromkeys(
         ("pictures" if i in pictures else i["name"], i["made_from"]) for i in found.items
@@ -34,8 +41,22 @@ def show(found: Audit, as_json: bool) -> None:
         console.print(f"[bold]{escape(name)}[/]: {escape(origin)}", highlight=False)
     if any(item["kind"] == "exemplars" for item in found.items):
         console.print("[yellow]note[/] raw training samples (exemplars) are kept", highlight=False)
+    if found.min_images is not None:
+        text = f"patients: statistics that look like images come from at least {found.min_images} images of each class"
+        console.print(text, highlight=False, soft_wrap=True)
+    contents = Table("in the folder", "files", "bytes", title="Every byte of the run")
+    for kind, (number, size) in sorted(found.files.items()):
+        contents.add_row(escape(kind), f"{number:,}", f"{size:,}")
+    contents.add_section()
+    contents.add_row("all", *(f"{sum(pair[k] for pair in found.files.values()):,}" for k in (0, 1)))
+    console.print(contents)
+    for note in found.notes:
+        console.print(f"[yellow]note[/] {escape(note)}", highlight=False, soft_wrap=True)
     for problem in found.problems:
         console.print(f"[red]problem[/] {escape(problem)}", highlight=False, soft_wrap=True)
+    console.print(f"[dim]{LIMITS}[/]", highlight=False, soft_wrap=True)
+    if verified and found.passed:
+        console.print("[green]the signature holds[/]")
     console.print(
         "[green]audit passed[/]" if found.passed else f"[red]audit failed[/]: {len(found.problems)} problem(s)"
     )

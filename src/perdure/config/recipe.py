@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, m
 from perdure.engine.options import EngineOptions
 from perdure.errors import odd, plain
 from perdure.files import home
+from perdure.kept.ledger import MIN_IMAGES
 from perdure.methods.options import Options, TrainingOptions
 
 
@@ -149,6 +150,17 @@ class ReportSection(Options):
     patient_samples: bool = Field(False, description="show test images of patient data too (the audit will then fail)")
 
 
+class PrivacySection(Options):
+    """What may be kept of patients."""
+
+    min_images: int = Field(
+        MIN_IMAGES,
+        ge=5,
+        description="data of patients: statistics that look like images, such as class means, are kept only of classes "
+        "with at least so many training images; the ledger shows it",
+    )
+
+
 class Recipe(Options):
     """One experiment."""
 
@@ -163,6 +175,7 @@ class Recipe(Options):
     method: MethodSection
     training: TrainingOptions = TrainingOptions()
     engine: EngineOptions = EngineOptions()
+    privacy: PrivacySection = PrivacySection()
     report: ReportSection = ReportSection()
 
     @field_validator("name", "about")

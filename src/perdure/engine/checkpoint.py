@@ -49,7 +49,7 @@ class Checkpoint:
     def __init__(self, folder: Path | None, machine: Machine, save_seconds: float) -> None:
         self.folder, self.machine, self.save_seconds = folder, machine, save_seconds
         self.file = None if folder is None else folder / "state.safetensors"
-        self.scratch = FileStore(None if folder is None else folder / "items")
+        self.scratch = FileStore() if folder is None else FileStore(folder / "items", folder / "items.jsonl")
         self._last = time.monotonic()
 
     def due(self, done: int, stopping: bool) -> tuple[bool, bool]:
@@ -87,6 +87,8 @@ class Checkpoint:
             files = {name: tuple(map(in_folder, names)) for name, names in tree["files"].items()}
             position = Position(tree["phase"], tree["step"], tree["inside"], tree["done"])
             restore(method, tree["method"])
+            self.scratch.check_noted()  # what finished phases made is read again, so it must be what they made
+            method.store.check_noted()
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise RunError(
                 f"{self.file} is not a state that can be resumed: {error!r}", "delete it to start the task again"

@@ -224,7 +224,7 @@ class Engine:
         with self.logger.progress(work.title, phase.count, here.step * world) as show:
             for turn in range(rounds):
                 index = turn * world + rank
-                if index < phase.count and not store.path(names[index]).exists():  # one that exists is whole
+                if index < phase.count and not store.whole(names[index]):
                     manual_seed(derive_seed(work.seed, "item", index))
                     saved = here.inside.get("item") if turn == here.step and world == 1 else None
                     store.write(names[index], phase.make(index, _ItemProgress(saved, self, work, turn, show)))

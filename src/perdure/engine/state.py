@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,9 +13,10 @@ from torch import Tensor, nn
 
 from perdure.errors import RunError
 from perdure.files import read_tensors, write_tensors
+from perdure.kept.ledger import hash_of
 from perdure.kept.store import FileStore
 
-HEADER = "perdure"
+HEADER, DIGEST = "perdure", "sha256"
 _TENSOR, _INT_KEYS = "$tensor", "$int"  # marks of a reference to a tensor, and of a dictionary with integer keys
 
 State = dict[str, Any]
@@ -72,18 +74,33 @@ def unflatten(skeleton: object, tensors: Mapping[str, Tensor]) -> object:
 def save_tree(path: Path, tree: State) -> None:
     """Write a nested state atomically."""
     tensors: dict[str, Tensor] = {}
-    skeleton = flatten(tree, "", tensors)
-    write_tensors(path, tensors, {HEADER: json.dumps(skeleton)})
+    header = json.dumps(flatten(tree, "", tensors))
+    write_tensors(path, tensors, {HEADER: header, DIGEST: _digest(header, tensors)})
+
+
+def _digest(header: str, tensors: Mapping[str, Tensor]) -> str:
+    whole = hashlib.sha256(header.encode())
+    for name in sorted(tensors):
+        whole.update(f"{name} {hash_of(tensors[name])}\n".encode())
+    return whole.hexdigest()
 
 
 def load_tree(path: Path) -> State:
-    """Read a nested state written by :func:`save_tree`. Raises RunError where it holds something else."""
+    """Read a nested state written by :func:`save_tree`.
+
+    Raises:
+        RunError: The file holds something else, or was changed.
+    """
     from safetensors import SafetensorError, safe_open
 
     tensors = read_tensors(path)
     try:
         with safe_open(str(path), "pt") as opened:
-            tree = unflatten(json.loads((opened.metadata() or {})[HEADER]), tensors)
+            metadata = opened.metadata() or {}
+        # states saved by earlier versions have no digest
+        if metadata.get(DIGEST, (whole := _digest(metadata[HEADER], tensors))) != whole:
+            raise RunError(f"{path} is damaged or was changed (hash differs)", "delete it to start the task again")
+        tree = unflatten(json.loads(metadata[HEADER]), tensors)
     except (SafetensorError, KeyError, ValueError) as error:
         raise RunError(f"{path} is not a saved state of this program", "delete it to start the task again") from error
     match tree:

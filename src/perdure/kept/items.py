@@ -22,6 +22,8 @@ class Kept:
             ``(K, n, C, H, W)``, row k of the k-th class learned. ``distances``: see
             :mod:`perdure.methods.ccsi.memorisation`.
         files: Name in the method's ``files`` of the stored files that hold it.
+        from_images: Of statistics that look like images (class means): the least number of training images that any
+            class of the present task was averaged from. A mean of few images of a patient is that patient's image.
     """
 
     name: str
@@ -31,3 +33,4 @@ class Kept:
     per_class: bool = False
     shows: Literal["images", "distances"] | None = None
     files: str | None = None
+    from_images: int | None = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -21,10 +21,15 @@ from perdure.kept.items import Kept
 from perdure.kept.store import STORE, FileStore, Place, StoredFile
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 LEDGER: Final = "ledger.json"
 DONE: Final = "done"
+VERSION: Final = 3
+"""Of ledgers. Version 2 had neither ``patients``, ``min_images`` nor ``from_images``, and no manifest beside it."""
+MIN_IMAGES: Final = 20
+PICTURE_SIDE: Final = 8
+"""From this height and width on, a statistic is taken for a picture: smaller ones are matrices of a few channels."""
 WEIGHTS: Final = Kept("weights", "weights", (), "training on the data of this and all earlier tasks")
 _DAMAGED: Final = "the file was changed or is damaged"
 
@@ -44,7 +49,7 @@ class Entry(TypedDict):
 
     ``bytes`` counts the tensors and the stored files that are needed after the task, not what earlier files hold
     besides. ``files`` are all files that it needs; ``stored`` is the name in the method's ``files`` of those in the
-    store.
+    store. ``from_images``: see :class:`~perdure.kept.items.Kept`; over all classes so far.
     """
 
     name: str
@@ -57,13 +62,20 @@ class Entry(TypedDict):
     stored: str | None
     files: list[StoredFile]
     tensors: list[StoredTensor]
+    from_images: int | None
 
 
 class Ledger(TypedDict):
-    """What ``ledger.json`` holds; ``total_bytes`` are those needed after the task, by kind."""
+    """What ``ledger.json`` holds; ``total_bytes`` are those needed after the task, by kind.
+
+    ``patients`` says whether the images come from patients, ``min_images`` from how many of them a statistic that looks
+    like an image has to come then.
+    """
 
     version: int
     task: str
+    patients: bool
+    min_images: int
     items: list[Entry]
     total_bytes: dict[str, int]
 
@@ -95,6 +107,8 @@ def write_kept(
     files: Mapping[str, Sequence[str]] | None = None,
     store: FileStore | None = None,
     before: Path | None = None,
+    least: int = 0,
+    own: Collection[str] | None = None,
 ) -> list[Entry]:
     """Write what is new of a method's state: network weights, and one file for each kept item that changed.
 
@@ -109,16 +123,21 @@ def write_kept(
         files: The method's files: names in the store, by the name that an item gives.
         store: Where they are.
         before: Folder of the task sealed before this one; nothing that its ledger lists is written or hashed again.
+        least: Number of images that a statistic which looks like an image must come from; 0 where no patient is shown.
+        own: Entries of ``state`` that are weights (:func:`weight_names`); any other one needs an item. ``None``: all.
 
     Returns:
         Ledger entries.
 
     Raises:
-        RunError: An item names a key or files that the method does not have, two claim one, or files have no item.
+        RunError: An item names a key or files that the method does not have, two claim one, files have no item, a
+            buffer is neither a weight nor an item's, or an item with pictures does not say from how many images.
+        DataError: A statistic that looks like an image comes from too few images of patients. Nothing is written.
     """
     files, store = files or {}, store or FileStore()
-    _check_claims(state, items, files)
+    _check_claims(state, items, files, own)
     earlier = read_ledger(before)["items"] if before is not None else []
+    from_images = {item.name: _from_images(item, state, earlier, least) for item in items}
     known = {file["file"]: file for entry in earlier for file in entry["files"]}
     # whatever no item claims is a weight: nothing that a method saves escapes the ledger
     claimed = {key for item in items for key in item.keys}
@@ -145,6 +164,7 @@ def write_kept(
             "stored": item.files,
             "files": [known[name] for name in sorted({t["file"] for t in listed})] + stored,
             "tensors": listed,
+            "from_images": from_images.get(item.name),
         }
         entries.append(entry)
     return entries
@@ -172,7 +192,55 @@ def _write_changed(
     return listed
 
 
-def _check_claims(state: Mapping[str, Tensor], items: Sequence[Kept], files: Mapping[str, Sequence[str]]) -> None:
+def _from_images(item: Kept, state: Mapping[str, Tensor], earlier: Sequence[Entry], least: int) -> int | None:
+    """Least number of images that a picture of an item comes from: of this task's classes, and of earlier ones."""
+    pictures = item.shows == "images" or any(is_picture(state[key].shape) for key in item.keys)
+    if item.kind not in ("statistics", "prototypes") or not pictures:
+        return item.from_images
+    if item.from_images is None:
+        raise RunError(
+            f"kept item '{item.name}' holds statistics that look like images, but not from how many images they come",
+            "give Kept(from_images=...), the least number of any class of the task",
+        )
+    before = next((e["from_images"] for e in earlier if e["name"] == item.name), None)
+    fewest = item.from_images if before is None else min(before, item.from_images)
+    if fewest < least:
+        raise DataError(
+            f"'{item.name}' would keep pictures that are averages of only {fewest} images of patients; "
+            f"at least {least} are needed",
+            "learn these classes from more images, use a method without such pictures (star, finetune), or lower "
+            "privacy.min_images",
+        )
+    return fewest
+
+
+def is_picture(shape: Sequence[int]) -> bool:
+    """Whether a statistic of this shape looks like images: channels, height and width, perhaps for each class."""
+    return len(shape) >= 3 and min(shape[-2:]) >= PICTURE_SIDE
+
+
+def weight_names(module: nn.Module) -> set[str]:
+    """Entries of ``state_dict()`` that are a network's own: parameters, and running statistics per channel.
+
+    Any other buffer may hold anything of the data, so it needs an item that says what it is.
+    """
+    names = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+    for prefix, part in module.named_modules(remove_duplicate=False):
+        mean = part._buffers.get("running_mean")  # of all sorts of normalisation, frozen ones of timm included
+        if mean is None or mean.ndim != 1 or len(mean) != getattr(part, "num_features", len(mean)):
+            continue
+        for name, buffer in part._buffers.items():
+            if buffer is not None and (buffer.ndim == 0 or buffer.shape == mean.shape):
+                names.add(f"{prefix}.{name}" if prefix else name)
+    return names
+
+
+def _check_claims(
+    state: Mapping[str, Tensor],
+    items: Sequence[Kept],
+    files: Mapping[str, Sequence[str]],
+    own: Collection[str] | None,
+) -> None:
     keys = Counter(key for item in items for key in item.keys)
     names = Counter(item.files for item in items if item.files is not None)
     for item in items:
@@ -184,6 +252,11 @@ def _check_claims(state: Mapping[str, Tensor], items: Sequence[Kept], files: Map
             raise RunError(
                 f"kept item '{item.name}' claims the files '{item.files}', which are not there or not its own"
             )
+    if own is not None and (stray := [k for k in state if k not in keys and k not in own]):
+        raise RunError(
+            f"the method's buffer '{stray[0]}' would be kept, but no kept item names it and it is no weight",
+            "name it in kept(), or set it to None before the task ends (docs/adding-a-method.md)",
+        )
     if unclaimed := [name for name in files if name not in names]:
         raise RunError(f"the method has files '{unclaimed[0]}', but no kept item says what they are")
     again = [name for name, times in Counter(n for group in files.values() for n in group).items() if times > 1]
@@ -204,10 +277,13 @@ def read_kept(folder: Path) -> dict[str, Tensor]:
     """Read back the buffers and weights of a sealed task, from the files of whichever tasks wrote them.
 
     Raises:
-        DataError: The ledger or a file is missing or damaged, or a tensor is not the one that was sealed.
+        DataError: The ledger or a file is missing or damaged, a tensor is not the one that was sealed, or a weight is
+            not finite.
     """
     wanted: dict[str, dict[str, str]] = {}
+    weights: list[StoredTensor] = []
     for entry in read_ledger(folder)["items"]:
+        weights += entry["tensors"] if entry["kind"] == "weights" else []
         for tensor in entry["tensors"]:
             wanted.setdefault(tensor["file"], {})[tensor["name"]] = tensor["sha256"]
     state: dict[str, Tensor] = {}
@@ -218,6 +294,12 @@ def read_kept(folder: Path) -> dict[str, Tensor]:
             raise DataError(
                 f"{run_of(folder) / file}: '{changed[0]}' is not what the ledger says (hash differs)",
                 "the file was changed or is damaged: restore it, or run `perdure audit` to see all of them",
+            )
+    for tensor in weights:  # hashes can be right and the model still be broken; statistics may hold NaN for "none"
+        if not bool(state[tensor["name"]].isfinite().all()):
+            raise DataError(
+                f"{run_of(folder) / tensor['file']}: the weight '{tensor['name']}' is not finite",
+                "the model cannot predict anything: restore the file, or start a new run",
             )
     return state
 
@@ -245,26 +327,55 @@ def preview_entry(folder: Path, file: Path, patients: bool, split: str = "test")
         "stored": None,
         "files": [_describe(folder, file)],
         "tensors": [],
+        "from_images": None,
     }
 
 
-def write_ledger(folder: Path, task: str, entries: Sequence[Entry], patients: bool) -> None:
+def write_ledger(
+    folder: Path, task: str, entries: Sequence[Entry], patients: bool, min_images: int = MIN_IMAGES
+) -> None:
     """Write ``ledger.json``; raw samples of patient data sets are marked as patient data."""
     totals: Counter[str] = Counter()
     for entry in entries:
         entry["patient_data"] |= patients and entry["kind"] == "exemplars"
         totals[entry["kind"]] += entry["bytes"]
-    ledger: Ledger = {"version": 2, "task": task, "items": list(entries), "total_bytes": dict(totals)}
+    ledger: Ledger = {
+        "version": VERSION,
+        "task": task,
+        "patients": patients,
+        "min_images": min_images,
+        "items": list(entries),
+        "total_bytes": dict(totals),
+    }
     write_json(folder / LEDGER, ledger)
 
 
 def read_ledger(folder: Path) -> Ledger:
-    """Read a ledger. Raises DataError where it is missing, damaged or names files outside of the run."""
+    """Read a ledger, also one of version 2.
+
+    Raises:
+        DataError: It is missing, damaged, of a newer version, or names files outside of the run.
+    """
     path = folder / LEDGER
+    value = read_json(path)
+    refuse_newer(value, VERSION, path)
+    if isinstance(value, dict) and value.get("version") == 2 and isinstance(value.get("items"), list):
+        value = {"patients": False, "min_images": 0, **value}
+        value["items"] = [{"from_images": None, **i} if isinstance(i, dict) else i for i in value["items"]]
     try:
-        return _ADAPTER.validate_python(read_json(path))
+        return _ADAPTER.validate_python(value)
     except ValidationError as error:
         raise DataError(f"{path} is not a ledger", _DAMAGED) from error
+
+
+def refuse_newer(value: object, known: int, path: Path) -> None:
+    """Raise DataError if the content of a file says that it is of a later version than this program knows."""
+    version = value.get("version") if isinstance(value, dict) else None
+    if isinstance(version, int) and version > known:
+        raise DataError(
+            f"{path} is of version {version}; this Perdure reads versions up to {known}",
+            "it was made by a newer Perdure: update with `pip install --upgrade perdure`",
+        )
 
 
 def run_of(folder: Path) -> Path:

@@ -5,7 +5,9 @@ One folder for the whole run, so that no task copies what an earlier one made.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +15,7 @@ from pydantic import AfterValidator
 from typing_extensions import TypedDict  # pydantic needs this one up to Python 3.11
 
 from perdure.errors import DataError, RunError
-from perdure.files import sha256, write_tensors
+from perdure.files import sha256, write_failure, write_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,11 +53,14 @@ class FileStore:
 
     Args:
         root: Its folder, which need not exist; ``None`` for a store that can hold nothing.
+        journal: Where the hash of each file is noted when it is written, so that a resumed run trusts no other file.
+            Without it, none that is there already is trusted.
     """
 
-    def __init__(self, root: Path | None = None) -> None:
-        self.root = root
+    def __init__(self, root: Path | None = None, journal: Path | None = None) -> None:
+        self.root, self.journal = root, journal
         self._hashed: dict[str, StoredFile] = {}
+        self._before: dict[str, str] | None = None  # what earlier processes noted
 
     def path(self, name: str) -> Path:
         """Where a file is.
@@ -73,8 +78,56 @@ class FileStore:
 
     def write(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Write a file in one step, and compute its hash."""
+        self._hashed.pop(name, None)
         write_tensors(self.path(name), tensors)
-        self.describe(name)  # now, while the file is in the page cache
+        made = self.describe(name)  # now, while the file is in the page cache
+        if self.journal is not None:
+            line = json.dumps({"name": name, "sha256": made["sha256"]}) + "\n"
+            try:
+                self.journal.parent.mkdir(parents=True, exist_ok=True)
+                with self.journal.open("a", encoding="utf-8") as stream:  # one short line: whole for other processes
+                    stream.write(line)
+            except OSError as error:
+                raise write_failure(self.journal, error) from error
+
+    def whole(self, name: str) -> bool:
+        """Whether a file was written by this process, or by an earlier one that noted its hash, and is unchanged.
+
+        Raises:
+            DataError: The file is not the one that was noted.
+        """
+        if not self.path(name).is_file():
+            return False
+        if name not in self._hashed and name in self._noted:
+            self._compare(name, self._noted[name])
+        return name in self._hashed
+
+    def check_noted(self) -> None:
+        """Hash every file that earlier processes noted. Raises DataError where one is not as it was written."""
+        for name, expected in self._noted.items():
+            if name not in self._hashed and self.path(name).is_file():
+                self._compare(name, expected)
+
+    def _compare(self, name: str, expected: str) -> None:
+        if self.describe(name)["sha256"] != expected:
+            del self._hashed[name]
+            raise DataError(
+                f"{self.path(name)} is not as the run wrote it (hash differs)",
+                "restore the file, or delete it and the folder 'resume' to do the task again",
+            )
+
+    @property
+    def _noted(self) -> dict[str, str]:
+        """Hashes by name, read once; a line that a kill cut short counts as not written, the last of a name holds."""
+        if self._before is not None:
+            return self._before
+        self._before = noted = dict[str, str]()
+        if self.journal is not None and self.journal.is_file():
+            for line in self.journal.read_text(encoding="utf-8", errors="replace").splitlines():
+                with suppress(ValueError, KeyError, TypeError):
+                    entry = json.loads(line)
+                    noted[in_folder(str(entry["name"]))] = str(entry["sha256"])
+        return noted
 
     def describe(self, name: str) -> StoredFile:
         """Size and hash of a file; read at most once by each process, as files do not change."""

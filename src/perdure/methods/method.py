@@ -37,6 +37,8 @@ class Method(Stateful, ABC, Generic[OptionsT]):
         Options: Typed settings that a recipe may give under ``method``.
         kinds: What it can learn: segmentation, classification or both.
         sees_all_tasks: True for upper bounds that train on all tasks at once; the stream is then merged.
+        averages_images: True where it keeps statistics that look like images, such as class means. Of patients they
+            need many images per class (``Kept.from_images``), which is then checked before anything is trained.
         options: This run's settings.
         training_options: Settings of optimisation, shared by all methods.
         class_ids: Classes seen so far in learning order; a method sets them in ``begin``.
@@ -45,6 +47,7 @@ class Method(Stateful, ABC, Generic[OptionsT]):
     Options: ClassVar[type[Options]] = Options
     kinds: ClassVar[frozenset[Kind]] = frozenset({"segmentation"})
     sees_all_tasks: ClassVar[bool] = False
+    averages_images: ClassVar[bool] = False
 
     def __init__(self, setup: Setup[OptionsT]) -> None:
         super().__init__()

@@ -21,7 +21,6 @@ from perdure.errors import DataError
 from perdure.files import write_text
 from perdure.metrics.confusion import ConfusionMatrix
 
-CASES: Final = "cases.csv"
 COLUMNS: Final = ("set", "case", "class_id", "dice", "truth", "predicted", "both")
 Numbers = npt.NDArray[np.int64]
 _HINT: Final = "the file was changed or is damaged"

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from perdure.errors import DataError
 from perdure.files import read_tensors
-from perdure.kept.audit import is_raw
+from perdure.kept.audit import is_raw, shows_few
 from perdure.kept.ledger import LEDGER, read_ledger, run_of
 from perdure.report.plots import Strip, strips
 from perdure.report.render import Thumb, hex_color, thumbnail
@@ -44,7 +44,10 @@ TERMS: Final[tuple[dict[str, str], ...]] = (
 
 
 class KeptItem(BaseModel):
-    """A kept item of one task: what the ledger says of it, and its file if a report shows what is in it."""
+    """A kept item of one task: what the ledger says of it, and its file if a report shows what is in it.
+
+    ``few``: it holds averages of so few images of patients that they are pictures of them; no page shows these.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -56,6 +59,7 @@ class KeptItem(BaseModel):
     per_class_bytes: int | None = None
     shows: str | None = None
     raw: bool = False
+    few: bool = False
     files: int = 1
     sha256: str = ""
     path: Path = Path()
@@ -132,8 +136,8 @@ def read_items(folder: Path) -> tuple[KeptItem, ...]:
     Raises:
         DataError: The ledger is missing or damaged, or an item that says how it is shown is not in a ``kept/``.
     """
-    found = []
-    for entry in read_ledger(folder)["items"]:
+    found, ledger = [], read_ledger(folder)
+    for entry in ledger["items"]:
         places = {PurePosixPath(tensor["file"]) for tensor in entry["tensors"]}
         # a changed ledger must not make the page show other files of the machine
         if entry["shows"] and (len(places) != 1 or next(iter(places)).parts[2:-1] != ("kept",)):
@@ -148,6 +152,7 @@ def read_items(folder: Path) -> tuple[KeptItem, ...]:
                 per_class_bytes=entry["per_class_bytes"],
                 shows=entry["shows"],
                 raw=entry["patient_data"] or is_raw(entry),
+                few=shows_few(entry, ledger["min_images"]),
                 files=len(entry["files"]),
                 sha256=entry["files"][0]["sha256"] if len(entry["files"]) == 1 else "",
                 path=run_of(folder) / places.pop() if entry["shows"] else Path(),

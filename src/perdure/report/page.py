@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -30,14 +31,19 @@ VALIDATED: Final = (
 )
 
 
-def write_report(run: Path) -> Path:
+def write_report(run: Path, page: Path | None = None, name: str | None = None) -> Path:
     """Write ``report.html`` into a run folder, complete or only partly done; equal runs give equal bytes.
+
+    Args:
+        run: The run folder.
+        page: Another place to write to.
+        name: What the page calls the run; by default the folder's name.
 
     Raises:
         RunError: The folder is not a run.
         DataError: A file of the run is damaged.
     """
-    data = load_run(run)
+    data = _loaded(run, name)
     results, stream, last = data.results, data.stream, data.results.last
     shown = data.shown.get(max(data.ledgers, default=-1), ())  # what is kept now; earlier items are superseded
     columns, pictures = kept_items.picture_rows(stream, shown)
@@ -60,19 +66,20 @@ def write_report(run: Path) -> Path:
         "recipe": yaml.safe_dump(dict(data.recipe), sort_keys=False, allow_unicode=True),
         "terms": kept_items.TERMS if distances else (),
     }
-    return render("report.html.j2", values, run / REPORT)
+    return render("report.html.j2", values, page or run / REPORT)
 
 
-def write_model_card(run: Path) -> Path:
+def write_model_card(run: Path, page: Path | None = None, name: str | None = None) -> Path:
     """Write ``MODEL_CARD.md`` into a run folder, complete or only partly done.
 
-    It says what the model is, which tasks made it, how good it is, what it keeps and what it is not for.
+    It says what the model is, which tasks made it, how good it is, what it keeps and what it is not for. Arguments: see
+    :func:`write_report`.
 
     Raises:
         RunError: The folder is not a run.
         DataError: A file of the run is damaged.
     """
-    data = load_run(run)
+    data = _loaded(run, name)
     about = section(data.recipe, "data")
     values = _common(data) | {
         "licence": about.get("licence") or about.get("license"),
@@ -80,7 +87,12 @@ def write_model_card(run: Path) -> Path:
         "about": data.recipe.get("about") or "",
         "version": data.environment.get("perdure"),
     }
-    return render("model_card.md.j2", values, run / CARD)
+    return render("model_card.md.j2", values, page or run / CARD)
+
+
+def _loaded(run: Path, name: str | None) -> RunData:
+    data = load_run(run)
+    return data if name is None else replace(data, name=name)
 
 
 def _common(data: RunData) -> dict[str, object]:

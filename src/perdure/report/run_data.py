@@ -16,7 +16,8 @@ from pydantic import JsonValue, TypeAdapter, ValidationError
 from perdure.errors import DataError, RunError
 from perdure.files import parse_yaml, read_json
 from perdure.kept.ledger import LEDGER, sealed_folders
-from perdure.metrics.cases import CASES, read_dice
+from perdure.kept.manifest import CASES
+from perdure.metrics.cases import read_dice
 from perdure.metrics.confusion import read_counts
 from perdure.metrics.figures import RunResults, run_results
 from perdure.report.kept_items import KeptItem, read_items
@@ -123,7 +124,7 @@ def load_run(path: Path) -> RunData:
         ledgers=ledgers,
         dice={t: read_dice(f / CASES) for t, f in folders.items() if (f / CASES).is_file()},
         samples={t: read_samples(f / "samples") for t, f in folders.items()} if open_to_all else {},
-        shown={t: tuple(i for i in items if i.shows and (open_to_all or not i.raw)) for t, items in ledgers.items()},
+        shown={t: _shown(items, stream.patients, open_to_all) for t, items in ledgers.items()},
         seconds=_seconds(path / "log.jsonl"),
         recipe=_MAPPING.validate_python(without_places(recipe)),
         environment=_MAPPING.validate_python(without_places(environment)),
@@ -141,6 +142,12 @@ def _seconds(log: Path) -> dict[int, float]:
                     ends[int(line["task"])] = float(line["seconds"])
     # the seconds of a log add up over all processes that worked on the run, and tasks count from 1 in it
     return {task - 1: end - ends.get(task - 1, 0.0) for task, end in ends.items() if task == 1 or task - 1 in ends}
+
+
+def _shown(items: tuple[KeptItem, ...], patients: bool, open_to_all: bool) -> tuple[KeptItem, ...]:
+    """Items that a page shows. Where averages are of few patients, synthetic images that start from them are too."""
+    few = patients and any(item.few for item in items)
+    return tuple(i for i in items if i.shows and (open_to_all or not i.raw) and not (few and i.shows == "images"))
 
 
 def without_places(value: JsonValue) -> JsonValue:

@@ -32,6 +32,8 @@ class DescribedTask(BaseModel):
         data: The part of the recipe that names the task's data, without places on a machine.
         images: Number of its training images.
         digest: Of its training list: names, order and label table.
+        content: Fingerprint of its training images (:func:`perdure.data.content.content_fingerprint`).
+        pool: Fingerprint of the unlabelled images that it may use; empty without any.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -46,6 +48,8 @@ class DescribedTask(BaseModel):
     data: dict[str, JsonValue] = {}
     images: int = 0
     digest: str = ""
+    content: str = ""  # runs of earlier versions say neither this
+    pool: str = ""  # nor this
 
     @property
     def seen(self) -> tuple[int, ...]:
@@ -54,14 +58,22 @@ class DescribedTask(BaseModel):
 
     def differs(self, other: DescribedTask, sealed: bool) -> str:
         """In words, what is not the same in another description of this task; of a sealed one apart from images."""
-        images = {"images", "digest"}
+        images = {"images", "digest", "content", "pool"}
         old, new = (task.model_dump(exclude=images if sealed else None) for task in (self, other))
-        key = next((key for key, value in old.items() if value != new[key]), "")
+        known = self.content and other.content  # else one of the two was described without looking at images
+        unknown = set() if known else {"content", "pool"}
+        key = next((key for key, value in old.items() if value != new[key] and key not in unknown), "")
         if key == "data":
             names = sorted(self.data.keys() | other.data.keys())
             key = "data." + next(name for name in names if self.data.get(name) != other.data.get(name))
         number = f"{other.images} training images instead of {self.images}"
-        said = {"": "", "digest": "other training images", "images": number}
+        said = {
+            "": "",
+            "digest": "other training images",
+            "images": number,
+            "content": "its training images have other content",
+            "pool": "its unlabelled images have other content",
+        }
         return said.get(key, f"it has another value of '{key}'")
 
 
@@ -185,6 +197,7 @@ def describe(
     patients: bool,
     kind: Kind = "segmentation",
     data: Mapping[str, JsonValue] | None = None,
+    sealed: int = 0,
 ) -> DescribedStream:
     """All that prediction and figures need to know of a stream.
 
@@ -194,17 +207,25 @@ def describe(
         patients: Whether images come from patients.
         kind: What a label describes: every pixel, or the image.
         data: The part of the recipe that names the data, without places on a machine.
+        sealed: So many tasks have been learned; their images may be gone and are not looked at.
+
+    Raises:
+        DataError: An image is damaged.
     """
-    from perdure.data.dataset import members  # loads torch
+    from perdure.data.content import content_fingerprint
+    from perdure.data.dataset import members  # these load torch
 
     tasks: list[DescribedTask] = []
     for task in stream.tasks:
-        images, digest = 0, ""
+        images, digest, seen, pool = 0, "", "", ""
         if task.data is not None:
             samples, content = task.data.train(), hashlib.blake2b(digest_size=12)
             for part in members(samples):
                 content.update("\0".join(part.names).encode(errors="surrogateescape") + part.table.tobytes())
             images, digest = len(samples), content.hexdigest()
+            if task.index >= sealed:
+                seen = content_fingerprint(members(samples))
+                pool = content_fingerprint([task.data.pool()]) if task.data.pool is not None else ""
         tasks.append(
             DescribedTask(
                 index=task.index,
@@ -217,6 +238,8 @@ def describe(
                 data=dict(data or {}),
                 images=images,
                 digest=digest,
+                content=seen,
+                pool=pool,
             )
         )
     return DescribedStream(

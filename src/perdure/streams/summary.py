@@ -127,6 +127,14 @@ def summarize(stream: Stream) -> StreamSummary:
     }
 
 
+def class_images(task: Task) -> dict[int, int]:
+    """Number of training images that show each class which a task teaches, by id; reads masks (cached) only."""
+    if task.data is None:
+        raise UsageError(f"task '{task.name}' has no data attached", "build the stream from its data set")
+    shown = _histogram(task.data.train(), task.space, {})
+    return {c: shown.get(task.space.name(c), 0) for c in task.new}
+
+
 def _views(task: Task) -> dict[str, Mapping[str, Samples] | None]:
     """All data sets of a task by split and name. Only sizes and lists are used; reading samples would raise."""
     data = task.data

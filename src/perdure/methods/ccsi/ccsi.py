@@ -53,6 +53,7 @@ from perdure.networks.continual_norm import GROUP_BUFFERS, continual_norms
 from perdure.networks.frozen import Frozen
 from perdure.networks.layers import without_updates
 from perdure.seeds import derive_seed
+from perdure.streams.summary import class_images
 from perdure.streams.task import Task
 
 WORKING: Final = ("counts", "replay_images", "replay_labels", "checked_images", "checked_labels", "centroids")
@@ -75,6 +76,7 @@ class Ccsi(Method[CcsiOptions]):
 
     Options = CcsiOptions
     kinds = frozenset({"classification"})
+    averages_images = True
     counts: Tensor | None
     replay_images: Tensor | None
     replay_labels: Tensor | None
@@ -96,6 +98,7 @@ class Ccsi(Method[CcsiOptions]):
         self.old: tuple[int, ...] = ()
         self.new: tuple[int, ...] = ()
         self.task, self.step, self.steps_per_epoch = 0, 1, 1
+        self.fewest: int | None = None  # training images of the task's rarest class
         self.contrasts = False  # whether a step needs unlabelled images
         self.old_network: Frozen[Classifier] | None = None
         # Impressions made before their task, by task and item. After a resume they are made again, the same ones.
@@ -123,6 +126,7 @@ class Ccsi(Method[CcsiOptions]):
         The last are made already now because only now can they be compared with the training images.
         """
         self._check_pool(task)
+        self.fewest = min(class_images(task).values())  # asked again after a resume: it is no state
         impressions = self.options.replay == "impressions"
 
         def in_order() -> Batches:
@@ -344,4 +348,4 @@ class Ccsi(Method[CcsiOptions]):
         """
         single = tuple(name for name, _ in self.named_buffers() if name.endswith(GROUP_BUFFERS))
         extra = [Kept("group-statistics", "statistics", single, SINGLE)] if single else []
-        return [*self.memory.kept(), *extra]
+        return [*self.memory.kept(self.fewest), *extra]

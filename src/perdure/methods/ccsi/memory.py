@@ -127,12 +127,14 @@ class Memory(nn.Module):
             preview[label, : len(mine)] = (mine.clamp(0, 1) * 255).round().to(torch.uint8)
         self.preview = preview
 
-    def kept(self) -> list[Kept]:
-        """The items of the ledger, for buffers that have content."""
+    def kept(self, fewest: int | None) -> list[Kept]:
+        """The items of the ledger, for buffers that have content; ``fewest``: images of the task's rarest class."""
         items = []
         if self.means is not None:
             text = "mean over all training images of the class, 8 bits a pixel, computed when the class was learned"
-            items.append(Kept("means", "statistics", ("memory.means",), text, per_class=True, shows="images"))
+            keys: tuple[str, ...] = ("memory.means",)
+            means = Kept("means", "statistics", keys, text, per_class=True, shows="images", from_images=fewest)
+            items.append(means)
         if self.moments is not None:
             text = (
                 "mean and deviation over the class's training images of their group means and variances in every "

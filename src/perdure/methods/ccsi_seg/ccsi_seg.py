@@ -81,6 +81,7 @@ class CcsiSeg(Method[CcsiSegOptions]):
 
     Options = CcsiSegOptions
     dims: ClassVar[tuple[int, ...]] = (2,)
+    averages_images = True
     previews: Tensor | None
     yields: Tensor
     images: Tensor | None
@@ -279,6 +280,8 @@ class CcsiSeg(Method[CcsiSegOptions]):
         """Mean patches and masks, statistics, and a few impressions to look at."""
         source = "from the training images of the task that taught the class"
         tried, used = self.yields.tolist()
+        shown = self.statistics.co_occurrence.diagonal()[len(self.old) :]  # of crops: perhaps fewer than in the list
+        fewest = int(shown.min()) if len(shown) else None
         few = ", which is few: the network hardly recognises its old classes any more" if 2 * used < tried else ""
         items = [
             Kept(
@@ -288,6 +291,7 @@ class CcsiSeg(Method[CcsiSegOptions]):
                 f"of each class the mean patch around its regions and their mean mask, {source}",
                 per_class=True,
                 shows="images",
+                from_images=fewest,
             ),
             Kept(
                 "statistics",
@@ -297,6 +301,7 @@ class CcsiSeg(Method[CcsiSegOptions]):
                 f"mean and variance of the network's feature maps, {source}; of {tried} impressions made for this "
                 f"task {used} showed their layout and were used{few}",
                 per_class=True,
+                from_images=fewest,
             ),
         ]
         if self.previews is not None:
