@@ -89,7 +89,7 @@ def idc(source: Tensor, target: Tensor, temperature: float) -> Tensor:
         target: Moving centroids C^T ``(K, K)`` of the unlabelled batch.
         temperature: τ.
     """
-    # a product under autocast would round the scores to half precision: steps of 0.004, and of 0.06 in the loss
+    # a product under autocast would round the scores to half precision, and the loss with them, to steps of 0.01
     with torch.autocast(source.device.type, enabled=False):
         source, target = (
             rows / (torch.linalg.vector_norm(rows, dim=1, keepdim=True) + TINY)
