@@ -223,7 +223,8 @@ def test_python_is_python(block: Block) -> None:
 def test_published_numbers_are_those_of_the_recipes() -> None:
     text = (ROOT / "docs" / "reproducing-star.md").read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| `(star/[\w-]+)` \| ([\d.]+|none[\w ]*) \|", text, re.MULTILINE))
-    published = {recipe for recipe in shipped() if recipe.startswith("star/") and "camvid" not in recipe}
+    ours = ("camvid", "clothing")
+    published = {name for name in shipped() if name.startswith("star/") and not any(o in name for o in ours)}
     assert set(rows) == published
     for recipe, value in rows.items():
         header = shipped()[recipe].read_text(encoding="utf-8")
