@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from perdure.audit import audit
+from perdure.audit.audit import audit
 from perdure.errors import DataError, RunError
 from perdure.kept.items import Kept
 from perdure.kept.ledger import read_ledger, task_folder, weight_names, write_kept, write_ledger

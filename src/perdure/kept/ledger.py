@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final
 
 from pydantic import TypeAdapter, ValidationError
@@ -217,6 +217,30 @@ def _from_images(item: Kept, state: Mapping[str, Tensor], earlier: Sequence[Entr
 def is_picture(shape: Sequence[int]) -> bool:
     """Whether a statistic of this shape looks like images: channels, height and width, perhaps for each class."""
     return len(shape) >= 3 and min(shape[-2:]) >= PICTURE_SIDE
+
+
+def is_raw(entry: Entry) -> bool:
+    """Whether a ledger entry holds images as they were read, whatever its mark ``patient_data`` says.
+
+    Exemplars are, and previews, which are pictures of test images; except that a preview among the method's own
+    tensors (``tasks/TASK/kept/NAME.safetensors`` and the run's store, which only the method's state gets into) shows
+    what the method made up.
+    """
+    if entry["kind"] == "preview":
+        places = [PurePosixPath(file["file"]) for file in entry["files"]]
+        return not all(
+            p.suffix == ".safetensors" and (p.parts[0] == STORE or p.parts[2:-1] == ("kept",)) for p in places
+        )
+    return entry["kind"] == "exemplars"
+
+
+def shows_few(entry: Entry, min_images: int) -> bool:
+    """Whether an item holds statistics that look like images and come from fewer than ``min_images`` images."""
+    if entry["kind"] not in ("statistics", "prototypes"):
+        return False
+    if entry["shows"] != "images" and not any(is_picture(tensor["shape"]) for tensor in entry["tensors"]):
+        return False
+    return entry["from_images"] is None or entry["from_images"] < min_images
 
 
 def weight_names(module: nn.Module) -> set[str]:

@@ -13,8 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from perdure.audit import audit
-from perdure.kept import audit as room
+from perdure.audit import files as room
+from perdure.audit.audit import audit
+from perdure.kept.ledger import is_raw
 
 LAST = "tasks/02-09-10"
 
@@ -280,10 +281,10 @@ def test_previews_elsewhere_are_raw(place: str) -> None:
         return {"kind": kind, "files": [{"file": file} for file in files]}
 
     made_up = "tasks/0/kept/1.safetensors", "kept/00-00-dream/000000.safetensors"
-    assert room.is_raw(listed("preview", f"tasks/0/{place}"))
-    assert room.is_raw(listed("preview", *made_up, f"tasks/0/{place}"))
-    assert not room.is_raw(listed("statistics", f"tasks/0/{place}"))
-    assert not room.is_raw(listed("preview", *made_up))
+    assert is_raw(listed("preview", f"tasks/0/{place}"))
+    assert is_raw(listed("preview", *made_up, f"tasks/0/{place}"))
+    assert not is_raw(listed("statistics", f"tasks/0/{place}"))
+    assert not is_raw(listed("preview", *made_up))
 
 
 def test_run_that_kept_other_images(hoard: Callable[..., Path], cli) -> None:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from perdure.contents import audit_contents
+from perdure.audit.contents import audit_contents
+from perdure.audit.files import Audit, Places, Sealed, audit_files, audit_ledgers, look_for_names, read_sealed
 from perdure.errors import DataError, PerdureError, RunError, UsageError
-from perdure.kept.audit import Audit, Places, Sealed, audit_files, audit_ledgers, look_for_names, read_sealed
 from perdure.kept.ledger import MIN_IMAGES, sealed_folders, task_folder
 from perdure.kept.manifest import SIGNATURE
 from perdure.run_folder import RunFolder
@@ -36,7 +36,7 @@ def audit(path: Path, key: Path | None = None) -> Audit:
         raise RunError(f"{path} is not a run folder: it has no recipe.yaml", "give the folder that `perdure run` wrote")
     found = Audit(signed=(path / SIGNATURE).is_file())
     if key is not None:
-        from perdure.kept.signature import signature_problem
+        from perdure.audit.signature import signature_problem
 
         if problem := signature_problem(path, key):
             found.problems.append(problem)

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from perdure.audit import audit
+from perdure.audit.audit import audit
 from perdure.kept.manifest import MANIFEST
 
 TASK = "tasks/01-09-10"

@@ -22,14 +22,14 @@ from typing import Final
 import yaml
 from pydantic import JsonValue, ValidationError
 
+from perdure.audit.files import Audit, Places
+from perdure.audit.formats import png_problem
 from perdure.config.load import data_of_task, parse_recipe
 from perdure.config.recipe import Recipe
 from perdure.data.preparation import read_preparation
 from perdure.engine.run_logger import EVENTS
 from perdure.errors import PerdureError, UsageError
 from perdure.files import parse_yaml, read_json
-from perdure.kept.audit import Audit, Places
-from perdure.kept.formats import png_problem
 from perdure.kept.manifest import CASES, COUNTS
 from perdure.metrics.cases import problem_of
 from perdure.metrics.confusion import read_counts, write_counts

@@ -17,11 +17,11 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Final, get_args
 
+from perdure.audit.formats import SIZES, events_problem, png_problem, read_safetensors
 from perdure.errors import DataError
 from perdure.files import TEMPORARY, sha256
-from perdure.kept.formats import SIZES, events_problem, png_problem, read_safetensors
 from perdure.kept.items import KeptKind
-from perdure.kept.ledger import LEDGER, VERSION, Entry, Ledger, is_picture, read_ledger
+from perdure.kept.ledger import LEDGER, VERSION, Entry, Ledger, is_raw, read_ledger, shows_few
 from perdure.kept.manifest import (
     GROWING,
     IN_TASK,
@@ -410,30 +410,6 @@ def _audit_tensors(run: Path, sealed: Sealed, names: Mapping[str, set[str]], fou
             number = int(place.partition("/")[2].partition("-")[0])
             if path.read_text(encoding="utf-8", errors="replace") != json.dumps({"task": number}, indent=1) + "\n":
                 found.tell(place, "holds more than the number of the task")
-
-
-def is_raw(entry: Entry) -> bool:
-    """Whether a ledger entry holds images as they were read, whatever its mark ``patient_data`` says.
-
-    Exemplars are, and previews, which are pictures of test images; except that a preview among the method's own
-    tensors (``tasks/TASK/kept/NAME.safetensors`` and the run's store, which only the method's state gets into) shows
-    what the method made up.
-    """
-    if entry["kind"] == "preview":
-        places = [PurePosixPath(file["file"]) for file in entry["files"]]
-        return not all(
-            p.suffix == ".safetensors" and (p.parts[0] == STORE or p.parts[2:-1] == ("kept",)) for p in places
-        )
-    return entry["kind"] == "exemplars"
-
-
-def shows_few(entry: Entry, min_images: int) -> bool:
-    """Whether an item holds statistics that look like images and come from fewer than ``min_images`` images."""
-    if entry["kind"] not in ("statistics", "prototypes"):
-        return False
-    if entry["shows"] != "images" and not any(is_picture(tensor["shape"]) for tensor in entry["tensors"]):
-        return False
-    return entry["from_images"] is None or entry["from_images"] < min_images
 
 
 def look_for_names(run: Path, places: Places, found: Audit) -> None:
