@@ -7,17 +7,25 @@ and statistics reveal nothing, and that nobody wrote list, ledgers and files ane
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
-from perdure.audit.contents import audit_contents
-from perdure.audit.files import Audit, Places, Sealed, audit_files, audit_ledgers, look_for_names, read_sealed
-from perdure.errors import DataError, PerdureError, RunError, UsageError
-from perdure.kept.ledger import MIN_IMAGES, sealed_folders, task_folder
-from perdure.kept.manifest import SIGNATURE
+from perdure.audit.files import Places, audit_files
+from perdure.audit.findings import Audit
+from perdure.audit.ledgers import audit_ledgers, read_sealed
+from perdure.audit.names import audit_names
+from perdure.audit.remade import audit_remade
+from perdure.audit.signature import audit_signature
+from perdure.audit.texts import audit_texts
+from perdure.audit.under_way import UnderWay
+from perdure.audit.weights import audit_weights
+from perdure.errors import DataError, PerdureError, RunError
+from perdure.kept.ledger import MIN_IMAGES, sealed_folders
 from perdure.run_folder import RunFolder
-from perdure.streams.description import DescribedStream, read_stream
 
 __all__ = ["Audit", "audit"]
+_T = TypeVar("_T")
 
 
 def audit(path: Path, key: Path | None = None) -> Audit:
@@ -34,79 +42,35 @@ def audit(path: Path, key: Path | None = None) -> Audit:
     """
     if not (path / "recipe.yaml").is_file():
         raise RunError(f"{path} is not a run folder: it has no recipe.yaml", "give the folder that `perdure run` wrote")
-    found = Audit(signed=(path / SIGNATURE).is_file())
-    if key is not None:
-        from perdure.audit.signature import signature_problem
-
-        if problem := signature_problem(path, key):
-            found.problems.append(problem)
-    elif found.signed:
-        found.notes.append("the run is signed; give --verify PUBLIC_KEY to check the signature")
-    if found.signed and (path / SIGNATURE).stat().st_size != 64:
-        found.tell(SIGNATURE, "is no signature: it must have 64 bytes")
-    stream: DescribedStream | None = None
-    try:
-        stream = read_stream(path / "stream.json")
-    except DataError as error:
-        found.problems.append(error.what)
-    run = RunFolder(path)
-    try:
-        recipe = run.recipe()
-        tracker, least = recipe.name.replace("/", "-"), recipe.privacy.min_images
-    except RunError as error:
-        found.problems.append(error.what)
-        tracker, least = "", MIN_IMAGES
+    found, run = Audit(), RunFolder(path)
+    audit_signature(path, key, found)
+    # whatever cannot be read is told, and the rest looked into all the same
+    stream = _read(run.stream, DataError, found)
+    recipe = _read(run.recipe, RunError, found)
+    tracker = recipe.name.replace("/", "-") if recipe is not None else ""
+    min_images = recipe.privacy.min_images if recipe is not None else MIN_IMAGES
     names = [task.name for task in stream.tasks] if stream is not None else []
-    folders = sealed_folders(path, names)
     places = Places.walk(path, found)
-    sealed = read_sealed(folders, found)
-    number, next_task = len(folders), None
-    if number < len(names):
-        next_task = (number, task_folder(path, number, names[number]).name)
-    listed = audit_files(path, places, sealed, next_task, tracker, found)
+    sealed = read_sealed(sealed_folders(path, names), found)
+    under_way = UnderWay.after(path, len(sealed.folders), names)
+    listed = audit_files(path, places, sealed, under_way, tracker, found)
     # who edits stream.json alone does not make images of patients others: any file that says so counts
     patients = stream is None or stream.patients or any(led["patients"] for led in sealed.ledgers.values())
-    audit_ledgers(path, sealed, stream, patients, least, found)
+    audit_ledgers(path, sealed, stream, patients, min_images, found)
     if listed is not None and stream is not None:
-        audit_contents(path, stream, folders, places, found)
-        _audit_weights(run, stream, sealed, found)
-    look_for_names(path, places, found)
-    if next_task is not None:
+        audit_texts(path, stream, sealed.folders, places.files, found)
+        audit_remade(path, stream, sealed.folders, places.files, found)
+        if recipe is not None:
+            audit_weights(recipe, stream, sealed, found)
+    audit_names(path, places.files, found)
+    if under_way is not None:
         found.notes.append("the run is not finished: the state of the task under way is listed, but not looked into")
     return found
 
 
-def _audit_weights(run: RunFolder, stream: DescribedStream, sealed: Sealed, found: Audit) -> None:
-    """Build the method without its data, and see that what is called weights are the weights that it has by then.
-
-    A buffer that holds images would not be among them, or not have the shape. A method of one's own is not imported.
-    """
-    from perdure.config.build import build_method
-    from perdure.config.load import refuse_foreign_code
-    from perdure.kept.ledger import read_files, weight_names
-    from perdure.sealing import begin
-    from perdure.streams.description import restore
-
+def _read(read: Callable[[], _T], error: type[PerdureError], found: Audit) -> _T | None:
     try:
-        recipe = run.recipe()
-        refuse_foreign_code(recipe, "recipe.yaml")
-    except UsageError:
-        found.notes.append("the run names code outside of Perdure: that its weights are weights was not checked")
-        return
-    except RunError:
-        return  # told already
-    try:
-        tasks = restore(stream).tasks
-        method = build_method(recipe, tasks[0].preparation, pretrained=False)
-        for task, folder in zip(tasks, sealed.folders, strict=False):
-            begin(method, task, recipe.seed)
-            own = {name: list(method.state_dict()[name].shape) for name in weight_names(method)}
-            ledger = sealed.ledgers.get(folder.name)
-            if ledger is None:
-                return  # told already
-            for tensor in (t for entry in ledger["items"] if entry["name"] == "weights" for t in entry["tensors"]):
-                if own.get(tensor["name"]) != tensor["shape"]:
-                    found.tell(tensor["file"], f"'{tensor['name']}' is called a weight, but is none of the network")
-            method.files = read_files(folder)
-    except PerdureError as error:
-        found.problems.append(f"the model cannot be built from recipe.yaml: {error.what}")
+        return read()
+    except error as wrong:
+        found.problems.append(wrong.what)
+        return None

@@ -8,7 +8,7 @@ from typing import Final
 from rich.markup import escape
 from rich.table import Table
 
-from perdure.audit.files import Audit
+from perdure.audit.findings import Audit
 from perdure.cli.console import open_console
 
 LIMITS: Final = (
