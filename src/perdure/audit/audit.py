@@ -37,7 +37,7 @@ def audit(path: Path, key: Path | None = None) -> Audit:
 
     Raises:
         RunError: ``path`` is not a run folder.
-        DataError: The run is of a newer version than this program reads.
+        NewerVersionError: The run is of a newer version than this program reads.
         UsageError: The key cannot be used.
     """
     if not (path / "recipe.yaml").is_file():

@@ -14,7 +14,7 @@ from perdure.audit.findings import Audit
 from perdure.audit.formats import events_problem
 from perdure.audit.ledgers import Sealed
 from perdure.audit.under_way import UnderWay, form_problem
-from perdure.errors import DataError
+from perdure.errors import DataError, NewerVersionError
 from perdure.files import sha256
 from perdure.kept.manifest import GROWING, MANIFEST, SIGNATURE, TRACKING, Listed, problem_of, read_manifest
 from perdure.kept.store import STORE, StoredFile
@@ -67,7 +67,7 @@ def audit_files(
         found: Where to tell.
 
     Raises:
-        DataError: The list is of a newer version.
+        NewerVersionError: The list is of a newer version.
     """
     listed = _read_list(run, found)
     strange = [place for place in places.files if place not in sealed.kinds]
@@ -101,9 +101,9 @@ def audit_files(
 def _read_list(run: Path, found: Audit) -> dict[str, Listed] | None:
     try:
         listed = read_manifest(run)
+    except NewerVersionError:
+        raise
     except DataError as error:
-        if "is of version" in error.what:
-            raise
         found.tell(MANIFEST, f"cannot be used: {error.what}")
         return None
     if listed is None:

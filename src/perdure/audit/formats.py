@@ -8,7 +8,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from typing_extensions import TypedDict
 
@@ -92,7 +92,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Found], str | None]:
                 if start != at or end - start != count:
                     return found, "holds bytes that belong to no tensor"
                 digest = hashlib.sha256()
-                for block in _blocks(stream.read, count):
+                for block in _blocks(stream, count):
                     digest.update(block)
                 found[name] = {"shape": list(shape), "dtype": _NAMES[code], "sha256": digest.hexdigest()}
                 at = end
@@ -106,9 +106,10 @@ def read_safetensors(path: Path) -> tuple[dict[str, Found], str | None]:
     return found, wrong
 
 
-def _blocks(read: object, count: int) -> Iterator[bytes]:
+def _blocks(stream: BinaryIO, count: int) -> Iterator[bytes]:
+    """The next bytes of a file in pieces: tensors may be larger than memory. ValueError if the file ends before."""
     while count > 0:
-        block: bytes = read(min(count, 1 << 20))  # type: ignore[operator]
+        block = stream.read(min(count, 1 << 20))
         if not block:
             raise ValueError
         count -= len(block)

@@ -13,7 +13,7 @@ from typing import Final, get_args
 
 from perdure.audit.findings import Audit
 from perdure.audit.formats import SIZES, Found, png_problem, read_safetensors
-from perdure.errors import DataError
+from perdure.errors import DataError, NewerVersionError
 from perdure.kept.items import KeptKind
 from perdure.kept.ledger import LEDGER, VERSION, Entry, Ledger, StoredTensor, is_raw, read_ledger, shows_few
 from perdure.kept.manifest import IN_TASK, KINDS, MANIFEST, SIGNATURE
@@ -43,7 +43,7 @@ def read_sealed(folders: Sequence[Path], found: Audit) -> Sealed:
     """Read the ledgers, and tell which files they list.
 
     Raises:
-        DataError: One is of a newer version.
+        NewerVersionError: One is of a newer version.
     """
     sealed = Sealed(folders, {}, {**KINDS, LOCK: "lock", MANIFEST: "list of files", SIGNATURE: "signature"})
     for folder in folders:
@@ -51,9 +51,9 @@ def read_sealed(folders: Sequence[Path], found: Audit) -> Sealed:
         where = f"tasks/{folder.name}/{LEDGER}"
         try:
             ledger = read_ledger(folder)
+        except NewerVersionError:
+            raise
         except DataError as error:
-            if "is of version" in error.what:
-                raise
             found.tell(where, f"cannot be used: {error.what}")
             continue
         sealed.ledgers[folder.name] = ledger

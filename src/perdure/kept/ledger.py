@@ -14,7 +14,7 @@ from typing import Final
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # pydantic needs this one up to Python 3.11
 
-from perdure.errors import DataError
+from perdure.errors import DataError, NewerVersionError
 from perdure.files import read_json, sha256, write_json
 from perdure.kept.store import STORE, Place, StoredFile
 
@@ -177,10 +177,10 @@ def read_ledger(folder: Path) -> Ledger:
 
 
 def refuse_newer(value: object, known: int, path: Path) -> None:
-    """Raise DataError if the content of a file says that it is of a later version than this program knows."""
+    """Raise NewerVersionError if the content of a file says that it is of a later version than this program knows."""
     version = value.get("version") if isinstance(value, dict) else None
     if isinstance(version, int) and version > known:
-        raise DataError(
+        raise NewerVersionError(
             f"{path} is of version {version}; this Perdure reads versions up to {known}",
             "it was made by a newer Perdure: update with `pip install --upgrade perdure`",
         )
