@@ -26,7 +26,8 @@ from perdure.engine.machine import Machine
 from perdure.engine.options import EngineOptions
 from perdure.engine.state import Stateful
 from perdure.kept.items import Kept
-from perdure.kept.ledger import task_folder, write_kept, write_ledger
+from perdure.kept.ledger import task_folder, write_ledger
+from perdure.kept.method_state import write_kept
 from perdure.kept.store import FileStore, item_names
 
 Figures = dict[str, float]

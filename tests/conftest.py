@@ -92,3 +92,24 @@ def star_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         done = run_cli("run", folder / "tiny.yaml", "--out", folder / "run", "--quiet")
     assert done.code == 0, done.err
     return folder / "run"
+
+
+@pytest.fixture
+def rewrite() -> Callable[[Path], None]:
+    """Call it with a run after a change."""
+    return _rewrite
+
+
+def _rewrite(run: Path) -> None:
+    """Make files.json, results and pages anew after a change, as the run itself would have written them."""
+    from perdure.kept.manifest import KINDS, MANIFEST, event_files
+    from perdure.run_folder import RunFolder
+    from perdure.sealing import publish, record
+    from perdure.streams.description import restore
+
+    folder = RunFolder(run)
+    (run / MANIFEST).unlink()
+    sealed = folder.sealed()
+    record(folder, restore(folder.stream()).tasks[len(sealed) - 1])
+    publish(folder)
+    folder.list_files([*KINDS, *event_files(run)], sealed)

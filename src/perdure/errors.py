@@ -46,6 +46,10 @@ class DataError(PerdureError):
     """A file or a data set cannot be used."""
 
 
+class NewerVersionError(DataError):
+    """A file was written by a later version of this program, in a form that this one does not know."""
+
+
 class SealedDataError(PerdureError):
     """Training data of a task was opened while the task was not the current one."""
 

@@ -21,7 +21,8 @@ from perdure.kept.manifest import check_files, list_files, read_manifest
 from perdure.kept.store import STORE, FileStore
 from perdure.streams.description import DescribedStream, read_stream, write_stream
 
-STARTED: Final = frozenset({".lock", "stream.json", "environment.json"})
+LOCK: Final = ".lock"
+STARTED: Final = frozenset({LOCK, "stream.json", "environment.json"})
 """Files that may exist before the recipe is written."""
 
 BEGIN: Final = ("recipe.yaml", "stream.json", "environment.json")
@@ -80,7 +81,7 @@ class RunFolder:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Lock the folder for writing. Raises RunError if another process has locked it."""
-        lock = FileLock(self.path / ".lock")
+        lock = FileLock(self.path / LOCK)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)

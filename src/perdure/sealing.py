@@ -19,17 +19,9 @@ from perdure.engine.state import restore
 from perdure.errors import DataError
 from perdure.files import write_json
 from perdure.inference.case import predict_cases
-from perdure.kept.ledger import (
-    DONE,
-    preview_entry,
-    read_files,
-    read_kept,
-    task_folder,
-    weight_names,
-    write_kept,
-    write_ledger,
-)
+from perdure.kept.ledger import DONE, preview_entry, task_folder, write_ledger
 from perdure.kept.manifest import CASES, GROWING, KINDS, REMADE, event_files
+from perdure.kept.method_state import read_files, read_kept, weight_names, write_kept
 from perdure.methods.method import Method
 from perdure.methods.options import Options
 from perdure.metrics.cases import write_cases

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from perdure.audit import audit
+from perdure.audit.audit import audit
 from perdure.config.build import method_class
 from perdure.config.load import parse_recipe
 from perdure.experiment import run_experiment

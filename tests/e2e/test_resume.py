@@ -31,7 +31,7 @@ import torch
 from PIL import Image
 
 from perdure import sealing
-from perdure.audit import audit
+from perdure.audit.audit import audit
 from perdure.config.build import build_experiment
 from perdure.config.load import parse_recipe
 from perdure.data.sampling import Batches, Mix

@@ -23,7 +23,7 @@ from perdure.engine.checkpoint import Checkpoint
 from perdure.errors import PerdureError
 from perdure.experiment import run_experiment
 from perdure.files import read_tensors
-from perdure.kept.ledger import read_kept
+from perdure.kept.method_state import read_kept
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork"),

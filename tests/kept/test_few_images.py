@@ -11,10 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from perdure.audit import audit
+from perdure.audit.audit import audit
 from perdure.errors import DataError, RunError
 from perdure.kept.items import Kept
-from perdure.kept.ledger import read_ledger, task_folder, weight_names, write_kept, write_ledger
+from perdure.kept.ledger import read_ledger, task_folder, write_ledger
+from perdure.kept.method_state import weight_names, write_kept
 
 RECIPE = """\
 name: scans

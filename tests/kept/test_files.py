@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from perdure.audit import audit
+from perdure.audit.audit import audit
 from perdure.kept import store
 from perdure.predict import Trained
 

@@ -16,7 +16,7 @@ from perdure.data.content import content_fingerprint
 from perdure.data.dataset import Dataset
 from perdure.data.preparation import Preparation
 from perdure.data.readers.unlabelled import open_unlabelled
-from perdure.kept.ledger import hash_of
+from perdure.kept.method_state import hash_of
 from perdure.labels import label_space
 
 RECIPE = """\

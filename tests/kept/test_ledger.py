@@ -14,17 +14,8 @@ from safetensors.torch import load_file
 from perdure.errors import DataError, RunError
 from perdure.files import sha256
 from perdure.kept.items import Kept
-from perdure.kept.ledger import (
-    LEDGER,
-    preview_entry,
-    read_files,
-    read_kept,
-    read_ledger,
-    run_of,
-    task_folder,
-    write_kept,
-    write_ledger,
-)
+from perdure.kept.ledger import LEDGER, preview_entry, read_ledger, run_of, task_folder, write_ledger
+from perdure.kept.method_state import read_files, read_kept, write_kept
 from perdure.kept.store import FileStore, item_names
 
 STATE = {

@@ -134,7 +134,7 @@ def make_setup() -> Callable[..., Setup]:
     return make
 
 
-def read(data: Batches | Mix, epoch: int = 0) -> Iterator[Batch]:
+def batches_of(data: Batches | Mix, epoch: int = 0) -> Iterator[Batch]:
     """Batches of one epoch, in order; of a mix, each source from its start."""
     parts = data.parts if isinstance(data, Mix) else (data,)
     for step in range(data.steps()):
@@ -147,9 +147,15 @@ def read(data: Batches | Mix, epoch: int = 0) -> Iterator[Batch]:
 
 
 @pytest.fixture
+def read() -> Callable[..., Iterator[Batch]]:
+    """Call it with batches or a mix, and perhaps the number of the epoch."""
+    return batches_of
+
+
+@pytest.fixture
 def first_batch() -> Callable[[Batches | Mix], Batch]:
     """The first batch of an epoch."""
-    return lambda batches: next(read(batches))
+    return lambda batches: next(batches_of(batches))
 
 
 @pytest.fixture
@@ -162,7 +168,7 @@ def run_phase() -> Callable[[Any], list[dict[str, float]]]:
             phase.module.eval()
             totals: dict[str, Tensor] = {}
             with torch.no_grad():
-                for batch in read(phase.data()):
+                for batch in batches_of(phase.data()):
                     for name, value in phase.measure(batch).items():
                         totals[name] = totals.get(name, torch.zeros_like(value)) + value
             phase.finish(totals)
@@ -171,7 +177,7 @@ def run_phase() -> Callable[[Any], list[dict[str, float]]]:
         phase.module.train()
         optimizer = phase.optimizer()
         for epoch in range(phase.epochs):
-            for step, batch in enumerate(read(phase.data(), epoch)):
+            for step, batch in enumerate(batches_of(phase.data(), epoch)):
                 torch.manual_seed(100 * epoch + step)
                 optimizer.zero_grad()
                 terms = phase.loss(batch)

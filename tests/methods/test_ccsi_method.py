@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from perdure.data.case import Batch, collate
-from perdure.data.dataset import Dataset, Draw
+from perdure.data.case import Batch
+from perdure.data.dataset import Dataset
 from perdure.data.preparation import Preparation
 from perdure.data.sampling import Batches, Mix
 from perdure.data.source import Source
@@ -29,6 +29,7 @@ from perdure.seeds import derive_seed, seeded
 from perdure.streams.class_incremental import class_incremental
 from perdure.streams.task import Stream
 
+Read = Callable[[Batches | Mix], Iterator[Batch]]
 QUICK = {"per_class": 8, "previews": 3, "synthesis": {"steps": 4, "warmup": 2, "group_size": 8, "groups_at_once": 2}}
 
 
@@ -74,7 +75,7 @@ class Progress:
 
 
 @pytest.fixture
-def learn(tmp_path: Path) -> Callable[..., dict[str, Any]]:
+def learn(tmp_path: Path, read: Read) -> Callable[..., dict[str, Any]]:
     """Run a task's phases without an engine; what the training phase saw, by name."""
 
     def run(learner: Ccsi, tasks: Stream, index: int) -> dict[str, Any]:
@@ -82,13 +83,13 @@ def learn(tmp_path: Path) -> Callable[..., dict[str, Any]]:
         with tasks.opened(task):
             learner.begin(task)
             for phase in learner.phases(task):
-                seen[phase.name] = PLAY[type(phase)](phase, learner, tmp_path / f"{index}-{phase.name}")
+                seen[phase.name] = PLAY[type(phase)](phase, learner, tmp_path / f"{index}-{phase.name}", read)
         return seen
 
     return run
 
 
-def _train(phase: Train, learner: Ccsi, _: Path) -> dict[str, Any]:
+def _train(phase: Train, learner: Ccsi, _: Path, read: Read) -> dict[str, Any]:
     batches = phase.data()
     optimizer = phase.optimizer()
     learner.train()
@@ -107,7 +108,7 @@ def _train(phase: Train, learner: Ccsi, _: Path) -> dict[str, Any]:
     return {"batches": batches, "losses": losses, "replayed": replayed, "centroids": centroids, "first": first}
 
 
-def _collect(phase: Collect, learner: Ccsi, _: Path) -> None:
+def _collect(phase: Collect, learner: Ccsi, _: Path, read: Read) -> None:
     learner.eval()
     totals: dict[str, Tensor] = {}
     with torch.no_grad():
@@ -117,7 +118,7 @@ def _collect(phase: Collect, learner: Ccsi, _: Path) -> None:
     phase.finish(totals)
 
 
-def _generate(phase: Generate, learner: Ccsi, folder: Path) -> int:
+def _generate(phase: Generate, learner: Ccsi, folder: Path, _: Read) -> int:
     learner.eval()
     paths = [folder / f"{i}.safetensors" for i in range(phase.count)]
     for index, path in enumerate(paths):
@@ -127,18 +128,6 @@ def _generate(phase: Generate, learner: Ccsi, folder: Path) -> int:
 
 
 PLAY: dict[type, Callable[..., Any]] = {Train: _train, Collect: _collect, Generate: _generate}
-
-
-def read(data: Batches | Mix) -> Iterator[Batch]:
-    """Batches of one epoch, in order; of a mix, each source from its start."""
-    parts = data.parts if isinstance(data, Mix) else (data,)
-    for step in range(data.steps()):
-        cases = []
-        for part, batches in enumerate(parts):
-            first = step % batches.steps() * batches.size
-            picked = range(first, min(first + batches.size, batches.per_epoch))
-            cases += [(batches.samples[Draw(i % len(batches.samples), 0)], part) for i in picked]
-        yield collate([case for case, _ in cases], [part for _, part in cases])
 
 
 def test_a_whole_stream_keeps_statistics_only(learn: Callable) -> None:
@@ -249,7 +238,7 @@ def test_the_unlabelled_pass_moves_statistics_only_where_asked(learn: Callable) 
     assert moved == [False, True]
 
 
-def test_old_rows_stay_and_new_ones_are_imprinted(learn: Callable) -> None:
+def test_old_rows_stay_and_new_ones_are_imprinted(learn: Callable, read: Read) -> None:
     learner, tasks = method(), stream()
     learn(learner, tasks, 0)
     old = learner.network.head.rows[0].detach().clone()
@@ -261,7 +250,7 @@ def test_old_rows_stay_and_new_ones_are_imprinted(learn: Callable) -> None:
     with tasks.opened(task), torch.no_grad():
         again.begin(task)
         again.eval()
-        _collect(again.phases(task)[0], again, Path())
+        _collect(again.phases(task)[0], again, Path(), read)
         batch = next(read(Batches(task.train(), 8)))
         features = torch.nn.functional.normalize(again.network.features(batch.images), dim=1)
         for row, class_id in enumerate((3, 4)):
@@ -346,7 +335,7 @@ def test_previews_are_the_first_of_each_class_and_black_where_there_is_none() ->
     assert memory.preview.flatten(1).tolist() == [[0, 128], [0, 0], [64, 0]]
 
 
-def test_the_nearest_training_image_is_found_and_a_copy_has_no_distance() -> None:
+def test_the_nearest_training_image_is_found_and_a_copy_has_no_distance(read: Read) -> None:
     source = Patterns()
     view = Dataset(source, "train", tuple(source.names("train")), np.arange(TABLE_SIZE, dtype=np.int16), Preparation())
     copy = torch.from_numpy(source.image("train", "4"))  # class 1

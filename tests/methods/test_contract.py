@@ -20,7 +20,8 @@ from perdure.engine.engine import Engine, Interrupted
 from perdure.engine.machine import Machine
 from perdure.engine.options import EngineOptions
 from perdure.engine.run_logger import RunLogger
-from perdure.kept.ledger import read_files, read_kept, read_ledger, task_folder, write_kept, write_ledger
+from perdure.kept.ledger import read_ledger, task_folder, write_ledger
+from perdure.kept.method_state import read_files, read_kept, write_kept
 from perdure.kept.store import FileStore
 from perdure.labels import label_space
 from perdure.methods import METHODS

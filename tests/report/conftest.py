@@ -16,7 +16,8 @@ import yaml
 
 from perdure.files import write_json, write_text
 from perdure.kept.items import Kept
-from perdure.kept.ledger import Entry, preview_entry, write_kept, write_ledger
+from perdure.kept.ledger import Entry, preview_entry, write_ledger
+from perdure.kept.method_state import write_kept
 from perdure.labels import IGNORE, label_space
 from perdure.metrics.confusion import ConfusionMatrix, write_counts
 from perdure.metrics.results import write_results

@@ -269,9 +269,9 @@ def audit(
     ] = None,
 ) -> None:
     """List every byte a run keeps and look for patient data, unknown files, names and paths; exit 1 if any."""
-    from perdure.audit import audit as look
+    from perdure.audit.audit import audit as look
+    from perdure.audit.signature import sign
     from perdure.cli.audit import show
-    from perdure.kept.signature import sign
 
     if key is not None and public is not None:
         raise UsageError("--sign and --verify exclude each other", "sign first, then verify with the public key")

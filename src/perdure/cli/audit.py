@@ -8,8 +8,8 @@ from typing import Final
 from rich.markup import escape
 from rich.table import Table
 
+from perdure.audit.findings import Audit
 from perdure.cli.console import open_console
-from perdure.kept.audit import Audit
 
 LIMITS: Final = (
     "A pass means: nothing is in the folder that recipe, ledgers and list of files do not explain. It does not mean "

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from perdure.errors import RunError
 from perdure.files import read_tensors, write_tensors
-from perdure.kept.ledger import hash_of
+from perdure.kept.method_state import hash_of
 from perdure.kept.store import FileStore
 
 HEADER, DIGEST = "perdure", "sha256"

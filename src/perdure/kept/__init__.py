@@ -1,1 +1,1 @@
-"""The ledger of what is kept of past data, and its audit."""
+"""The ledger of what is kept of past data, and the files that hold it."""

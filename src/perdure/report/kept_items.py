@@ -13,8 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from perdure.errors import DataError
 from perdure.files import read_tensors
-from perdure.kept.audit import is_raw, shows_few
-from perdure.kept.ledger import LEDGER, read_ledger, run_of
+from perdure.kept.ledger import LEDGER, is_raw, read_ledger, run_of, shows_few
 from perdure.report.plots import Strip, strips
 from perdure.report.render import Thumb, hex_color, thumbnail
 from perdure.streams.description import DescribedStream

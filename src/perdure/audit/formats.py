@@ -8,7 +8,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from typing_extensions import TypedDict
 
@@ -39,7 +39,7 @@ def png_problem(content: bytes) -> str | None:
     """What a PNG holds besides one picture, in words; ``None`` if nothing."""
     if not content.startswith(PNG_START):
         return "is not a PNG picture"
-    at, packed, header, ended = len(PNG_START), b"", b"", False
+    at, packed, header, palette, ended = len(PNG_START), b"", b"", b"", False
     while at + 12 <= len(content) and not ended:
         length, kind = struct.unpack(">I4s", content[at : at + 8])
         body = content[at + 8 : at + 8 + length]
@@ -48,7 +48,13 @@ def png_problem(content: bytes) -> str | None:
             return "is a damaged PNG picture"
         if kind not in (b"IHDR", b"PLTE", b"IDAT", b"IEND") or (kind == b"IEND" and length):
             return f"is a PNG picture with a chunk '{kind.decode('latin-1')}' besides the picture"
+        if (kind == b"IHDR") != (at == len(PNG_START)):
+            return "is a damaged PNG picture"
+        # a reader passes over a second palette, a long one, and one of a picture that names no colours by number
+        if kind == b"PLTE" and (palette or length > 768 or header[9:10] != b"\x03"):
+            return "is a PNG picture with more than its pixels in it"
         header = body if kind == b"IHDR" else header
+        palette = body if kind == b"PLTE" else palette
         packed += body if kind == b"IDAT" else b""
         at, ended = at + 12 + length, kind == b"IEND"
     if not ended or len(header) != 13:
@@ -80,6 +86,9 @@ def read_safetensors(path: Path) -> tuple[dict[str, Found], str | None]:
         text = stream.read(length)
         try:
             header = json.loads(text)
+            again = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+            if again != text.rstrip(b" "):  # a key that stands twice, or spaces between the words, can hold anything
+                return {}, "has a header that is not as it was written"
             metadata = header.pop("__metadata__", {})
             places = sorted((tuple(entry["data_offsets"]), name) for name, entry in header.items())
             found: dict[str, Found] = {}
@@ -92,13 +101,13 @@ def read_safetensors(path: Path) -> tuple[dict[str, Found], str | None]:
                 if start != at or end - start != count:
                     return found, "holds bytes that belong to no tensor"
                 digest = hashlib.sha256()
-                for block in _blocks(stream.read, count):
+                for block in _blocks(stream, count):
                     digest.update(block)
                 found[name] = {"shape": list(shape), "dtype": _NAMES[code], "sha256": digest.hexdigest()}
                 at = end
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return {}, "is not a safetensors file"
-    if at != size - 8 - length or text.rstrip(b" ").count(b"\n") or len(text) - len(text.rstrip(b" ")) > 7:
+    if at != size - 8 - length or len(text) - len(text.rstrip(b" ")) > 7:
         wrong = "holds bytes that belong to no tensor"
     known = {"dtype", "shape", "data_offsets"}
     if any(set(entry) != known for entry in header.values()):
@@ -106,9 +115,10 @@ def read_safetensors(path: Path) -> tuple[dict[str, Found], str | None]:
     return found, wrong
 
 
-def _blocks(read: object, count: int) -> Iterator[bytes]:
+def _blocks(stream: BinaryIO, count: int) -> Iterator[bytes]:
+    """The next bytes of a file in pieces: tensors may be larger than memory. ValueError if the file ends before."""
     while count > 0:
-        block: bytes = read(min(count, 1 << 20))  # type: ignore[operator]
+        block = stream.read(min(count, 1 << 20))
         if not block:
             raise ValueError
         count -= len(block)
@@ -126,7 +136,7 @@ def events_problem(content: bytes) -> str | None:
         while at < len(content):
             (length,) = struct.unpack_from("<Q", content, at)
             event = content[at + 12 : at + 12 + length]
-            if len(event) != length or at + 16 + length > len(content):
+            if not event or len(event) != length or at + 16 + length > len(content):
                 return "is a damaged event file"
             at += 16 + length
             for field, value in _fields(event):
@@ -134,7 +144,11 @@ def events_problem(content: bytes) -> str | None:
                     for inner, scalar in _fields(value):
                         if inner != 1 or not isinstance(scalar, bytes) or not _is_scalar(scalar):
                             return "holds other things than figures"
-                elif field not in (1, 2, 3) or (field == 3 and value != b"brain.Event:2"):
+                elif not (
+                    (field == 1 and isinstance(value, bytes) and len(value) == 8)
+                    or (field == 2 and isinstance(value, int))
+                    or (field == 3 and value == b"brain.Event:2")
+                ):
                     return "holds other things than figures"
     except (struct.error, ValueError, IndexError):
         return "is no event file"
@@ -142,10 +156,12 @@ def events_problem(content: bytes) -> str | None:
 
 
 def _is_scalar(content: bytes) -> bool:
-    """Whether a value of a summary is a tag (1) with a number (2)."""
-    values = list(_fields(content))
-    tags = [value for field, value in values if field == 1 and isinstance(value, bytes)]
-    return all(field in (1, 2) for field, _ in values) and len(tags) == 1 and len(tags[0]) <= 200
+    """Whether a value of a summary is a tag (1) with a number (2) of 4 bytes, each once."""
+    values = sorted(_fields(content), key=lambda pair: pair[0])
+    if [field for field, _ in values] != [1, 2]:
+        return False
+    tag, number = (value for _, value in values)
+    return isinstance(tag, bytes) and len(tag) <= 200 and isinstance(number, bytes) and len(number) == 4
 
 
 def _fields(content: bytes) -> Iterator[tuple[int, int | bytes]]:
@@ -159,6 +175,8 @@ def _fields(content: bytes) -> Iterator[tuple[int, int | bytes]]:
             byte = content[at]
             value |= (byte & 127) << shift
             at, shift = at + 1, shift + 7
+            if shift > 70:  # longer than any integer of 64 bits
+                raise ValueError
             if byte < 128:
                 return value
 

@@ -1,40 +1,31 @@
 """Texts of a run, each read by its own schema: whatever does not belong there, such as an image as text, is told.
 
-Recipe, description of the stream and environment are read and written again; counts give the results again, and the
-whole run its pages. What follows from other files must be equal to them, so that nothing can hide between the lines.
+They are read and written again, and have to be equal to the byte, so that nothing can hide between the lines.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
-import hashlib
-import html
-import io
 import json
 import math
 import re
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Final
 
 import yaml
 from pydantic import JsonValue, ValidationError
 
+from perdure.audit.findings import Audit
 from perdure.config.load import data_of_task, parse_recipe
 from perdure.config.recipe import Recipe
 from perdure.data.preparation import read_preparation
 from perdure.engine.run_logger import EVENTS
 from perdure.errors import PerdureError, UsageError
 from perdure.files import parse_yaml, read_json
-from perdure.kept.audit import Audit, Places
-from perdure.kept.formats import png_problem
 from perdure.kept.manifest import CASES, COUNTS
 from perdure.metrics.cases import problem_of
 from perdure.metrics.confusion import read_counts, write_counts
-from perdure.metrics.results import write_results
-from perdure.report.page import CARD, REPORT, write_model_card, write_report
 from perdure.report.samples import Classes
 from perdure.run_folder import ENVIRONMENT, ORIGIN
 from perdure.streams.description import DescribedStream
@@ -44,32 +35,33 @@ MOST_TEXT: Final = 1000
 MOST_VALUES: Final = 256
 """Numbers in one list of free settings."""
 _WORD: Final = re.compile(r"[\w.,=\[\] +-]{1,80}")
-_ADDRESS: Final = re.compile(r"data:image/png;base64,([^\"'()\s<>]*)")
-_AGAIN: Final = "`perdure report` writes it again"
 
 
-def audit_contents(run: Path, stream: DescribedStream, sealed: Sequence[Path], places: Places, found: Audit) -> None:
-    """Check every text file of a run that is there."""
+def audit_texts(
+    run: Path, stream: DescribedStream, sealed: Sequence[Path], files: Collection[str], found: Audit
+) -> None:
+    """Check every text file of a run that is there, apart from ledgers and what follows from other files."""
     checks: dict[str, Callable[[Path], str | None]] = {
         "recipe.yaml": _recipe_problem,
         "stream.json": lambda path: _stream_problem(path, stream, run),
         "environment.json": _environment_problem,
         "log.jsonl": _log_problem,
     }
-    for name, check in checks.items():
-        if name in places.files:
-            found.tell(name, _guarded(check, run / name))
     for task in sealed:
-        for place in places.files:
-            if place == f"tasks/{task.name}/counts.json":
-                found.tell(place, _guarded(_counts_problem, run / place))
-            elif place == f"tasks/{task.name}/{CASES}":
-                found.tell(place, _guarded(_cases_problem, run / place))
-            elif place.startswith(f"tasks/{task.name}/samples/") and place.endswith(".class.json"):
-                found.tell(place, _guarded(_classes_problem, run / place))
-    with tempfile.TemporaryDirectory() as folder:
-        _audit_results(run, Path(folder), stream, sealed, places, found)
-        _audit_pages(run, Path(folder), places, found)
+        for place in files:
+            inside = place.removeprefix(f"tasks/{task.name}/")
+            if inside != place and (check := _check_of(inside)) is not None:
+                checks[place] = check
+    for place, check in checks.items():
+        if place in files:
+            found.tell(place, _guarded(check, run / place))
+
+
+def _check_of(inside: str) -> Callable[[Path], str | None] | None:
+    """What to check of a file in a task's folder."""
+    if inside.startswith("samples/") and inside.endswith(".class.json"):
+        return _classes_problem
+    return {COUNTS: _counts_problem, CASES: _cases_problem}.get(inside)
 
 
 def _guarded(check: Callable[[Path], str | None], path: Path) -> str | None:
@@ -178,73 +170,6 @@ def _classes_problem(path: Path) -> str | None:
     except ValidationError:
         return "holds more than two classes"
     return None if classes.model_dump() == read_json(path) else "holds more than two classes"
-
-
-def _audit_results(
-    run: Path, folder: Path, stream: DescribedStream, sealed: Sequence[Path], places: Places, found: Audit
-) -> None:
-    """Result files hold what the counts give, to the byte."""
-    try:
-        counts = {t: read_counts(f / "counts.json") for t, f in enumerate(sealed)}
-        write_results(folder, stream, counts)
-    except PerdureError:
-        return  # told of the counts themselves
-    for name in ("results.csv", "results.json"):
-        if name in places.files and (run / name).read_bytes() != (folder / name).read_bytes():
-            found.tell(name, "holds other things than the results of the run's counts; `--resume` writes it again")
-
-
-def _audit_pages(run: Path, folder: Path, places: Places, found: Audit) -> None:
-    """Pages are what the run's other files give; they may have been written while the folder had another name."""
-    for name, write in ((REPORT, write_report), (CARD, write_model_card)):
-        if name not in places.files:
-            continue
-        try:
-            page = (run / name).read_bytes().decode()
-            heading = r"<h1>([^<\n]{1,120})</h1>" if name == REPORT else r"\A# Model card: ([^\n]{1,120})"
-            title = re.search(heading, page)
-            if title is None:
-                found.tell(name, f"is not the run's page; {_AGAIN}")
-                continue
-            called = html.unescape(title[1]) if name == REPORT else title[1]
-            again = write(run, folder / name, called).read_text(encoding="utf-8")
-            (mine, wrong), (made, _) = _with_hashes(page), _with_hashes(again)
-            if mine != made:
-                what = f", such as an embedded picture that {wrong}" if wrong else ""
-                found.tell(
-                    name, f"is not what the run's other files give: something was added or changed{what}; {_AGAIN}"
-                )
-        except UnicodeDecodeError:
-            found.tell(name, "is no text")
-        except PerdureError as error:
-            found.tell(name, f"cannot be compared with the run: {error.what}")
-
-
-def _with_hashes(page: str) -> tuple[str, str | None]:
-    """A page with a hash of its pixels in place of each embedded PNG, and what is wrong with one of these.
-
-    Of pixels, because another version of a library packs the same pixels into other bytes. A picture that holds more
-    than pixels stays as it is, and so differs from what the run gives.
-    """
-    from PIL import Image
-
-    problems: list[str] = []
-
-    def pixels(match: re.Match[str]) -> str:
-        try:
-            content = base64.b64decode(match[1], validate=True)
-        except (binascii.Error, ValueError):
-            content = b""
-        wrong = png_problem(content)
-        if wrong is not None:
-            problems.append(wrong)
-            return match[0]
-        with Image.open(io.BytesIO(content)) as image:
-            digest = hashlib.sha256(f"{image.mode} {image.size}".encode() + image.tobytes())
-        return f"picture {digest.hexdigest()}"
-
-    text = _ADDRESS.sub(pixels, page)
-    return text, problems[0] if problems else None
 
 
 def _canonical(path: Path) -> JsonValue:

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from perdure.audit import audit
+from perdure.audit.audit import audit
 from perdure.kept.manifest import MANIFEST
 
 TASK = "tasks/01-09-10"
@@ -142,7 +142,7 @@ def then(*steps: Spoil) -> Spoil:
 def renew_hashes(run: Path, read: bool = True) -> None:
     """Let the ledger say what is in the weights' file by now: tensors with their hashes, bytes and the file's hash."""
     from perdure.files import sha256
-    from perdure.kept.ledger import hash_of
+    from perdure.kept.method_state import hash_of
 
     path, ledger = run / TASK / "weights.safetensors", run / TASK / "ledger.json"
     value, place = json.loads(ledger.read_text()), f"{TASK}/weights.safetensors"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -61,27 +60,6 @@ report: {samples: 1}
 def run(star_run: Path, tmp_path: Path) -> Path:
     """A finished run of STAR to spoil."""
     return Path(shutil.copytree(star_run, tmp_path / "run"))
-
-
-@pytest.fixture
-def rewrite() -> Callable[[Path], None]:
-    """Call it with a run after a change."""
-    return _rewrite
-
-
-def _rewrite(run: Path) -> None:
-    """Make files.json, results and pages anew after a change, as the run itself would have written them."""
-    from perdure.kept.manifest import KINDS, MANIFEST, event_files
-    from perdure.run_folder import RunFolder
-    from perdure.sealing import publish, record
-    from perdure.streams.description import restore
-
-    folder = RunFolder(run)
-    (run / MANIFEST).unlink()
-    sealed = folder.sealed()
-    record(folder, restore(folder.stream()).tasks[len(sealed) - 1])
-    publish(folder)
-    folder.list_files([*KINDS, *event_files(run)], sealed)
 
 
 @pytest.fixture

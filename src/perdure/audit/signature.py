@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from perdure.audit.findings import Audit
 from perdure.errors import DataError, UsageError
 from perdure.files import write_atomic
 from perdure.kept.manifest import MANIFEST, SIGNATURE
@@ -28,12 +29,23 @@ def sign(run: Path, key: Path) -> Path:
     return run / SIGNATURE
 
 
-def signature_problem(run: Path, key: Path) -> str | None:
-    """What is wrong with a run's signature, seen with a public key, in words; ``None`` if it holds.
+def audit_signature(run: Path, key: Path | None, found: Audit) -> None:
+    """Verify a run's signature with a public key; without a key, only note that there is one.
 
     Raises:
         UsageError: The package cryptography is absent, or the key cannot be used.
     """
+    found.signed = (run / SIGNATURE).is_file()
+    if key is not None:
+        if problem := _problem_of(run, key):
+            found.problems.append(problem)
+    elif found.signed:
+        found.notes.append("the run is signed; give --verify PUBLIC_KEY to check the signature")
+    if found.signed and (run / SIGNATURE).stat().st_size != 64:
+        found.tell(SIGNATURE, "is no signature: it must have 64 bytes")
+
+
+def _problem_of(run: Path, key: Path) -> str | None:
     public = _public_key(key)
     path = run / SIGNATURE
     if path.is_symlink() or not path.is_file():

@@ -1,0 +1,101 @@
+"""Results and pages follow from the rest of a run: written again, they are equal, so nothing can hide in them."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import html
+import io
+import re
+import tempfile
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Final
+
+from perdure.audit.findings import Audit
+from perdure.audit.formats import png_problem
+from perdure.errors import PerdureError
+from perdure.kept.manifest import COUNTS
+from perdure.metrics.confusion import read_counts
+from perdure.metrics.results import write_results
+from perdure.report.page import CARD, REPORT, write_model_card, write_report
+from perdure.streams.description import DescribedStream
+
+_ADDRESS: Final = re.compile(r"data:image/png;base64,([^\"'()\s<>]*)")
+_AGAIN: Final = "`perdure report` writes it again"
+
+
+def audit_remade(
+    run: Path, stream: DescribedStream, sealed: Sequence[Path], files: Collection[str], found: Audit
+) -> None:
+    """Write results and pages of a run again, in a folder of their own, and compare them with those that are there."""
+    with tempfile.TemporaryDirectory() as folder:
+        _audit_results(run, Path(folder), stream, sealed, files, found)
+        _audit_pages(run, Path(folder), files, found)
+
+
+def _audit_results(
+    run: Path, folder: Path, stream: DescribedStream, sealed: Sequence[Path], files: Collection[str], found: Audit
+) -> None:
+    """Result files hold what the counts give, to the byte."""
+    try:
+        write_results(folder, stream, {task: read_counts(path / COUNTS) for task, path in enumerate(sealed)})
+    except PerdureError:
+        return  # told of the counts themselves
+    for name in ("results.csv", "results.json"):
+        if name in files and (run / name).read_bytes() != (folder / name).read_bytes():
+            found.tell(name, "holds other things than the results of the run's counts; `--resume` writes it again")
+
+
+def _audit_pages(run: Path, folder: Path, files: Collection[str], found: Audit) -> None:
+    """Pages are what the run's other files give; they may have been written while the folder had another name."""
+    for name, write in ((REPORT, write_report), (CARD, write_model_card)):
+        if name not in files:
+            continue
+        try:
+            page = (run / name).read_bytes().decode()
+            heading = r"<h1>([^<\n]{1,120})</h1>" if name == REPORT else r"\A# Model card: ([^\n]{1,120})"
+            title = re.search(heading, page)
+            if title is None:
+                found.tell(name, f"is not the run's page; {_AGAIN}")
+                continue
+            called = html.unescape(title[1]) if name == REPORT else title[1]
+            again = write(run, folder / name, called).read_text(encoding="utf-8")
+            (mine, wrong), (made, _) = _with_hashes(page), _with_hashes(again)
+            if mine != made:
+                what = f", such as an embedded picture that {wrong}" if wrong else ""
+                found.tell(
+                    name, f"is not what the run's other files give: something was added or changed{what}; {_AGAIN}"
+                )
+        except UnicodeDecodeError:
+            found.tell(name, "is no text")
+        except PerdureError as error:
+            found.tell(name, f"cannot be compared with the run: {error.what}")
+
+
+def _with_hashes(page: str) -> tuple[str, str | None]:
+    """A page with a hash of its pixels in place of each embedded PNG, and what is wrong with one of these.
+
+    Of pixels, because another version of a library packs the same pixels into other bytes. A picture that holds more
+    than pixels stays as it is, and so differs from what the run gives.
+    """
+    from PIL import Image
+
+    problems: list[str] = []
+
+    def pixels(match: re.Match[str]) -> str:
+        try:
+            content = base64.b64decode(match[1], validate=True)
+        except (binascii.Error, ValueError):
+            content = b""
+        wrong = png_problem(content)
+        if wrong is not None:
+            problems.append(wrong)
+            return match[0]
+        with Image.open(io.BytesIO(content)) as image:
+            digest = hashlib.sha256(f"{image.mode} {image.size}".encode() + image.tobytes())
+        return f"picture {digest.hexdigest()}"
+
+    text = _ADDRESS.sub(pixels, page)
+    return text, problems[0] if problems else None
