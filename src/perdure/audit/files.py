@@ -89,8 +89,8 @@ def audit_files(
         listed_later = place in working or (kind == TRACKING and growing)
         if listed is not None and place not in listed and place not in UNLISTED and not listed_later:
             found.tell(place, f"{MANIFEST} does not list it")
-    mine = [entry for place, entry in (listed or {}).items() if place not in working]
-    hashes = _compare_with_list(run, mine, places, sealed, growing, found)
+    entries = [entry for place, entry in (listed or {}).items() if place not in working]
+    hashes = _compare_with_list(run, entries, places, sealed, growing, found)
     _compare_with_ledgers(run, places, sealed, hashes, found)
     _audit_folders(places.folders, {*sealed.kinds, *working}, under_way, tracker, found)
     if places.files.get(LOCK):
