@@ -298,7 +298,7 @@ def finished(cli, tiny: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = "method=finetune", "stream.base=8", "network.width=8", "report.samples=1", "data.train=12", "seed=1"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PERDURE_CACHE", str(folder / "cache"))
-        done = cli("run", folder / "tiny.yaml", *words, "--out", folder / "run", "--quiet")
+        done = cli("run", folder / "tiny.yaml", *words, "--out", folder / "run", "--quiet", "--allow-code")
     assert done.code == 0, done.err
     return folder / "run"
 
@@ -353,7 +353,7 @@ def test_patients_edited_in_the_stream_alone(run: Path) -> None:
     renew_list(run)
     problems = audit(run).problems
     assert any("ledger.json: says that the images come from no patients, stream.json that" in p for p in problems)
-    assert sum("raw patient data (preview" in p for p in problems) == 2 * 3
+    assert sum("raw patient data (preview" in p for p in problems) == 2 * 4
 
 
 @pytest.fixture(scope="module")
@@ -366,7 +366,7 @@ def stored(cli, tiny: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PERDURE_CACHE", str(folder / "cache"))
         patch.syspath_prepend(folder)
-        done = cli("run", folder / "tiny.yaml", *words, "--out", folder / "run", "--quiet")
+        done = cli("run", folder / "tiny.yaml", *words, "--out", folder / "run", "--quiet", "--allow-code")
     assert done.code == 0, done.err
     return folder / "run"
 
