@@ -224,6 +224,7 @@ CASES = [
     Case("log-pixels", append("log.jsonl", json.dumps({"seconds": 1.0, "loss": PIXELS}) + "\n"), "log.jsonl",
          "holds 'loss', which is not a number"),
     Case("log-trailing-bytes", append("log.jsonl", PHOTO), "log.jsonl", "cannot be read"),
+    Case("log-end-of-a-line", append("log.jsonl", "Jane Doe, born 1950"), "log.jsonl", "holds more than whole lines"),
     Case("recipe-comment", append("recipe.yaml", f"# {TEXT}\n"), "recipe.yaml", "it holds comments or other text"),
     Case("recipe-text", replace("recipe.yaml", "about: ", f"about: {TEXT}"), "recipe.yaml", "is not as it was written"),
     Case("recipe-key", append("recipe.yaml", f"photo: {TEXT}\n"), "recipe.yaml", "recipe.yaml"),

@@ -58,7 +58,7 @@ def audit(path: Path, key: Path | None = None) -> Audit:
     patients = stream is None or stream.patients or any(led["patients"] for led in sealed.ledgers.values())
     audit_ledgers(path, sealed, stream, patients, min_images, found)
     if listed is not None and stream is not None:
-        audit_texts(path, stream, sealed.folders, places.files, found)
+        audit_texts(path, stream, sealed.folders, places.files, under_way is not None, found)
         audit_remade(path, stream, sealed.folders, places.files, found)
         if recipe is not None:
             audit_weights(recipe, stream, sealed, found)

@@ -41,7 +41,10 @@ class Places:
             for name in sorted((*folders, *files)):
                 path = Path(at) / name
                 place = path.relative_to(run).as_posix()
-                status = path.lstat()
+                try:
+                    status = path.lstat()
+                except FileNotFoundError:
+                    continue  # a temporary file of a run that is writing right now
                 if stat.S_ISLNK(status.st_mode):
                     found.tell(place, "is a link; what it points to cannot be checked")
                 elif stat.S_ISDIR(status.st_mode):

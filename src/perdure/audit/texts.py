@@ -38,14 +38,17 @@ _WORD: Final = re.compile(r"[\w.,=\[\] +-]{1,80}")
 
 
 def audit_texts(
-    run: Path, stream: DescribedStream, sealed: Sequence[Path], files: Collection[str], found: Audit
+    run: Path, stream: DescribedStream, sealed: Sequence[Path], files: Collection[str], growing: bool, found: Audit
 ) -> None:
-    """Check every text file of a run that is there, apart from ledgers and what follows from other files."""
+    """Check every text file of a run that is there, apart from ledgers and what follows from other files.
+
+    Only the log of a run that goes on (``growing``) may end in the middle of a line, as a kill leaves it.
+    """
     checks: dict[str, Callable[[Path], str | None]] = {
         "recipe.yaml": _recipe_problem,
         "stream.json": lambda path: _stream_problem(path, stream, run),
         "environment.json": _environment_problem,
-        "log.jsonl": _log_problem,
+        "log.jsonl": lambda path: _log_problem(path, MOST_TEXT if growing else 0),
     }
     for task in sealed:
         for place in files:
@@ -133,7 +136,7 @@ def _environment_problem(path: Path) -> str | None:
     return None
 
 
-def _log_problem(path: Path) -> str | None:
+def _log_problem(path: Path, longest_tail: int) -> str | None:
     for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1], 1):
         entry = json.loads(line)
         if not isinstance(entry, dict) or json.dumps(entry) != line:
@@ -148,7 +151,7 @@ def _log_problem(path: Path) -> str | None:
             if not fits or not _WORD.fullmatch(key):
                 return f"line {number} holds '{key[:40]}', which is not a number"
     tail = path.read_bytes().rpartition(b"\n")[2]
-    return "holds more than whole lines" if len(tail) > MOST_TEXT else None
+    return "holds more than whole lines" if len(tail) > longest_tail else None
 
 
 def _counts_problem(path: Path) -> str | None:

@@ -38,3 +38,5 @@ def audit_weights(recipe: Recipe, stream: DescribedStream, sealed: Sealed, found
             method.files = read_files(folder)
     except PerdureError as error:
         found.problems.append(f"the model cannot be built from recipe.yaml: {error.what}")
+    except (MemoryError, RuntimeError) as error:  # torch, of a recipe that was edited: sizes that no machine has
+        found.problems.append(f"the model cannot be built from recipe.yaml: {' '.join(str(error).split())[:200]}")
