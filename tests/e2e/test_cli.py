@@ -243,3 +243,12 @@ def test_run_says_where_the_report_is_and_resume_of_a_finished_run_changes_nothi
     assert {p: c for p, c in after.items() if "tracking" not in p.parts} == {
         p: c for p, c in before.items() if "tracking" not in p.parts
     }
+
+
+def test_a_folder_of_nobody_is_refused_and_not_made(cli, world: Path) -> None:
+    done = cli("run", "tiny.yaml", "--out", "~nosuchuser/run")
+    assert (done.code, done.err) == (
+        2,
+        "error: ~nosuchuser/run: there is no home folder of '~nosuchuser'\n       write the whole path\n",
+    )
+    assert not Path("~nosuchuser").exists()

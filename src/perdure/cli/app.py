@@ -16,7 +16,14 @@ import typer
 from perdure import __version__
 from perdure.cli import complete
 from perdure.errors import RunError, UsageError, nearest, plain
+from perdure.files import home
 from perdure.foreign import is_foreign, search_here
+
+
+def _folder(text: str | Path) -> Path:
+    """A folder to write to: a shell that knows no such user leaves ``~user`` as it is."""
+    return home(Path(text))
+
 
 app = typer.Typer(
     name="perdure",
@@ -70,7 +77,7 @@ def _main(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option("--out", help="folder for the runs")] = Path("demo"),
+    out: Annotated[Path, typer.Option("--out", parser=_folder, help="folder for the runs")] = Path("demo"),
     fresh: Annotated[bool, typer.Option("--fresh", help="start again even if there is a demo already")] = False,
 ) -> None:
     """Learn digits task by task with STAR, fine-tuning and jointly, and compare: two to three minutes."""
@@ -159,7 +166,9 @@ def run(
         str, typer.Argument(help="name of a shipped recipe or a YAML file", autocompletion=complete.recipes)
     ],
     overrides: Overrides = None,
-    out: Annotated[Path | None, typer.Option("--out", help="run folder; default runs/RECIPE-METHOD")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", parser=_folder, help="run folder; default runs/RECIPE-METHOD")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with a run that was stopped")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress bars")] = False,
     allow_code: AllowCode = False,
@@ -231,7 +240,7 @@ def predict(
     inputs: Annotated[
         list[Path], typer.Option("-i", "--input", help="image file or folder; may be given several times")
     ],
-    out: Annotated[Path, typer.Option("-o", "--out", help="folder for the masks or the table")],
+    out: Annotated[Path, typer.Option("-o", "--out", parser=_folder, help="folder for the masks or the table")],
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda")] = "auto",
     allow_code: AllowCode = False,
 ) -> None:
