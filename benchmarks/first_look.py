@@ -37,9 +37,8 @@ def write_photographs(root: Path, count: int) -> None:
             draw = np.random.default_rng((index, number))
             coarse = Image.fromarray(draw.integers(0, 255, (30, 45, 3), np.uint8))
             coarse.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC).save(root / split / "images" / f"{index:04d}.jpg")
-            mask = Image.fromarray(draw.integers(0, 3, (6, 9), np.uint8)).resize(
-                (WIDTH, HEIGHT), Image.Resampling.NEAREST
-            )
+            coarse = Image.fromarray(draw.integers(0, 3, (6, 9), np.uint8))
+            mask = coarse.resize((WIDTH, HEIGHT), Image.Resampling.NEAREST)
             mask.save(root / split / "masks" / f"{index:04d}.png")
     (root / "classes.txt").write_text("1 leaf\n2 stem\n")
 
@@ -73,9 +72,8 @@ def main() -> None:
                 times[name].append(seconds(lambda: survey(open_folders(root), lambda _: lambda: None)))
     middle = {name: statistics.median(found) for name, found in times.items()}
     for name, value in middle.items():
-        print(
-            f"{name:14} {1000 * value / asked.count:7.2f} ms per photograph with mask   {value / middle['bare loop']:6.3f} x bare loop"
-        )
+        each, ratio = 1000 * value / asked.count, value / middle["bare loop"]
+        print(f"{name:14} {each:7.2f} ms per photograph with mask   {ratio:6.3f} x bare loop")
     if asked.json:
         asked.json.write_text(json.dumps({"count": asked.count, "seconds": times}))
 
