@@ -114,7 +114,7 @@ def test_no_override(text: str) -> None:
     ("changes", "what", "hint"),
     [
         ({"trainin": {}}, "unknown key 'trainin'", "did you mean 'training'?"),
-        ({"stream": {"base": 1, "step": 1, "ordr": 1}}, "unknown key 'stream.ordr'", "did you mean 'order'?"),
+        ({"stream": {"base": 1, "step": 1, "ordr": 1}}, "unknown key 'stream.ordr'", "did you mean 'stream.order'?"),
         ({"stream": {"base": 1}}, "the key 'stream.step' is missing", "classes of every later task"),
         ({"stream": {"base": 0, "step": 1}}, "stream.base: input should be greater", "classes of the first task"),
         ({"stream": {"base": 1, "step": 1, "order": 3}}, "stream.order: input should be", "class order"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ from PIL import Image
 
 from perdure.data.catalog import open_source
 from perdure.data.check import inspect
+from perdure.errors import DataError, UsageError
+from perdure.files import parse_yaml
 from perdure.labels import IGNORE
 
 
@@ -61,9 +64,9 @@ def test_one_class_an_image(tmp_path: Path) -> None:
     report = found.splits["train"]
     assert (report.images, report.pixels, report.empty, report.repeated) == ({1: 2, 2: 2, 3: 0}, {}, (), 1)
     assert found.unused("train") == ("class 2",)
-    assert found.shared == {"train, test": ("00000",)}
+    assert found.shared == {"train, test": {"00000": "00002"}}
     content = json.loads(json.dumps(found.to_dict()))
-    assert content["kind"] == "classification" and content["shared"] == {"train, test": ["00000"]}
+    assert content["kind"] == "classification" and content["shared"] == {"train, test": {"00000": "00002"}}
 
 
 def test_a_label_that_is_no_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,7 +81,103 @@ def test_a_label_that_is_no_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_the_command_counts_images_of_classes_and_no_pixels(tmp_path: Path, cli) -> None:
     done = cli("check", "medmnist", npz(tmp_path), "file=own.npz", "classes=[a, b, c]")
     assert done.code == 0 and "train: images" in done.out and "pixels" not in done.out
-    assert "1 image of test is also in train, pixel for pixel (00000)" in done.out and "background" not in done.out
+    assert (
+        "1 image of test is also in train, pixel for pixel (00000 = train 00002)" in done.out
+        and "background" not in done.out
+    )
     assert "everything can be used" in done.out
     done = cli("check", "medmnist", tmp_path, "flag=bloodmnist")
     assert done.code == 1 and "bloodmnist.npz does not exist" in done.err and "own.npz" in done.err
+
+
+def folders(root: Path, classes: str = "1 cat\n", names: str = "abcdef", values: tuple[int, ...] = (0, 1)) -> Path:
+    """Images of 6 x 4 (width x height) whose masks show some numbers in equal shares."""
+    for name in names:
+        for part in ("images", "masks"):
+            (root / part).mkdir(exist_ok=True)
+        Image.new("RGB", (6, 4), (ord(name), 0, 0)).save(root / "images" / f"{name}.png")
+        mask = np.resize(np.asarray(values, np.uint8), (4, 6))
+        Image.fromarray(mask).save(root / "masks" / f"{name}.png")
+    (root / "classes.txt").write_text(classes)
+    return root
+
+
+def test_every_problem_of_pairing_is_told_and_the_other_samples_are_read(tmp_path: Path) -> None:
+    root = folders(tmp_path)
+    Image.new("RGB", (6, 4)).save(root / "images" / "a.jpg")
+    Image.new("L", (6, 4)).save(root / "masks" / "b.jpg")
+    for gone in ("masks/b.png", "masks/c.png", "images/d.png"):
+        (root / gone).unlink()
+    (root / "masks" / "f.png").write_bytes(b"no image")
+    source = open_source("folders", root, {"holdout": 2})
+    found = inspect(source)
+    told = [problem.what.replace(str(root), "") for problem in found.problems]
+    assert told[:4] == [
+        "/images holds both a.jpg and a.png",
+        "/masks/b.jpg is a JPEG; masks must be PNG, BMP or TIFF",
+        "image without mask: /images/c.png",
+        "mask without image: /masks/d.png",
+    ]
+    assert len(told) == 5 and told[4].startswith("/masks/f.png is not a readable image")
+    assert sum(report.readable for report in found.splits.values()) == 1
+    with pytest.raises(DataError, match=r"holds both a.jpg and a.png \(and 3 more: `perdure check` names them\)"):
+        source.names("train")  # a run is refused all the same
+
+
+def test_problems_of_a_list_are_told_together(tmp_path: Path) -> None:
+    root = folders(tmp_path)
+    Image.new("L", (6, 4)).save(root / "masks" / "b.webp")
+    (root / "masks" / "b.png").unlink()
+    (root / "train.txt").write_text("a\nb\nx\na\nc.png\n")
+    (root / "test.txt").write_text("d\n")
+    found = inspect(open_source("folders", root))
+    told = [problem.what.replace(str(root), "") for problem in found.problems]
+    assert told == [
+        "/masks/b.webp is a WEBP; masks must be PNG, BMP or TIFF",
+        "/train.txt line 3 names a missing image: /images/x.png",
+        "/train.txt line 4 lists 'a' a second time",
+    ]
+    assert (found.splits["train"].readable, found.splits["test"].readable) == (2, 1)
+
+
+def test_a_class_that_is_not_listed_is_one_problem(tmp_path: Path) -> None:
+    root = folders(tmp_path, values=(0, 1, 64, 128))
+    found = inspect(open_source("folders", root, {"holdout": 2}))
+    assert [p.what.split(" (first")[0] for p in found.problems] == [
+        f"label {label} in 3 masks" for label in (64, 128, 64, 128)
+    ]
+    assert ["values={64: 1}" in found.problems[0].hint, "values={128: 1}" in found.problems[1].hint] == [True, True]
+    assert found.problems[1].also == ("b", "d", "f")
+
+
+COMMANDS = {
+    # options -> exit code and words of the answer, for masks of 0, 128 and 255 where only 128 is a class
+    "255 is a class that is not listed": ("holdout=2", 0, "255 is read as ignore in 6 images (33 % of pixels); if it"),
+    "255 is meant": ("holdout=2 values={128: 128, 255: ignore}", 0, "everything can be used"),
+    "no space after the colon": ("holdout=2 values={128:128,255:ignore}", 0, "everything can be used"),
+    "a class by its name": ("holdout=2 values={128: cyto, 255: background}", 0, "everything can be used"),
+    "a wrong name": ("holdout=2 values={128: cytoo}", 2, "values: 128 means 'cytoo', which is no class"),
+    "width first": ("holdout=2", 0, "│ 6×4"),
+    "holdout beside lists": ("holdout=5", 2, "holdout=5, but data has splits: train.txt, test.txt"),
+    "no split": ("classes=data/classes.txt", 1, "does not say which images"),
+}
+
+
+@pytest.mark.parametrize("case", COMMANDS)
+def test_what_the_command_says(case: str, tmp_path: Path, cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    options, code, says = COMMANDS[case]
+    (tmp_path / "data").mkdir()
+    root = folders(tmp_path / "data", "128 cyto\n", values=(0, 128, 255))
+    if "lists" in case:
+        for split in ("train", "test"):
+            (root / f"{split}.txt").write_text("a\n")
+    monkeypatch.chdir(tmp_path)
+    done = cli("check", "folders", "data", *re.split(r" (?=values)", options))
+    assert done.code == code, done.err
+    assert says in done.out + done.err
+    assert ("read as ignore" in done.out) == ("values" not in options and code == 0)
+
+
+def test_a_missing_space_in_a_recipe_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="write a space after each colon"):
+        open_source("folders", folders(tmp_path), {"holdout": 2, "values": parse_yaml("{128:1,255:2}")})

@@ -99,7 +99,7 @@ def test_map_of_another_size_is_told() -> None:
             return np.zeros((3, 2), np.uint8)
 
     wrong = Dataset(Wrong(0, 1), "train", ("n0",), np.arange(TABLE_SIZE, dtype=np.int16), AS_IS, True)
-    with pytest.raises(DataError, match=r"image and mask of 'n0' differ in size: \(2, 3\) and \(3, 2\)"):
+    with pytest.raises(DataError, match=r"image and mask of 'n0' differ in size \(width×height\): image 3×2, mask 2×3"):
         wrong[0]
 
 

@@ -330,8 +330,14 @@ RECIPES = {
         text("bad.yaml", "name: !!python/object/apply:pathlib.Path.touch [executed]"),
     ),
     "unknown section": Case(f"{TINY} trainin.epochs=1", USAGE, ("unknown key 'trainin'", "did you mean 'training'")),
-    "unknown key": Case(f"{TINY} training.epoch=1", USAGE, ("unknown key 'training.epoch'", "did you mean 'epochs'")),
-    "unknown engine key": Case(f"{TINY} engine.devise=cpu", USAGE, ("'engine.devise'", "did you mean 'device'")),
+    "unknown key": Case(
+        f"{TINY} training.epoch=1", USAGE, ("unknown key 'training.epoch'", "did you mean 'training.epochs'")
+    ),
+    "key without its section": Case(f"{TINY} epochs=3", USAGE, ("'epochs'", "did you mean 'training.epochs'?")),
+    "key of two sections": Case(
+        f"{TINY} batch_size=3", USAGE, ("did you mean 'evaluate.batch_size' or 'training.batch_size'?",)
+    ),
+    "unknown engine key": Case(f"{TINY} engine.devise=cpu", USAGE, ("'engine.devise'", "did you mean 'engine.device'")),
     "unknown method option": Case(f"{TINY} method.lambda_sda=1", USAGE, ("'lambda_sda'", "did you mean 'lambda_sad'")),
     "unknown network option": Case(f"{TINY} network.widht=8", USAGE, ("'widht'", "did you mean 'width'")),
     "unknown data option": Case(f"{TINY} data.sise=32", USAGE, ("'sise'", "did you mean 'size'")),
@@ -474,7 +480,13 @@ BEFORE_WORK = {
         masks(lambda m: np.where(m == 2, np.uint8(0), m)),
     ),
     "photograph with a rotation flag": Case(
-        RUN, FAILED, ("'p6' differ in size: 40×36 and 36×40", "rotation flag (EXIF)"), turned("photos/images/p6.png")
+        RUN,
+        FAILED,
+        (
+            "'p6' differ in size (width×height): image photos/images/p6.png 36×40, mask photos/masks/p6.png 40×36",
+            "rotation flag (EXIF)",
+        ),
+        turned("photos/images/p6.png"),
     ),
     "TIFF stack": Case(RUN, FAILED, ("p6.tif holds 3 pictures",), stack),
     "picture that would fill the memory": Case(
@@ -888,13 +900,13 @@ CHECKS = {
     "an image in train and in test": Case(
         "check folders photos",
         0,
-        ("1 image of test is also in train, pixel for pixel (p6): figures become too good", "everything can be used"),
+        ("1 image of test is also in train, pixel for pixel (p6 = train p2): figures", "everything can be used"),
         lambda w: Image.open(w / "photos/images/p2.png").save(w / "photos/images/p6.png", compress_level=0),
     ),
     "an image in train and in test of a recipe": Case(
         "check photos.yaml",
         0,
-        ("1 image of test is also in train, pixel for pixel (p6)", "the recipe can run"),
+        ("1 image of test is also in train, pixel for pixel (p6 = train p2)", "the recipe can run"),
         lambda w: Image.open(w / "photos/images/p2.png").save(w / "photos/images/p6.png", compress_level=0),
     ),
     "no validation set": Case(
@@ -912,9 +924,15 @@ CHECKS = {
     ),
     "weights that cannot be fetched": Case(
         "check photos.yaml network.backbone=resnet18 network.weights=imagenet network.output_stride=16",
-        0,
-        ("could not fetch the ImageNet weights of resnet18",),
+        FAILED,
+        (
+            "could not fetch the ImageNet weights of resnet18",
+            "network.weights=installed network.backbone=tf_efficientnet_lite0",
+            "the recipe cannot run",
+        ),
     ),
+    "one task only": Case("check photos.yaml stream.base=4", 0, ("one task only: nothing is learned later",)),
+    "255 by habit": Case("check photos.yaml", 0, ("255 is read as ignore in 5 images of train; if it is a class",)),
     "markup in names": Case(
         "check folders photos",
         0,
@@ -944,7 +962,7 @@ def test_a_run_says_what_makes_its_figures_too_good(cli, world: Path) -> None:
     Image.open("photos/images/p2.png").save("photos/images/p6.png", compress_level=0)
     done = cli("run", "photos.yaml", "--out", "out")
     assert done.code == 0, done.err
-    assert "note 1 image of test is also in train, pixel for pixel (p6): figures become too good" in done.err
+    assert "note 1 image of test is also in train, pixel for pixel (p6 = train p2): figures become too good" in done.err
 
 
 @pytest.mark.e2e

@@ -56,6 +56,10 @@ def complete(words: list[str], shell: str = "bash") -> list[str]:
         (["run", "demo", "data", "=", "cam"], ["camvid"]),
         (["run", "demo", "network.name", "=", "d"], ["deeplab"]),
         (["run", "demo", "nothing.like.it"], []),
+        (["compare", "run", "--figure", "io"], []),  # one value per class: it cannot be compared
+        (["run", "demo", "network.weights", "="], ["imagenet", "installed", "random"]),
+        (["check", "folders", "photos", "v"], ["validation=", "values="]),
+        (["check", "camvid", "photos", "v"], ["validation="]),
     ],
 )
 def test_names(words: list[str], offered: list[str]) -> None:

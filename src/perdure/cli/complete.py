@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.util
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import get_args
 
 import typer
@@ -38,10 +41,10 @@ def lists(incomplete: str) -> list[str]:
 
 
 def figures(incomplete: str) -> list[str]:
-    """Figures, each with its default definition."""
+    """Figures that can be compared, each with its default definition: not those with one value per class."""
     from perdure.metrics.definitions import describe
 
-    return _beginning(incomplete, (str(row["default"]) for row in describe()))
+    return _beginning(incomplete, (str(row["default"]) for row in describe() if row["scope"] != "class"))
 
 
 def overrides(ctx: typer.Context, incomplete: str) -> list[str]:
@@ -50,12 +53,16 @@ def overrides(ctx: typer.Context, incomplete: str) -> list[str]:
     Bash hands ``method=sta`` over as three words, ``method``, ``=`` and ``sta``, and ``method=`` as two, the second
     of which arrives here as nothing. It inserts an answer behind the sign. Other shells hand all over as one word.
     """
+    from perdure.data.catalog import DATASETS
+
     words = (ctx.params.get("path"), *(ctx.params.get("overrides") or ()))
     given = [str(word) for word in words if word is not None]
     if given and not incomplete and given[-1] in _keys():
         return _choices(given[-1])
     if len(given) > 1 and given[-1] == "=":
         return _beginning(incomplete, _choices(given[-2]))
+    if (data := str(ctx.params.get("what"))) in DATASETS and "=" not in incomplete:
+        return _beginning(incomplete, (f"{option}=" for option in _reader_options(data)))
     key, equals, value = incomplete.partition("=")
     if equals:
         return [f"{key}={word}" for word in _beginning(value, _choices(key))]
@@ -77,7 +84,21 @@ def _keys() -> list[str]:
         keys.append(name)
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             keys += [f"{name}.{inner}" for inner in field.annotation.model_fields]
-    return keys
+    return [*keys, "network.weights"]  # not of the schema, but the one that most people have to set
+
+
+def _reader_options(name: str) -> list[str]:
+    """Options of a data set, from the text of its reader: to import it would import NumPy and Pillow."""
+    from perdure.data.catalog import DATASETS, HELD_OUT
+
+    module, function = DATASETS[name].target.split(":")
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        return []
+    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    found = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == function)
+    options = [part.arg for part in (*found.args.args, *found.args.kwonlyargs) if part.arg != "root"]
+    return [*options, HELD_OUT]
 
 
 def _choices(key: str) -> list[str]:
@@ -90,6 +111,8 @@ def _choices(key: str) -> list[str]:
     tables: dict[str, Iterable[str]] = {"data": DATASETS, "method": METHODS, "network": NETWORKS}
     if key.removesuffix(".name") in tables:
         return list(tables[key.removesuffix(".name")])
+    if key == "network.weights":
+        return ["random", "installed", "imagenet"]
     section, _, name = key.partition(".")
     field = Recipe.model_fields.get(section)
     inner = getattr(field.annotation, "model_fields", {}).get(name) if field is not None else None

@@ -42,7 +42,10 @@ def list_things(what: str, as_json: bool) -> None:
     elif what == "networks":
         rows = [{"network": name, "what it is": e.summary, "source": e.source} for name, e in NETWORKS.items()]
     else:
-        rows = [{"figure": m["default"], "unit": m["unit"], "meaning": m["meaning"]} for m in describe()]
+        rows = [
+            {"figure": m["default"], "one value per": m["scope"], "unit": m["unit"], "meaning": m["meaning"]}
+            for m in describe()
+        ]
     if as_json:
         open_console().print_json(json.dumps(rows))
         return

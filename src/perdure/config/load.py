@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import SequenceMatcher
 from importlib import resources
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -120,6 +122,7 @@ def refuse_foreign_code(recipe: Recipe, where: str, data: bool = True) -> None:
 
 def explain(error: ValidationError, model: type[BaseModel], where: str) -> tuple[str, str]:
     """Turn pydantic's first complaint into one line and a hint."""
+    whole = model
     first = error.errors()[0]
     keys: list[str] = []
     field: FieldInfo | None = None
@@ -135,13 +138,34 @@ def explain(error: ValidationError, model: type[BaseModel], where: str) -> tuple
     got = f" (got {first['input']!r:.80})"
     if first["type"] == "extra_forbidden":
         options = model.model_fields
-        return f"{where}: unknown key '{path}'", nearest(keys[-1], options) if options else "it has no options"
+        if not options:
+            return f"{where}: unknown key '{path}'", "it has no options"
+        return f"{where}: unknown key '{path}'", _nearest_key(keys, whole, options)
     if first["type"] == "missing":
         return f"{where}: the key '{path}' is missing", about
     if first["type"] in ("model_type", "dict_type"):
         return f"{where}: {path} is not a mapping of keys{got}", about
     message = first["msg"].removeprefix("Value error, ")
     return f"{where}: {at}{message[0].lower()}{message[1:]}{'' if type(first['input']) is dict else got}", about
+
+
+def _nearest_key(keys: Sequence[str], whole: type[BaseModel], siblings: Iterable[str]) -> str:
+    """``"did you mean 'training.epochs'?"``: the whole key as it is written, also where another section has it.
+
+    Exactly the last part in another section goes before a similar word in the section that was typed.
+    """
+    word, above = keys[-1], ".".join(keys[:-1])
+    near = {f"{above}.{name}" if above else name: name for name in siblings}
+    far = {
+        f"{section}.{name}": name
+        for section, field in whole.model_fields.items()
+        for name in getattr(_section(field), "model_fields", ())
+        if section != above
+    }
+    if same := [key for key, name in far.items() if name == word]:
+        return f"did you mean {' or '.join(f'{key!r}' for key in same)}?"
+    best = max((SequenceMatcher(None, word, name).ratio(), key in near, key) for key, name in (near | far).items())
+    return f"did you mean '{best[2]}'?" if best[0] >= 0.7 else nearest(word, siblings)
 
 
 def _section(field: FieldInfo | None) -> type[BaseModel] | None:
@@ -156,7 +180,8 @@ def split_override(text: str) -> tuple[str, JsonValue]:
     if not equals or not key:
         raise UsageError(f"'{text}' is not an override", "write key=value, for example training.epochs=5")
     try:
-        return key, parse_yaml(value)
+        # YAML reads `{128:1}`, without the space that shells make a nuisance, as a key of base 60 with no value
+        return key, parse_yaml(re.sub(r"(?<=[{,\s])(\d+):(?=[^\s,}])", r"\1: ", value) if value[:1] == "{" else value)
     except (yaml.YAMLError, ValueError) as error:
         hint = "quote what YAML would misread, for example 'name=\"a: b\"'"
         raise UsageError(f"the value of '{key}' cannot be read: {value}", hint) from error

@@ -164,7 +164,12 @@ def _checked(name: str, known: Mapping[str, object], options: Mapping[str, objec
         try:
             checked[key] = TypeAdapter(kind).validate_python(value)
         except ValidationError as error:
-            raise UsageError(f"option '{key}' of data set '{name}' is {value!r}: {error.errors()[0]['msg']}") from error
+            # YAML reads {128:1} as a key of base 60, or as a text, with no value
+            spaceless = isinstance(value, dict) and None in value.values()
+            raise UsageError(
+                f"option '{key}' of data set '{name}' is {value!r}: {error.errors()[0]['msg']}",
+                "write a space after each colon: {128: 1}" if spaceless else "",
+            ) from error
         except PydanticSchemaGenerationError as error:
             raise UsageError(
                 f"option '{key}' of data set '{name}' has the type {kind}, which no recipe can hold",

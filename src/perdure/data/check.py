@@ -8,16 +8,16 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from perdure.data.readers.imagefiles import file_size_and_time
-from perdure.data.source import SPLITS, AbsentSplitError, Kind, Source, Split
+from perdure.data.source import SPLITS, AbsentSplitError, Kind, Source, Split, UnknownLabelError
 from perdure.errors import DataError, PerdureError
 from perdure.files import cache_dir, write_atomic
 from perdure.labels import BACKGROUND, IGNORE, TABLE_SIZE
@@ -31,12 +31,49 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Problem:
-    """One reason why a sample or a split cannot be used; ``name`` is empty for a whole split."""
+    """One reason why a sample or a split cannot be used; ``name`` is empty for a whole split, ``split`` for a recipe.
 
-    split: Split
+    ``labels`` are numbers in a mask that mean nothing, ``also`` further samples with the very same problem.
+    """
+
+    split: Split | Literal[""]
     name: str
     what: str
     hint: str
+    labels: tuple[int, ...] = ()
+    also: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, split: Split, name: str, error: DataError) -> Problem:
+        """A problem from the error that told it."""
+        labels = error.labels if isinstance(error, UnknownLabelError) else ()
+        return cls(split, name, error.what, error.hint, labels)
+
+
+def alike_as_one(problems: Sequence[Problem]) -> list[Problem]:
+    """Masks of a split with the same unknown number as one problem: a class that is not listed is in most of them."""
+    masks: dict[tuple[str, int], list[Problem]] = {}
+    for problem in problems:
+        for label in problem.labels:
+            masks.setdefault((problem.split, label), []).append(problem)
+    told: list[Problem] = []
+    done: set[tuple[str, int]] = set()
+    for problem in problems:
+        # a number that only this mask holds is told with the others of the mask
+        keys = [key for label in problem.labels if len(masks[key := (problem.split, label)]) > 1]
+        if not keys:
+            told.append(problem)
+        for key in keys:
+            if key not in done:
+                label = key[1]
+                what = f"label {label} in {len(masks[key])} masks (first: {problem.what})"
+                hint = problem.hint.replace(f"{{{problem.labels[0]}:", f"{{{label}:")
+                also = tuple(other.name for other in masks[key][1:])
+                told.append(
+                    replace(problem, name="", what=what, hint=hint, labels=(label,), also=(problem.name, *also))
+                )
+                done.add(key)
+    return told
 
 
 @dataclass(frozen=True)
@@ -76,8 +113,8 @@ class Inspection:
         problems: The first problems, in the order of splits and samples.
         hidden: Number of further problems.
         kind: What a label describes: every pixel, or the image.
-        shared: ``"train, test"`` -> samples of the second split with the same pixels as one of the first, without
-            zeros. Not a problem, but it makes figures too good.
+        shared: ``"train, test"`` -> samples of the second split with the same pixels as one of the first, each with
+            the name that it has there; without empty ones. Not a problem, but it makes figures too good.
     """
 
     dataset: str
@@ -87,7 +124,7 @@ class Inspection:
     problems: tuple[Problem, ...]
     hidden: int
     kind: Kind = "segmentation"
-    shared: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    shared: dict[str, dict[str, str]] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
@@ -129,18 +166,22 @@ def inspect(
     problems: list[Problem] = []
     for split in splits:
         try:
-            names = source.names(split)
+            names, gaps = source.listing(split)
         except AbsentSplitError as error:
             absent[split] = error.what
         except DataError as error:
-            problems.append(Problem(split, "", error.what, error.hint))
+            problems.append(Problem.of(split, "", error))
         else:
+            # with holdout, train and test come from the same two folders: what is wrong there is told once
+            known = {problem.what for problem in problems}
+            problems += [Problem.of(split, "", gap) for gap in gaps if gap.what not in known]
             found = _in_order(source, split, names, threads, advance)
             reports[split], pictures[split] = _report(source, split, names, found, problems)
             _remember(source, split, names, pictures[split])
     classes = {k: source.space.name(k) for k in source.space.ids}
     if source.kind == "segmentation":
         classes = {BACKGROUND: source.space.name(BACKGROUND)} | classes | {IGNORE: "ignore"}
+    problems = alike_as_one(problems)
     told, hidden = tuple(problems[:limit]), max(0, len(problems) - limit)
     return Inspection(source.name, classes, reports, absent, told, hidden, source.kind, shared_pictures(pictures))
 
@@ -150,7 +191,7 @@ class Survey:
     """Result of :func:`survey`: problems of samples, and images in two splits as :attr:`Inspection.shared` has them."""
 
     problems: list[Problem]
-    shared: dict[str, tuple[str, ...]]
+    shared: dict[str, dict[str, str]]
 
 
 def survey(source: Source, begin: Callable[[int], Callable[[], None]]) -> Survey:
@@ -184,31 +225,33 @@ def survey(source: Source, begin: Callable[[int], Callable[[], None]]) -> Survey
             try:
                 pictures[split][name] = future.result().picture
             except DataError as error:
-                problems.append(Problem(split, name, error.what, error.hint))
+                problems.append(Problem.of(split, name, error))
         if names:
             _remember(source, split, listed[split], pictures[split])
     return Survey(problems, shared_pictures(pictures))
 
 
-def shared_pictures(pictures: Mapping[Split, Pictures]) -> dict[str, tuple[str, ...]]:
-    """Images in two splits: ``"train, test"`` -> their names in the second one; pairs without any are left out.
+def shared_pictures(pictures: Mapping[Split, Pictures]) -> dict[str, dict[str, str]]:
+    """Images in two splits: ``"train, test"`` -> name in the second -> name in the first; empty pairs are left out.
 
     Decoded pixels are compared, not files: repeats in published sets are often stored anew. An image that was scaled,
     or compressed again with loss, is another image.
     """
-    found: dict[str, tuple[str, ...]] = {}
+    found: dict[str, dict[str, str]] = {}
     for a, b in combinations(pictures, 2):
-        known = set(pictures[a].values())
-        found[f"{a}, {b}"] = tuple(name for name, picture in pictures[b].items() if picture in known)
+        known = {picture: name for name, picture in reversed(pictures[a].items())}
+        found[f"{a}, {b}"] = {name: known[picture] for name, picture in pictures[b].items() if picture in known}
     return {pair: names for pair, names in found.items() if names}
 
 
-def told(shared: Mapping[str, tuple[str, ...]]) -> list[str]:
+def told(shared: Mapping[str, Mapping[str, str]]) -> list[str]:
     """What to say of images in two splits."""
     lines = []
     for pair, names in shared.items():
         first, second = pair.split(", ")
-        some = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+        some = ", ".join(f"{name} = {first} {names[name]}" for name in list(names)[:3]) + (
+            ", …" if len(names) > 3 else ""
+        )
         what = f"{len(names)} images of {second} are" if len(names) > 1 else f"1 image of {second} is"
         lines.append(f"{what} also in {first}, pixel for pixel ({some}): figures become too good")
     return lines
@@ -245,14 +288,7 @@ def _read(source: Source, split: Split, name: str) -> _Content:
                 "correct the label: class ids are those of the class list",
             )
     elif mask.shape != shape:
-        sizes = " and ".join("×".join(map(str, size)) for size in (shape, mask.shape))
-        turned = mask.shape == shape[::-1]
-        raise DataError(
-            f"{source.name}: image and mask of '{name}' differ in size: {sizes}",
-            "the photograph may have a rotation flag (EXIF), which is applied: turn the mask too, or save both upright"
-            if turned
-            else "make the mask at the image's size",
-        )
+        raise source.size_error(split, name, shape, mask.shape)
     counts = np.bincount(mask.ravel(), minlength=TABLE_SIZE)
     known = source.space.ids if source.kind == "classification" else (BACKGROUND, *source.space.ids, IGNORE)
     if len(counts) > TABLE_SIZE or counts.sum() != counts[list(known)].sum():
@@ -295,7 +331,7 @@ def _report(
         try:
             content = future.result()
         except DataError as error:
-            problems.append(Problem(split, name, error.what, error.hint))
+            problems.append(Problem.of(split, name, error))
             continue
         shapes.add(content.shape)
         images += content.counts > 0

@@ -12,7 +12,6 @@ from torch.utils.data import Dataset as TorchDataset
 from perdure.data.case import Case
 from perdure.data.preparation import Preparation
 from perdure.data.source import Source, Split
-from perdure.errors import DataError
 from perdure.labels import Table
 from perdure.seeds import seeded
 
@@ -83,10 +82,7 @@ class Dataset(TorchDataset[Case]):
             self.check()
         raw = self.source.read(self.split, self.names[position])
         if raw.label.ndim and raw.image.shape[1:] != raw.label.shape:
-            raise DataError(
-                f"{self.source.name}: image and mask of '{raw.name}' differ in size: "
-                f"{tuple(raw.image.shape[1:])} and {tuple(raw.label.shape)}"
-            )
+            raise self.source.size_error(self.split, self.names[position], raw.image.shape[1:], raw.label.shape)
         label = torch.from_numpy(self.table)[raw.label.long()]
         annotated = self.annotated
         if raw.annotated is not None:  # a case states its own ids in those of the source

@@ -32,6 +32,14 @@ class AbsentSplitError(DataError):
     """The data set is sound as far as it goes, but does not have this split."""
 
 
+class UnknownLabelError(DataError):
+    """A mask holds numbers that mean nothing. ``labels`` are all of them."""
+
+    def __init__(self, what: str, hint: str = "", labels: tuple[int, ...] = ()) -> None:
+        super().__init__(what, hint)
+        self.labels = labels
+
+
 def distinct(mask: npt.NDArray[Number]) -> npt.NDArray[Number]:
     """Values of a mask of any shape, ``(n,)``: each of them at least once, in no order.
 
@@ -40,6 +48,11 @@ def distinct(mask: npt.NDArray[Number]) -> npt.NDArray[Number]:
     """
     flat = mask.ravel()
     return np.append(flat[:-1][flat[1:] != flat[:-1]], flat[-1:])
+
+
+def size_text(shape: Sequence[int]) -> str:
+    """A spatial shape as people and image viewers give it: width first, ``(36, 40)`` -> ``40×36``."""
+    return "×".join(map(str, reversed(shape)))
 
 
 def no_validation(source: str, why: str) -> AbsentSplitError:
@@ -71,6 +84,27 @@ class Source(ABC):
     @abstractmethod
     def names(self, split: Split) -> Sequence[str]:
         """Sample names of a split, in a fixed order. A split that is not there: :class:`AbsentSplitError`."""
+
+    def listing(self, split: Split) -> tuple[Sequence[str], Sequence[DataError]]:
+        """Names whose files are all there, and what is wrong with the others, for a check that goes on after a problem.
+
+        A source that can tell the two apart overrides this; its other functions then take those names. By default a
+        split is listed as a whole or not at all.
+        """
+        return self.names(split), ()
+
+    def size_error(self, split: Split, name: str, image: Sequence[int], mask: Sequence[int]) -> DataError:
+        """The error of an image and a mask of different spatial shapes."""
+        paths = [*map(str, self.files(split, name))]
+        first, second = paths if len(paths) == 2 else ("", "")
+        return DataError(
+            f"{self.name}: image and mask of '{name}' differ in size (width×height): "
+            f"{' '.join(filter(None, ('image', first, size_text(image))))}, "
+            f"{' '.join(filter(None, ('mask', second, size_text(mask))))}",
+            "the photograph may have a rotation flag (EXIF), which is applied: turn the mask too, or save both upright"
+            if tuple(mask) == tuple(image)[::-1]
+            else "make the mask at the image's size",
+        )
 
     @abstractmethod
     def image(self, split: Split, name: str) -> Image:

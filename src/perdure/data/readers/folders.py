@@ -14,19 +14,27 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 from perdure.data.readers.classfile import CLASS_FILES, find_class_file, read_class_file
-from perdure.data.readers.pairs import Decoder, Pair, PairSource, decoder, folder_pairs, identity, list_pairs
+from perdure.data.readers.pairs import (
+    Decoder,
+    Pair,
+    PairingError,
+    PairSource,
+    decoder,
+    folder_pairs,
+    identity,
+    list_pairs,
+)
 from perdure.data.source import SPLITS, AbsentSplitError, Split, no_validation
-from perdure.errors import DataError, UsageError
+from perdure.errors import DataError, UsageError, nearest
 from perdure.labels import BACKGROUND, IGNORE, IGNORE_IN_FILES, LabelSpace
 
 
 def open_folders(
     root: Path,
     classes: Path | None = None,
-    values: Mapping[int, int | Literal["ignore"]] | None = None,
+    values: Mapping[int, int | str] | None = None,
     holdout: int | None = None,
     patients: bool = False,
     every_pixel: bool = False,
@@ -38,7 +46,7 @@ def open_folders(
     Args:
         root: The folder.
         classes: Class file outside ``root``.
-        values: Number in the masks -> class id, 0 or ``ignore``, for masks without class ids, e.g.
+        values: Number in the masks -> class id or name, 0 or ``ignore``, for masks without class ids, e.g.
             ``{255: 1, 128: ignore}``. Numbers that it does not list are then errors, except 0.
         holdout: Without lists or split folders: every ``holdout``-th image of the sorted names is test, the others
             are train.
@@ -63,19 +71,31 @@ def open_folders(
         )
     if holdout is not None and holdout < 2:
         raise UsageError(f"holdout is {holdout}", "give 2 or more: every n-th image is for testing")
+    splits = [part for p in SPLITS for part in (f"{p}.txt", p) if (root / part).exists()]
+    if holdout is not None and splits:
+        raise UsageError(f"holdout={holdout}, but {root} has splits: {', '.join(splits)}", "leave holdout out")
     space = read_class_file(path)
     if every_pixel:
         space = LabelSpace(space.classes, background=None)
-    remedy = f"add the class to {path}, correct the mask, or give the option values"
+    say = "add it to values" if values else "say what it means: values={LABEL: 1} (data.values in a recipe)"
+    remedy = f"add the class to {path}, correct the mask, or {say}"
     lister = partial(_samples, root, holdout)
     return PairSource("folders", space, lister, _decoder(space, values), remedy, patients=patients)
 
 
-def _decoder(space: LabelSpace, values: Mapping[int, int | Literal["ignore"]] | None) -> Decoder:
+def _decoder(space: LabelSpace, values: Mapping[int, int | str] | None) -> Decoder:
     if not values:
         return identity(space)
     table = {BACKGROUND: BACKGROUND}
-    for raw, class_id in values.items():
+    ids = {space.name(k): k for k in (BACKGROUND, *space.ids)}
+    for raw, meaning in values.items():
+        if isinstance(meaning, str) and not meaning.isdigit() and meaning not in ("ignore", *ids):
+            raise UsageError(
+                f"values: {raw} means '{meaning}', which is no class",
+                f"{nearest(meaning, ('ignore', *ids))} or give an id",
+            )
+        class_id = ids.get(meaning, meaning) if isinstance(meaning, str) else meaning
+        class_id = int(class_id) if isinstance(class_id, str) and class_id.isdigit() else class_id
         if not 0 <= raw < 1 << 16:
             raise UsageError(f"values: {raw} cannot occur in a mask", "masks hold 0 to 65535")
         if class_id not in (BACKGROUND, "ignore", *space.ids):
@@ -83,7 +103,7 @@ def _decoder(space: LabelSpace, values: Mapping[int, int | Literal["ignore"]] | 
             if class_id == IGNORE_IN_FILES:  # published sets use 255 for ignore, but here it could be a class id
                 hint = f"write {raw}: ignore for pixels that count nowhere; {class_id} has to be a class"
             raise UsageError(f"values: {raw} means class {class_id}, which is not in the class file", hint)
-        table[raw] = IGNORE if class_id == "ignore" else class_id
+        table[raw] = IGNORE if class_id == "ignore" else int(class_id)
     return decoder(table)
 
 
@@ -112,8 +132,17 @@ def _samples(root: Path, holdout: int | None, split: Split) -> dict[str, Pair]:
             )
         if split == "val":
             raise no_validation(str(root), "holdout makes training and test images only")
-        pairs = folder_pairs(root / "images", root / "masks")
-        return {name: pair for k, (name, pair) in enumerate(pairs.items()) if (k % holdout == 0) != (split == "train")}
+
+        def chosen(pairs: Mapping[str, Pair], every: int = holdout) -> dict[str, Pair]:
+            return {
+                name: pair for k, (name, pair) in enumerate(pairs.items()) if (k % every == 0) != (split == "train")
+            }
+
+        try:
+            return chosen(folder_pairs(root / "images", root / "masks"))
+        except PairingError as error:
+            error.pairs = chosen(error.pairs)
+            raise
     if split == "val":
         raise no_validation(str(root), "there is no val.txt and no val/images/")
     raise AbsentSplitError(f"{root} has no split '{split}'", f"add {split}.txt or {split}/images/ and {split}/masks/")
