@@ -121,9 +121,13 @@ def _prepared(
     """
     recipe, source = experiment.recipe, experiment.source
     sealed = len(run.sealed()) if resume and run.recipe_file.exists() else 0
-    described = describe(
-        experiment.stream, recipe.data.name, source.patients, source.kind, data_of_task(recipe), sealed
-    )
+    try:
+        described = describe(
+            experiment.stream, recipe.data.name, source.patients, source.kind, data_of_task(recipe), sealed
+        )
+    except DataError:
+        _refuse_damaged(experiment, quiet)  # which tells of all damaged files, not of the first one that was looked at
+        raise
     with ExitStack() as held:
         failed = True
         try:
