@@ -18,7 +18,7 @@ from perdure.config.load import refuse_foreign_code
 from perdure.data.preparation import Preparation
 from perdure.data.readers.imagefiles import IMAGE_SUFFIXES, read_image, to_grey
 from perdure.data.source import Kind
-from perdure.errors import DataError, RunError, UsageError
+from perdure.errors import DataError, PerdureError, RunError, UsageError
 from perdure.files import write_json
 from perdure.inference.case import predict_cases
 from perdure.labels import BACKGROUND, LabelSpace
@@ -170,7 +170,7 @@ def predict_images(model: Trained, inputs: Iterable[Path], out: Path, done: Call
     Raises:
         DataError: See :func:`find_images`; two images would have one mask; or a file is damaged, transparent or has
             more than 8 bits per channel: the masks of the images before it are there, of it and those after it
-            nothing.
+            nothing, and the message says how many are there.
         PerdureError: The disk is full or ``out`` cannot be written.
     """
     paths = find_images(inputs)
@@ -184,10 +184,15 @@ def predict_images(model: Trained, inputs: Iterable[Path], out: Path, done: Call
         first[path.stem] = path
     written: list[Path] = []
     for number, path in enumerate(paths, 1):
-        labels = model.predict(read_image(path)).labels
-        if number == 1:
-            write_json(out / "classes.json", model.classes())
-        written += write_masks(out, path.stem, labels, model.space, max(model.seen))
+        try:
+            labels = model.predict(read_image(path)).labels
+            if number == 1:
+                write_json(out / "classes.json", model.classes())
+            written += write_masks(out, path.stem, labels, model.space, max(model.seen))
+        except PerdureError as error:
+            # whole masks are worth keeping, but whoever finds them has to know that they are not all
+            so_far = f"{number - 1} of {len(paths)} images are written to {out}"
+            raise type(error)(f"{error.what}; {so_far}", error.hint) from error
         done(number, len(paths))
     return written
 

@@ -34,6 +34,7 @@ from perdure.report.page import write_model_card, write_report
 from perdure.report.samples import write_class_samples, write_samples
 from perdure.run_folder import RunFolder
 from perdure.seeds import derive_seed, seeded
+from perdure.streams.description import called
 from perdure.streams.summary import class_images
 from perdure.streams.task import Task
 
@@ -95,7 +96,8 @@ def seal(experiment: Experiment, task: Task, run: RunFolder, machine: Machine, l
         logger.log(task=task.index + 1, event="sealed", **figures)
         text = "  ".join(f"{name.partition('[')[0]} [bold]{value:.1f}[/]" for name, value in figures.items())
         on = "" if experiment.stream.measured == "test" else f"  on {shown} images"
-        logger.say(f"[green]sealed[/] task {task.index + 1} of {len(experiment.stream)} ({task.name})  {text}{on}")
+        title = called(task.name, len(task.new))
+        logger.say(f"[green]sealed[/] task {task.index + 1} of {len(experiment.stream)} ({title})  {text}{on}")
         _say_what_was_not_learned(experiment, task, pooled(counts), logger)
         publish(run, [folder])
     machine.barrier()

@@ -56,6 +56,16 @@ def test_a_list_that_was_renewed_is_found(run: Path, keys: Path, cli) -> None:
     (run / "files.json").write_text(text.replace('"sha256": "', '"sha256": "0', 1))
     done = cli("audit", run, "--verify", keys / "public.pem")
     assert done.code == 1 and "the signature is not one of this key" in done.out
+    assert "the signature does not hold" in done.out and "A pass means" not in done.out
+
+
+def test_an_audit_that_fails_says_that_the_signature_holds(run: Path, keys: Path, cli) -> None:
+    """A file beside the signed list fails the audit; the list is still the one that was signed."""
+    assert "A pass means" in cli("audit", run, "--sign", keys / "key.pem").out
+    (run / "notes.txt").write_text("more")
+    done = cli("audit", run, "--verify", keys / "public.pem")
+    assert done.code == 1 and "the signature holds" in done.out and "A pass means" not in done.out
+    assert "signature holds" not in cli("audit", run).out, "nobody looked"
 
 
 def test_what_changes_a_run_takes_its_signature_away(run: Path, keys: Path, cli, caplog) -> None:

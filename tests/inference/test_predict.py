@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from perdure.data.catalog import open_source
-from perdure.errors import RunError
+from perdure.errors import DataError, RunError
 from perdure.labels import IGNORE
 from perdure.metrics.results import read_results
 from perdure.predict import Trained, find_images, predict_images
@@ -151,6 +151,17 @@ def test_formats_and_what_is_written(model: Trained, tmp_path: Path) -> None:
     assert [c["id"] for c in classes] == list(range(11))
     assert all(c["color"] == palette[c["id"]].tolist() for c in classes)
     assert not {p.name for p in (tmp_path / "out").iterdir()} - {"index", "color", "classes.json"}
+
+
+def test_a_damaged_image_among_others_says_how_many_masks_are_there(model: Trained, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("a", "b", "d"):
+        Image.new("RGB", (20, 20)).save(tmp_path / f"in/{name}.png")
+    (tmp_path / "in/c.png").write_bytes(b"damaged")
+    with pytest.raises(DataError, match=r"c\.png is not a readable image.*; 2 of 4 images are written to .*out"):
+        predict_images(model, [tmp_path / "in"], tmp_path / "out", lambda *_: None)
+    for kind in ("index", "color"):
+        assert sorted(p.name for p in (tmp_path / "out" / kind).iterdir()) == ["a.png", "b.png"]
 
 
 def test_inputs_are_files_and_folders_in_order(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from perdure.errors import DataError, RunError
 from perdure.labels import label_space
@@ -21,7 +22,7 @@ from perdure.report.page import write_model_card, write_report
 from perdure.report.plots import Line, curves
 from perdure.report.run_data import load_run, without_places
 from perdure.report.tables import confusion_tables, mistakes
-from perdure.streams.description import parse_stream
+from perdure.streams.description import called, parse_stream
 
 
 def test_report_shows_all_that_a_reader_asks_first(check_page, make_run) -> None:
@@ -286,3 +287,58 @@ def test_confusion_can_be_read_with_150_classes() -> None:
     ]
     assert len(others) == 148 and "class 20" not in [m.name for m in others], "the ground truth does not hold it"
     assert {m.recall for m in others} == {100}
+
+
+def test_what_is_not_counted_is_named_where_it_is(make_run) -> None:
+    run = make_run()
+    page = write_report(run).read_text()
+    assert page.count("not counted</span>") == 1 and "repeating-linear-gradient(135deg,#ffffff" in page
+    for path in (run / "tasks").glob("*/samples/*.error.png"):
+        with Image.open(path) as picture:
+            pixels = np.array(picture)
+        pixels[:2] = 0  # no pixel is ignored any more
+        Image.fromarray(pixels).save(path)
+    page = write_report(run).read_text()
+    assert "not counted" not in page and "false alarm</span>" in page
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "expected"),
+    [
+        ("01-15", 15, "classes 1 to 15"),
+        ("16-17", 2, "classes 16 to 17"),
+        ("sheep", 1, "sheep"),
+        ("2-3", 1, "2-3"),
+        ("01-15", 3, "01-15"),
+    ],
+)
+def test_tasks_that_are_named_by_places_are_called_so(name: str, classes: int, expected: str) -> None:
+    assert called(name, classes) == expected
+
+
+def test_pages_call_tasks_by_words(make_run) -> None:
+    run = make_run()
+    described = json.loads((run / "stream.json").read_text())
+    for task, name in zip(described["tasks"], ("01-04", "05-06", "07-08", "09-10"), strict=True):
+        (run / "tasks" / f"{task['index']:02d}-{task['name']}").rename(run / "tasks" / f"{task['index']:02d}-{name}")
+        task["name"] = name
+    (run / "stream.json").write_text(json.dumps(described))
+    for page in (write_report(run).read_text(), write_model_card(run).read_text()):
+        assert "after classes 1 to 4" in page and "classes 9 to 10" in page
+        assert "01-04" not in page and "task classes" not in page
+
+
+def test_sample_pictures_are_counted_by_image(make_run) -> None:
+    run = make_run()
+    for page in (write_report(run).read_text(), write_model_card(run).read_text()):
+        assert "3 test images, four pictures each" in page and "one test image" not in page
+
+
+def test_head_and_environment_are_in_words(make_run) -> None:
+    run = make_run("night-1")
+    weights = {"source": "packed 1.0", "sha256": "0123456789abcdef" * 4, "licence": "Apache-2.0"}
+    (run / "environment.json").write_text(json.dumps({"first_weights": weights, "gpu": None}))
+    page = write_report(run).read_text()
+    assert "<title>demo (night-1)" in page
+    assert "packed 1.0, licence Apache-2.0, SHA-256 0123456789ab…" in page and "first_weights" not in page
+    assert "Bytes needed after each task" in page

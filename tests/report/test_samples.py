@@ -15,6 +15,7 @@ from perdure.report import samples
 from perdure.report.render import embed
 from perdure.report.samples import (
     ERRORS,
+    HATCH,
     Classes,
     Sample,
     file_name,
@@ -50,6 +51,8 @@ def test_pictures_show_the_image_and_the_colours_of_the_labels(tmp_path: Path) -
     assert (read(paths[2]) == [*PALETTE[2], 255]).all()
     wrong, _, false_alarm, not_counted = ((*color, 255) for _, color in ERRORS)
     assert [tuple(row[0]) for row in read(paths[3]).tolist()] == [wrong, not_counted, *3 * [false_alarm]]
+    stripes = {tuple(pixel) for pixel in read(paths[3])[1].tolist()}
+    assert stripes == {not_counted, (*HATCH, 255)}, "hatched, for one grey could be background"
     first = [p.read_bytes() for p in paths]
     write_samples(tmp_path, "s", image, truth, prediction, PALETTE)
     assert [p.read_bytes() for p in paths] == first

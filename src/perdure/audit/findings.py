@@ -24,6 +24,7 @@ class Audit:
         min_images: From how many images statistics that look like images have to come; ``None`` where the images are
             not of patients.
         signed: Whether there is a signature; whether it holds is known with the public key only.
+        signature_holds: Whether it is one of the given key over the list of files; ``None`` where no key was given.
         problems: One plain line for each thing that is wrong; empty means the audit passed.
         notes: What could not be checked, one plain line each.
     """
@@ -33,6 +34,7 @@ class Audit:
     files: dict[str, tuple[int, int]] = field(default_factory=dict)
     min_images: int | None = None
     signed: bool = False
+    signature_holds: bool | None = None
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     _told: set[str] = field(default_factory=set, repr=False)

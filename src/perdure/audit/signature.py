@@ -37,7 +37,9 @@ def audit_signature(run: Path, key: Path | None, found: Audit) -> None:
     """
     found.signed = (run / SIGNATURE).is_file()
     if key is not None:
-        if problem := _problem_of(run, key):
+        problem = _problem_of(run, key)
+        found.signature_holds = problem is None
+        if problem:
             found.problems.append(problem)
     elif found.signed:
         found.notes.append("the run is signed; give --verify PUBLIC_KEY to check the signature")

@@ -285,7 +285,7 @@ def audit(
     if key is not None and public is not None:
         raise UsageError("--sign and --verify exclude each other", "sign first, then verify with the public key")
     found = look(run, public)
-    show(found, as_json, public is not None)
+    show(found, as_json)
     if not found.passed:
         if key is not None:
             _say("not signed: the audit failed")

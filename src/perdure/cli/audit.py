@@ -10,6 +10,7 @@ from rich.table import Table
 
 from perdure.audit.findings import Audit
 from perdure.cli.console import open_console
+from perdure.kept.ledger import sample_pictures
 
 LIMITS: Final = (
     "A pass means: nothing is in the folder that recipe, ledgers and list of files do not explain. It does not mean "
@@ -18,8 +19,8 @@ LIMITS: Final = (
 )
 
 
-def show(found: Audit, as_json: bool, verified: bool = False) -> None:
-    """Print the ledger and the findings; ``verified`` says that a signature was looked at."""
+def show(found: Audit, as_json: bool) -> None:
+    """Print the ledger and the findings."""
     console = open_console()
     if as_json:
         console.print_json(json.dumps(found.to_json()))
@@ -33,10 +34,12 @@ def show(found: Audit, as_json: bool, verified: bool = False) -> None:
             table.add_row(*cells, f"{item['bytes']:,}", f"{each:,}" if each else "–", str(few or "–"))
     if pictures:
         size = sum(item["bytes"] for item in pictures)
-        table.add_row("all", f"{len(pictures)} pictures", "preview", f"{size:,}", "–", "–")
+        table.add_row("all", "pictures", "preview", f"{size:,}", "–", "–")
     console.print(table)
+    origin = pictures[0]["made_from"] if pictures else ""
+    said = f"{sample_pictures((i['name'] for i in pictures), origin)} after each task" if pictures else ""
     for name, origin in dict.fromkeys(
-        ("pictures" if i in pictures else i["name"], i["made_from"]) for i in found.items
+        ("pictures", said or "one image each") if i in pictures else (i["name"], i["made_from"]) for i in found.items
     ):
         console.print(f"[bold]{escape(name)}[/]: {escape(origin)}", highlight=False)
     if any(item["kind"] == "exemplars" for item in found.items):
@@ -54,9 +57,12 @@ def show(found: Audit, as_json: bool, verified: bool = False) -> None:
         console.print(f"[yellow]note[/] {escape(note)}", highlight=False, soft_wrap=True)
     for problem in found.problems:
         console.print(f"[red]problem[/] {escape(problem)}", highlight=False, soft_wrap=True)
-    console.print(f"[dim]{LIMITS}[/]", highlight=False, soft_wrap=True)
-    if verified and found.passed:
-        console.print("[green]the signature holds[/]")
+    if found.signature_holds is not None:  # also where the audit fails: two questions, two answers
+        console.print(
+            "[green]the signature holds[/]" if found.signature_holds else "[red]the signature does not hold[/]"
+        )
+    if found.passed:
+        console.print(f"[dim]{LIMITS}[/]", highlight=False, soft_wrap=True)
     console.print(
         "[green]audit passed[/]" if found.passed else f"[red]audit failed[/]: {len(found.problems)} problem(s)"
     )

@@ -20,6 +20,7 @@ from perdure.data.check import Inspection, Problem, alike_as_one, inspect, told
 from perdure.data.source import SPLITS, size_text
 from perdure.errors import DataError
 from perdure.labels import IGNORE
+from perdure.streams.description import called
 from perdure.streams.published import Comparison, compare_counts, datasets, published
 
 if TYPE_CHECKING:
@@ -198,7 +199,7 @@ def _show_recipe(
             str(sum(v.values())) if v is not None else "–"
             for v in (task["images"][s] for s in ("train", "validation", "test"))
         ]
-        table.add_row(escape(task["name"]), escape(", ".join(task["new"])), *images)
+        table.add_row(escape(called(task["name"], len(task["new"]))), escape(", ".join(task["new"])), *images)
     console.print(table)
     for row in beside:
         verdict = "[green]as published[/]" if row.ok else f"[red]published: {row.published}[/]"

@@ -6,8 +6,9 @@ Places are given from the run folder on, so a ledger may name files of earlier t
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Final
 
@@ -25,6 +26,7 @@ VERSION: Final = 3
 MIN_IMAGES: Final = 20
 PICTURE_SIDE: Final = 8
 """From this height and width on, a statistic is taken for a picture: smaller ones are matrices of a few channels."""
+_OF_SAMPLE: Final = re.compile(r"one (test|validation) image, shown in the report")
 _DAMAGED: Final = "the file was changed or is damaged"
 
 
@@ -137,6 +139,35 @@ def preview_entry(folder: Path, file: Path, patients: bool, split: str = "test")
         "tensors": [],
         "from_images": None,
     }
+
+
+def sample_pictures(names: Iterable[str], made_from: str) -> str:
+    """In words, what :func:`preview_entry` lists under these names: "6 test images, four pictures each".
+
+    Args:
+        names: Names of the entries of any number of tasks.
+        made_from: Their common origin.
+
+    Returns:
+        ``""`` where the origin is another one.
+    """
+    match = _OF_SAMPLE.fullmatch(made_from)
+    if match is None:
+        return ""
+    # a sample's files are NAME.image, NAME.truth, NAME.pred and NAME.error, or NAME.image and NAME.class
+    parts: dict[str, set[str]] = {}
+    for name in names:
+        sample, _, part = name.rpartition(".")
+        parts.setdefault(sample, set()).add(part)
+    images = f"{len(parts)} {match[1]} image{'' if len(parts) == 1 else 's'}"
+    numbers = {len(found) for found in parts.values()}
+    if any("class" in found for found in parts.values()):
+        return f"{images}, each with the class that the model says"
+    if len(numbers) > 1:
+        return f"{images}, {min(numbers)} to {max(numbers)} pictures each"
+    (each,) = numbers
+    number = {1: "one", 2: "two", 3: "three", 4: "four"}.get(each, str(each))
+    return f"{images}, {number} picture{'' if each == 1 else 's'}{' each' if len(parts) > 1 else ''}"
 
 
 def write_ledger(

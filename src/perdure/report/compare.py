@@ -64,6 +64,7 @@ class Comparison:
         split: The split that is measured: ``test`` or ``val``.
         after: Task after which runs are compared.
         task: Its name.
+        spoken: What people call it.
         tasks: Number of tasks of the stream.
         figures: Full names, in order.
         entries: The lines.
@@ -76,6 +77,7 @@ class Comparison:
     split: str
     after: int
     task: str
+    spoken: str
     tasks: int
     figures: tuple[str, ...]
     entries: tuple[Entry, ...]
@@ -252,6 +254,7 @@ def compare_groups(groups: Sequence[Group], notes: Sequence[str], figures: Seque
         split=stream.measured,
         after=after,
         task=stream.tasks[after].name,
+        spoken=stream.tasks[after].spoken,
         tasks=len(stream.tasks),
         figures=tuple(map(str, wanted)),
         entries=entries,
@@ -266,7 +269,7 @@ def comparison_table(comparison: Comparison) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
-    where = f"after task {comparison.task}, {comparison.after + 1} of {comparison.tasks}"
+    where = f"after {comparison.spoken}, {comparison.after + 1} of {comparison.tasks}"
     caption = "; ".join(comparison.notes)
     title = f"{comparison.dataset}, {comparison.protocol}: {where}"
     table = Table(title=title, caption=caption or None, box=SIMPLE_HEAD)

@@ -12,9 +12,9 @@ from perdure.metrics.figures import class_values
 from perdure.report.compare import Comparison, Group, compare_groups, group_runs
 from perdure.report.kept_items import Column, PictureRow, picture_rows, what_they_are
 from perdure.report.plots import Line, curves
-from perdure.report.render import NONE, WORDS, definitions, hex_color, render
+from perdure.report.render import NONE, WORDS, definitions, render
 from perdure.report.run_data import load_run
-from perdure.report.samples import ERRORS, SampleTable, sample_table
+from perdure.report.samples import SampleTable, sample_table
 from perdure.report.tables import Cell, HeatRow, class_colors, difference_cell, heat, ledger_table
 
 
@@ -43,9 +43,8 @@ def write_comparison(runs: Sequence[Path], page: Path, figures: Sequence[str] | 
         "heat": difference_rows(fitting),
         "columns": [g.label for g in fitting],
         "ledgers": [(g.label, ledger_table(g.runs[0].ledgers)) for g in groups],
-        "samples": sample_table(names, columns) if names else SampleTable([], []),
+        "samples": sample_table(names, columns) if names else SampleTable([], [], []),
         "kept": kept_pictures(fitting),
-        "error_colors": [(name, hex_color(color)) for name, color in ERRORS],
         "figure": figure,
         "definitions": definitions([*comparison.figures, words.by_class]),
     }
@@ -73,7 +72,7 @@ def comparison_curves(groups: Sequence[Group]) -> list[tuple[str, str]]:
             ]
             lines.append(Line(group.label, means, k + 1, merged))
         unit = fig.definition.unit if fig.definition.unit == "%" else f"points of {words.quality}"
-        svg = curves(f"compare-{name}", lines, [t.name for t in stream.tasks], f"{fig.definition.name} in {unit}")
+        svg = curves(f"compare-{name}", lines, [t.called for t in stream.tasks], f"{fig.definition.name} in {unit}")
         if svg:
             drawn.append((fig.title, svg))
     return drawn
@@ -96,7 +95,7 @@ def difference_rows(groups: Sequence[Group]) -> list[HeatRow]:
             cells = [Cell(f"{first:.0f}", heat(first), f"{said} {first:.2f} %")]
         title = f"{said} {{other}}, {{points}}"
         cells += [difference_cell(first, other.get(c), title, "delta", none="none") for other in by_group[1:]]
-        taught = "" if c == BACKGROUND else stream.tasks[min(stream.group_of(c), len(stream.tasks) - 1)].name
+        taught = "" if c == BACKGROUND else stream.tasks[min(stream.group_of(c), len(stream.tasks) - 1)].spoken
         # joint runs have one task: the class is shown under the task of the stream that teaches it
         starts = any(group[:1] == (c,) for group in stream.groups)
         rows.append(HeatRow(c, stream.space.name(c), colors[c], taught, tuple(cells), starts))

@@ -194,7 +194,7 @@ def picture_rows(stream: DescribedStream, items: Sequence[KeptItem]) -> tuple[li
         cells = tuple(part[k] if k < len(part) else ((), 0) for part in parts)
         if any(thumbs for thumbs, _ in cells):
             group = stream.group_of(c)
-            taught = "" if stream.merged else stream.tasks[group].name
+            taught = "" if stream.merged else stream.tasks[group].spoken
             color = hex_color(stream.space[c].color)
             rows.append(PictureRow(stream.space.name(c), color, taught, stream.groups[group][0] == c, cells))
     return columns, rows

@@ -13,9 +13,9 @@ from perdure.metrics.definitions import figure
 from perdure.metrics.figures import RunResults, at_zero, evaluate, forgetting_by_group, group_matrix, headline
 from perdure.report import kept_items
 from perdure.report.plots import Line, curves
-from perdure.report.render import WORDS, definitions, hex_color, render
+from perdure.report.render import WORDS, definitions, render
 from perdure.report.run_data import RunData, load_run, section
-from perdure.report.samples import ERRORS, MOST_SAMPLES, SampleTable, sample_table
+from perdure.report.samples import MOST_SAMPLES, SampleTable, sample_table
 from perdure.report.tables import case_rows, confusion_tables, heat_rows, ledger_table, mistakes
 from perdure.streams.description import DescribedStream, DescribedTask
 
@@ -51,14 +51,16 @@ def write_report(run: Path, page: Path | None = None, name: str | None = None) -
     tasks = [t for t in data.samples if data.samples[t]]
     names = list(data.samples[tasks[-1]])[:MOST_SAMPLES] if tasks else []
     values = _common(data) | {
-        "last_name": None if last is None else stream.tasks[last].name,
+        "last_name": None if last is None else stream.tasks[last].spoken,
         "cards": [] if last is None else [(figure(n), evaluate(n, results, last)) for n in headline(stream)],
         "curves": run_curves(results),
         "confusion": confusion_tables(results),
         "mistakes": mistakes(results),
         "cases": [] if last is None else case_rows(stream, data.dice.get(last, {})),
         "sample_tasks": [stream.tasks[t] for t in tasks],
-        "samples": sample_table(names, [(stream, t, data.samples[t]) for t in tasks]) if tasks else SampleTable([], []),
+        "samples": sample_table(names, [(stream, t, data.samples[t]) for t in tasks])
+        if tasks
+        else SampleTable([], [], []),
         "columns": columns,
         "pictures": pictures,
         "what_they_are": kept_items.what_they_are(stream, shown),
@@ -115,7 +117,6 @@ def _common(data: RunData) -> dict[str, object]:
         "unlearned": unlearned(results),
         "warnings": warnings(stream),
         "images": stream.measured_images,
-        "error_colors": [(name, hex_color(color)) for name, color in ERRORS],
         "ledger": ledger_table(data.ledgers),
         "definitions": definitions([*shown, words.by_class]),
     }
@@ -153,15 +154,15 @@ def run_curves(results: RunResults) -> list[tuple[str, str]]:
     rows, shown = group_matrix(results, words.of), headline(stream)
     if stream.kind == "classification":
         quality = [Line("all images", over_tasks(shown[0]), 0), Line("balanced", over_tasks(shown[1]), 0, dashed=True)]
-        quality += [Line(tasks[j].name, of_group(j, rows), j + 1) for j in range(len(stream.groups))]
+        quality += [Line(tasks[j].called, of_group(j, rows), j + 1) for j in range(len(stream.groups))]
     else:
         titles = ("all", "first task's classes", "later classes")
         named = enumerate(zip(titles, shown[:3], strict=True))
         quality = [Line(title, over_tasks(name), k, dashed=k == 0) for k, (title, name) in named]
     lost = {t: forgetting_by_group(rows, t) for t in rows}
     losses = [Line("mean", over_tasks(words.forgetting), 0, dashed=True)]
-    losses += [Line(tasks[j].name, of_group(j, lost), j + 1) for j in range(len(stream.groups) - 1)]
-    names = [t.name for t in tasks]
+    losses += [Line(tasks[j].called, of_group(j, lost), j + 1) for j in range(len(stream.groups) - 1)]
+    names = [t.called for t in tasks]
     drawn = [
         ("How good the model is after each task", curves("quality", quality, names, f"{words.quality} in %")),
         (

@@ -74,7 +74,9 @@ def curves(name: str, lines: Sequence[Line], ticks: Sequence[str], y_label: str)
                 label=line.label,
                 color=_sentinel(line.color),
                 marker=_MARKERS[line.color % len(_MARKERS)],
-                markersize=5,
+                # hollow and larger: the point of a mean is seen around the only point that it is of
+                markersize=9 if line.dashed else 5,
+                markerfacecolor="none" if line.dashed else None,
                 linewidth=1.6 if line.dashed else 2.2,
                 linestyle="--" if line.dashed else "-",
                 clip_on=False,

@@ -108,7 +108,9 @@ def render(template: str, values: Mapping[str, object], path: Path) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters.update(number=number, size=size, anchor=anchor, cell=cell, breaks=breaks, css_name=css_name)
+    templates.filters.update(
+        number=number, size=size, anchor=anchor, cell=cell, breaks=breaks, css_name=css_name, words=words
+    )
     write_text(path, templates.get_template(template).render(values))
     return path
 
@@ -204,6 +206,15 @@ def thumbnail(image: Picture) -> Thumb:
 def _as_address(content: bytes) -> str:
     """PNG as a ``data:`` address: a page needs no file beside it."""
     return "data:image/png;base64," + base64.b64encode(content).decode("ascii")
+
+
+def words(value: object) -> str:
+    """A value of ``environment.json`` for readers; of first weights the source, its licence and part of its hash."""
+    if not isinstance(value, dict):
+        return NONE if value is None else str(value)
+    licence, digest = value.get("licence"), value.get("sha256")
+    said = [value.get("source"), licence and f"licence {licence}", digest and f"SHA-256 {str(digest)[:12]}…"]
+    return ", ".join(str(part) for part in said if part)
 
 
 def definitions(names: Iterable[str]) -> list[Explanation]:

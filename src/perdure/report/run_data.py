@@ -63,6 +63,11 @@ class RunData:
         return self.results.stream
 
     @property
+    def recipe_name(self) -> str:
+        """Name of the recipe; empty where it has none."""
+        return str(self.recipe.get("name") or "")
+
+    @property
     def method(self) -> str:
         """Name of the method."""
         return str(section(self.recipe, "method").get("name", "unknown"))

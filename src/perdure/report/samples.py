@@ -35,9 +35,14 @@ ERRORS: Final[tuple[tuple[str, Color], ...]] = (
     ("wrong class", (213, 94, 0)),
     ("missed", (240, 200, 0)),
     ("false alarm", (43, 125, 233)),
-    ("not counted", (140, 140, 140)),
+    ("not counted", (255, 255, 255)),
 )
-"""What an error map tells apart, in colours that colour-blind readers can part; what is right stays clear."""
+"""What an error map tells apart, in colours that colour-blind readers can part; what is right stays clear.
+
+What is not counted is hatched in this colour and :data:`HATCH`: one grey could be background of the image below.
+"""
+HATCH: Final[Color] = (64, 64, 64)
+NOT_COUNTED_BEFORE: Final[Color] = (140, 140, 140)  # runs made by earlier versions hold maps with this grey
 Pixels = npt.NDArray[np.uint8]
 Numbers = npt.NDArray[np.number]
 Labels = npt.NDArray[np.integer]
@@ -99,10 +104,11 @@ class SampleRow:
 
 @dataclass(frozen=True)
 class SampleTable:
-    """Rows of samples, and names and colours of the classes in their label maps."""
+    """Rows of samples, and names and CSS colours of what their label maps (classes) and error maps show."""
 
     rows: list[SampleRow]
     legend: list[tuple[str, str]]
+    errors: list[tuple[str, str]]
 
 
 def write_samples(
@@ -209,6 +215,10 @@ def error_map(truth: Labels, prediction: Labels) -> Pixels:
     painted = np.zeros((*truth.shape, 4), np.uint8)
     for (_, color), here in zip(ERRORS, kinds, strict=True):
         painted[here] = (*color, 255)
+    # stripes as wide that a page which shows a photograph small still shows stripes
+    y, x = np.indices(truth.shape)
+    striped = (y + x) // max(2, max(truth.shape) // 48) % 2 == 1
+    painted[(truth == IGNORE) & striped] = (*HATCH, 255)
     return painted
 
 
@@ -248,6 +258,7 @@ def sample_table(
     """
     rows: list[SampleRow] = []
     maps: set[Path] = set()
+    errors: set[Path] = set()
     left = MOST_BYTES
     for name in names[:MOST_SAMPLES]:
         sample = columns[-1][2][name]
@@ -260,6 +271,7 @@ def sample_table(
         said: list[Overlay | Said | None]
         if sample.maps is not None:
             maps |= {path for pair in known if pair for path in pair[:2]}  # the legend names what any of them shows
+            errors |= {pair.errors for pair in known if pair and pair.errors is not None}
             said = [_overlay(pair) if pair else None for pair in known]
             rows.append(SampleRow(name, True, embed(sample.image), embed(sample.maps.truth).address, said))
         elif sample.classes is not None:
@@ -267,7 +279,7 @@ def sample_table(
             wanted = sample.classes.truth
             called = columns[-1][0].names.get(wanted, str(wanted))
             rows.append(SampleRow(name, False, embed(sample.image), called, said))
-    return SampleTable(rows, _legend(columns[-1][0], maps) if rows else [])
+    return SampleTable(rows, _legend(columns[-1][0], maps) if rows else [], _error_legend(errors))
 
 
 def _overlay(maps: Maps) -> Overlay:
@@ -290,3 +302,22 @@ def _legend(stream: DescribedStream, maps: set[Path]) -> list[tuple[str, str]]:
     entries = [(c.name, hex_color(c.color)) for c in stream.classes if c.color in seen]
     end = [("not labelled", "#e0e0e0")] if (224, 224, 224) in seen else []  # the colour of ignore in palettes
     return entries + end  # label 0 is clear in all of them
+
+
+def _error_legend(maps: set[Path]) -> list[tuple[str, str]]:
+    """Name and CSS colour of the kinds of errors; "not counted" only where some map shows it."""
+    if not maps:
+        return []
+    seen: set[Color] = set()
+    for path in maps:
+        pixels = np.asarray(open_picture(path).convert("RGBA")).reshape(-1, 4)
+        found = np.unique(pixels[pixels[:, 3] > 0, :3], axis=0)
+        seen |= {(int(r), int(g), int(b)) for r, g, b in found}
+    *kinds, (name, color) = ((name, color) for name, color in ERRORS)
+    entries = [(kind, hex_color(shown)) for kind, shown in kinds]
+    if color in seen or HATCH in seen:
+        stripes = f"{hex_color(color)} 0 3px,{hex_color(HATCH)} 3px 6px"
+        entries.append((name, f"repeating-linear-gradient(135deg,{stripes})"))
+    elif NOT_COUNTED_BEFORE in seen:
+        entries.append((name, hex_color(NOT_COUNTED_BEFORE)))
+    return entries

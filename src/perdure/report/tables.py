@@ -11,6 +11,7 @@ from typing import Final
 
 import numpy as np
 
+from perdure.kept.ledger import sample_pictures
 from perdure.labels import BACKGROUND
 from perdure.metrics.cases import Spread, spread
 from perdure.metrics.figures import RunResults, Value, class_values
@@ -100,11 +101,14 @@ class CaseRow:
 
 @dataclass(frozen=True)
 class LedgerTable:
-    """Bytes by task and kind, and the items after the last sealed task with the number of pictures each stands for."""
+    """Bytes by task and kind, and the items after the last sealed task.
+
+    Each item comes with the number of those it stands for and, of sample pictures, words for them (else "").
+    """
 
     kinds: list[str]
     totals: dict[int, dict[str, int]]
-    rows: list[tuple[KeptItem, int]]
+    rows: list[tuple[KeptItem, int, str]]
 
 
 def class_colors(stream: DescribedStream) -> dict[int, str]:
@@ -171,7 +175,7 @@ def heat_rows(results: RunResults) -> list[HeatRow]:
                     cells.append(Cell(f"{value:.0f}", heat(value), title, "taught" if t == taught else ""))
         if not stream.merged:
             cells.append(_since_learned(values, last, class_id, taught))
-        when = "" if group < 0 or stream.merged else stream.tasks[taught].name
+        when = "" if group < 0 or stream.merged else stream.tasks[taught].spoken
         rows.append(HeatRow(class_id, names[class_id], colors[class_id], when, tuple(cells), class_id in firsts))
     return rows
 
@@ -264,13 +268,17 @@ def ledger_table(ledgers: Mapping[int, Sequence[KeptItem]]) -> LedgerTable:
         for item in items:
             totals[t][item.kind] = totals[t].get(item.kind, 0) + item.bytes
     found = {kind for kinds in totals.values() for kind in kinds}
-    rows: dict[tuple[str, str], tuple[KeptItem, int]] = {}
+    rows: dict[tuple[str, str], tuple[KeptItem, list[str]]] = {}
     for item in ledgers[max(ledgers)] if ledgers else ():
         # six samples have eighteen pictures: one row for all of one origin
         key = (item.kind, item.made_from if item.kind == "preview" else item.name)
-        first, count = rows.get(key, (item, 0))
-        if count:
+        first, names = rows.get(key, (item, []))
+        if names:
             both = {"bytes": first.bytes + item.bytes, "patient_data": first.patient_data or item.patient_data}
             first = first.model_copy(update=both)
-        rows[key] = (first, count + 1)
-    return LedgerTable([k for k in KINDS if k in found] + sorted(found - set(KINDS)), totals, list(rows.values()))
+        rows[key] = (first, [*names, item.name])
+    shown = [
+        (item, len(names), sample_pictures(names, item.made_from) if item.kind == "preview" else "")
+        for item, names in rows.values()
+    ]
+    return LedgerTable([k for k in KINDS if k in found] + sorted(found - set(KINDS)), totals, shown)

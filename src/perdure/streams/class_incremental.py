@@ -23,6 +23,7 @@ from perdure.data.source import MEASURED, Measured, Source, Split
 from perdure.errors import DataError, UsageError, nearest, plain
 from perdure.labels import BACKGROUND, IGNORE, TABLE_SIZE, LabelSpace, remap_table
 from perdure.streams import lists
+from perdure.streams.description import called
 from perdure.streams.task import Stream, TaskData, TaskSpec, make_stream
 
 Setting = Literal["overlap", "disjoint", "partition", "partition-rarest"]
@@ -93,13 +94,14 @@ def class_incremental(
             if not len(found):
                 classes = ", ".join(source.space.name(c) for c in group)
                 raise DataError(
-                    f"{source.name}: no {split} image for task '{name}' ({classes}; setting {setting})",
+                    f"{source.name}: no {split} image for task '{called(name, len(group))}' "
+                    f"({classes}; setting {setting})",
                     "leave these classes out of the order, teach more classes per task, or choose setting overlap",
                 )
             absent = [c for c in group if split == "training" and not presence[found, c].any()]
             if absent:
                 raise DataError(
-                    f"{source.name}: no training image of task '{name}' shows class "
+                    f"{source.name}: no training image of task '{called(name, len(group))}' shows class "
                     f"{', '.join(repr(source.space.name(c)) for c in absent)} (setting {setting})",
                     "a class without a pixel cannot be learned: leave it out with stream.order, or add images",
                 )

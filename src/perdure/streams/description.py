@@ -6,6 +6,7 @@ The one writer and the one reader of the file. Torch-free at import: figures and
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,17 @@ if TYPE_CHECKING:
     from perdure.streams.task import Stream
 
 _HINT = "the file was changed or is damaged: restore it"
+
+
+def called(name: str, classes: int) -> str:
+    """What people call a task of so many classes: "classes 1 to 15" where its name gives places in the class order.
+
+    The names themselves, such as "01-15", are those of folders and of files for programs.
+    """
+    places = re.fullmatch(r"(\d+)-(\d+)", name)
+    if places is None or classes < 2 or int(places[2]) - int(places[1]) + 1 != classes:
+        return name
+    return f"classes {int(places[1])} to {int(places[2])}"
 
 
 class DescribedTask(BaseModel):
@@ -55,6 +67,16 @@ class DescribedTask(BaseModel):
     def seen(self) -> tuple[int, ...]:
         """All classes known after this task, in learning order."""
         return self.old + self.new
+
+    @property
+    def called(self) -> str:
+        """Its name where people read it: see :func:`called`."""
+        return called(self.name, len(self.new))
+
+    @property
+    def spoken(self) -> str:
+        """The same in a sentence: "task sheep", "classes 1 to 15"."""
+        return self.called if self.called != self.name else f"task {self.name}"
 
     def differs(self, other: DescribedTask, sealed: bool) -> str:
         """In words, what is not the same in another description of this task; of a sealed one apart from images."""
@@ -184,7 +206,7 @@ class DescribedStream(BaseModel):
                 what = "it teaches the classes of other tasks"
             if what:
                 raise RunError(
-                    f"task {mine.index + 1} ('{mine.name}') of the run is not the same any more: {what}",
+                    f"task {mine.index + 1} ('{mine.called}') of the run is not the same any more: {what}",
                     "bring data and recipe back as they were; new tasks can only be added at the end",
                 )
         kept = self.tasks[:sealed] + other.tasks[sealed:]
