@@ -35,7 +35,7 @@ from perdure.report.samples import write_class_samples, write_samples
 from perdure.run_folder import RunFolder
 from perdure.seeds import derive_seed, seeded
 from perdure.streams.description import called
-from perdure.streams.summary import class_images
+from perdure.streams.summary import class_images, distinct_class_images
 from perdure.streams.task import Task
 
 SIDE_OF_PICTURES = 640
@@ -190,7 +190,12 @@ def refuse_pictures_of_few(experiment: Experiment, sealed: int = 0) -> None:
         return
     least = experiment.recipe.privacy.min_images
     for task in experiment.stream.tasks[sealed:]:
-        for class_id, images in class_images(task).items():
+        found = class_images(task)
+        if (
+            min(found.values(), default=least) >= least
+        ):  # only now are the images themselves read, for a copy is no more
+            found = distinct_class_images(task)
+        for class_id, images in found.items():
             if images < least:
                 raise DataError(
                     f"the class '{experiment.stream.space.name(class_id)}' has {images} training images of patients, "

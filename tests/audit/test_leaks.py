@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -112,13 +113,17 @@ def picture(edit: Callable[[bytes], bytes]) -> Spoil:
     return spoil
 
 
-def embedded(run: Path) -> None:
-    """Put the text chunk into a picture of the report."""
-    page = (run / "report.html").read_text()
-    start = page.index("base64,") + 7
-    end = page.index('"', start)
-    packed = base64.b64encode(with_chunk(base64.b64decode(page[start:end]), PHOTO)).decode()
-    (run / "report.html").write_text(page[:start] + packed + page[end:])
+def embedded(edit: Callable[[bytes], bytes]) -> Spoil:
+    """Change a picture of the report."""
+
+    def spoil(run: Path) -> None:
+        page = (run / "report.html").read_text()
+        start = page.index("base64,") + 7
+        end = page.index('"', start)
+        packed = base64.b64encode(edit(base64.b64decode(page[start:end]))).decode()
+        (run / "report.html").write_text(page[:start] + packed + page[end:])
+
+    return spoil
 
 
 def tensors(edit: Callable[[dict], object], metadata: dict[str, str] | None = None) -> Spoil:
@@ -129,6 +134,109 @@ def tensors(edit: Callable[[dict], object], metadata: dict[str, str] | None = No
         save_file(found, path, metadata or {})
 
     return spoil
+
+
+def listed_twice(key: str) -> Spoil:
+    """An entry of files.json twice, the first time with a text in the place of a hash or kind."""
+
+    def spoil(run: Path) -> None:
+        lines = (run / MANIFEST).read_text().splitlines()
+        entry = json.loads(lines[1].rstrip(","))
+        lines.insert(1, "  " + json.dumps({**entry, key: TEXT}) + ",")
+        (run / MANIFEST).write_text("\n".join(lines) + "\n")
+
+    return spoil
+
+
+def other_order(run: Path) -> None:
+    lines = (run / MANIFEST).read_text().splitlines()
+    lines[1], lines[2] = lines[2], lines[1]
+    (run / MANIFEST).write_text("\n".join(lines) + "\n")
+
+
+def sample(part: str, edit: Callable[[Image.Image], Image.Image]) -> Spoil:
+    """Replace a picture of a sample, and let its ledger say so."""
+
+    def spoil(run: Path) -> None:
+        path = sorted((run / TASK / "samples").glob(f"*.{part}.png"))[0]
+        edit(Image.open(path)).save(path)
+        renew_files(run)
+
+    return spoil
+
+
+def veiled(picture: Image.Image) -> Image.Image:
+    """The same picture; in its alpha channel is another one."""
+    side = np.random.Generator(np.random.PCG64(5)).integers(0, 255, picture.size[::-1], np.uint8)
+    picture = picture.convert("RGB")
+    picture.putalpha(Image.fromarray(side))
+    return picture
+
+
+def renew_files(run: Path) -> None:
+    """Let ledgers say what is in pictures by now."""
+    from perdure.files import sha256
+
+    for ledger in run.glob("tasks/*/ledger.json"):
+        value = json.loads(ledger.read_text())
+        for entry in value["items"]:
+            for file in entry["files"]:
+                file.update(bytes=(run / file["file"]).stat().st_size, sha256=sha256(run / file["file"]))
+            if entry["kind"] == "preview":
+                entry["bytes"] = sum(file["bytes"] for file in entry["files"])
+        value["total_bytes"]["preview"] = sum(e["bytes"] for e in value["items"] if e["kind"] == "preview")
+        ledger.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def recipe(edit: Callable[[dict], object]) -> Spoil:
+    """Edit the recipe, and write it as the program does."""
+
+    def spoil(run: Path) -> None:
+        value = yaml.safe_load((run / "recipe.yaml").read_text())
+        edit(value)
+        (run / "recipe.yaml").write_text(yaml.safe_dump(value, sort_keys=False, allow_unicode=True))
+
+    return spoil
+
+
+def ledger(edit: Callable[[dict], object]) -> Spoil:
+    return change(f"{TASK}/ledger.json", edit)
+
+
+def log(**values: object) -> Spoil:
+    return append("log.jsonl", json.dumps({"seconds": 1.0, **values}) + "\n")
+
+
+def second_weights(run: Path) -> None:
+    """Another item of the kind weights, with images in it."""
+    from perdure.files import sha256
+    from perdure.kept.method_state import hash_of
+
+    images, place = torch.rand(2, 3, 8, 8), f"{TASK}/kept/more.safetensors"
+    (run / place).parent.mkdir(exist_ok=True)
+    save_file({"images": images}, run / place)
+    size = (run / place).stat().st_size
+
+    def add(value: dict) -> None:
+        tensor = {"name": "images", "shape": [2, 3, 8, 8], "dtype": "float32", "sha256": hash_of(images), "file": place}
+        file = {"file": place, "bytes": size, "sha256": sha256(run / place)}
+        item = {**value["items"][0], "name": "more", "bytes": images.nbytes, "files": [file], "tensors": [tensor]}
+        value["items"].insert(1, item)
+        value["total_bytes"]["weights"] += images.nbytes
+
+    ledger(add)(run)
+    list_it(place, "weights")(run)
+
+
+def huge(png: bytes) -> bytes:
+    """The same picture, whose header says that it has 2 ** 32 - 1 pixels on each side."""
+    head = b"IHDR" + struct.pack(">II", 2**32 - 1, 2**32 - 1) + png[24:29]
+    return png[:12] + head + struct.pack(">I", zlib.crc32(head)) + png[33:]
+
+
+def two_headers(png: bytes) -> bytes:
+    body = b"IHDR" + PHOTO
+    return png[:33] + struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body)) + png[33:]
 
 
 def then(*steps: Spoil) -> Spoil:
@@ -213,7 +321,9 @@ CASES = [
     Case("page-comment", replace("report.html", "</body>", f"<!-- {TEXT} --></body>"), "report.html", CHANGED),
     Case("page-trailing-bytes", append("report.html", PHOTO), "report.html", "is no text"),
     Case("page-trailing-text", append("report.html", TEXT), "report.html", CHANGED),
-    Case("page-picture-with-a-text-chunk", embedded, "report.html", "a chunk 'tEXt' besides the picture"),
+    Case("page-picture-with-a-text-chunk", embedded(lambda png: with_chunk(png, PHOTO)), "report.html",
+         "a chunk 'tEXt' besides the picture"),
+    Case("page-picture-with-two-headers", embedded(two_headers), "report.html", "is a damaged PNG picture"),
     Case("card-picture", append("MODEL_CARD.md", f"\n![](data:image/png;base64,{TEXT})\n"), "MODEL_CARD.md", CHANGED),
     Case("card-comment", append("MODEL_CARD.md", f"\n<!-- {TEXT} -->\n"), "MODEL_CARD.md", CHANGED),
     Case("card-name", append("MODEL_CARD.md", "\nJane Doe, born 1950\n"), "MODEL_CARD.md", CHANGED),
@@ -288,6 +398,50 @@ CASES = [
     Case("name-of-a-folder", lambda run: (run / "tasks/01-Jane-Doe").mkdir(), "tasks/01-Jane-Doe", "no folder of this"),
     Case("name-of-a-trackers-folder", write("tracking/Jane/x", b""), "tracking/Jane/x", UNKNOWN),
     Case("empty-folder", lambda run: (run / TASK / "samples/Jane").mkdir(), f"{TASK}/samples/Jane", "no folder of"),
+    Case("list-hash-that-is-a-text", listed_twice("sha256"), MANIFEST, "cannot be used"),
+    Case("list-kind-that-is-a-text", listed_twice("kind"), MANIFEST, "lists files twice, or not in order"),
+    Case("list-order", other_order, MANIFEST, "lists files twice, or not in order"),
+    Case("preview-alpha", sample("image", veiled), "image.png", "without transparency"),
+    Case("preview-of-another-size", sample("pred", lambda p: Image.new("RGBA", (90, 70))), "pred.png",
+         "is not of the size of the sample's image"),
+    Case("map-of-a-photograph", sample("truth", lambda p: Image.open(io.BytesIO(PHOTO)).resize(p.size).convert("RGBA")),
+         "truth.png", "colours that no class of the run has"),
+    Case("preview-huge", then(picture(huge), renew_files), "image.png", "too large to be one of a run"),
+    Case("recipe-option", recipe(lambda v: v["data"].update(x=[[1, 2]] * 99)), "recipe.yaml", "has no option 'x'"),
+    Case("recipe-numbers", recipe(lambda v: v["stream"].update(order=PIXELS)), "recipe.yaml", "orders other classes"),
+    Case("recipe-digits", recipe(lambda v: v.update(seed=int("7" * 400))), "recipe.yaml", "seed"),
+    Case("recipe-mean", recipe(lambda v: v["augment"].update(mean=[0.5] * 99, std=[0.5] * 99)), "recipe.yaml", "mean"),
+    Case("recipe-place", recipe(lambda v: v["stream"].update(partition_file=TEXT[:900].replace("/", "_"))),
+         "recipe.yaml", "holds a text of 900 characters"),
+    Case("second-weights", second_weights, "more.safetensors", "is called a weight, but is none of the network"),
+    Case("weights-not-finite", then(tensors(lambda t: t[min(t)].fill_(float("nan"))), renew_hashes),
+         "weights.safetensors", "is not finite"),
+    Case("ledger-made-from", ledger(lambda v: v["items"][0].update(made_from=TEXT)), "ledger.json", "is too long"),
+    Case("ledger-made-from-of-a-picture", ledger(lambda v: v["items"][-1].update(made_from=TEXT[:99])), "ledger.json",
+         "does not say so as the run does"),
+    Case("ledger-task", ledger(lambda v: v.update(task=TEXT)), "ledger.json", "names a task that is none of the"),
+    Case("ledger-shows", ledger(lambda v: v["items"][0].update(shows=TEXT)), "ledger.json", "says otherwise"),
+    Case("ledger-digits", ledger(lambda v: v["items"][0].update(from_images=int("7" * 400))), "ledger.json",
+         "is not a ledger"),
+    Case("ledger-empty-items", ledger(lambda v: v["items"].extend([{**v["items"][0], "bytes": 0, "name": TEXT[k:k + 99],
+         "files": [], "tensors": []} for k in range(200)])), "ledger.json", "more than 100 items"),
+    Case("log-digits", log(loss=int("7" * 320)), "log.jsonl", "holds 'loss', which is not a number"),
+    Case("log-key", log(**{base64.b32encode(PHOTO[:40]).decode().rstrip("="): 0}), "log.jsonl",
+         "which is not a number"),
+    Case("log-pixels-one-by-one", log(**{f"p{k}": k for k in PIXELS}), "log.jsonl", "more figures"),
+    Case("log-phases", lambda run: [log(phase=PHOTO.hex()[k:k + 40])(run) for k in range(400)], "log.jsonl",
+         "more different ones"),
+    Case("stream-digest", change("stream.json", lambda v: v["tasks"][0].update(digest=TEXT[:900])), "stream.json",
+         "holds a fingerprint of images that is none"),
+    Case("stream-images", change("stream.json", lambda v: v["tasks"][0].update(images=int("7" * 400))), "stream.json",
+         "holds a number of images that no task has"),
+    Case("stream-color", change("stream.json", lambda v: v["classes"][0].update(color=[1, 2, 9**9])), "stream.json",
+         "holds a colour that is none"),
+    Case("environment-digits", change("environment.json", lambda v: v.update(threads=int("7" * 99))),
+         "environment.json", "'threads' is not a version"),
+    Case("empty-store", lambda run: (run / "kept").mkdir(), "kept", "no folder of this name"),
+    Case("empty-trackers-folder", lambda run: (run / "tracking/Jane").mkdir(parents=True), "tracking/Jane",
+         "no folder of this name"),
 ]  # fmt: skip
 
 
@@ -333,6 +487,45 @@ def test_leak_is_found(case: Case, renewed: bool, run: Path, cli) -> None:
     assert mine, lines
     if renewed:
         assert any(case.told in line for line in mine), mine
+
+
+def attributes(path: Path) -> bool:
+    """Give a file an extended attribute, where the file system has them."""
+    try:
+        os.setxattr(path, "user.photo", PHOTO)
+    except (AttributeError, OSError):
+        return False
+    return True
+
+
+def test_an_extended_attribute_is_found(run: Path) -> None:
+    if not attributes(run / TASK / "counts.json"):
+        pytest.skip("this file system has no extended attributes")
+    assert audit(run).problems == [
+        f"{TASK}/counts.json: has the extended attribute 'user.photo': remove it with `setfattr -x`"
+    ]
+
+
+def test_one_bad_file_does_not_hide_the_others(run: Path, cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a check of one file raises: it is told of the file, and the rest is looked into."""
+
+    def fails(path: Path) -> None:
+        raise ZeroDivisionError(f"of {path.name}")
+
+    monkeypatch.setattr("perdure.audit.ledgers._picture_problem", fails)
+    append("log.jsonl", "x\n")(run)
+    renew_list(run)
+    problems = audit(run).problems
+    assert any("image.png: cannot be checked: of 0" in p for p in problems), problems
+    assert any(p.startswith("log.jsonl: ") for p in problems), problems
+
+
+def test_names_of_files_do_not_command_the_terminal(run: Path, cli) -> None:
+    (run / "a\x1b[32m\naudit passed").write_bytes(b"")
+    done = cli("audit", run)
+    assert done.code == 1
+    assert "\x1b[32m" not in done.out and "a\\x1b[32m audit passed: no ledger knows this file" in done.out
+    assert "\x1b" not in cli("audit", run, "--json").out
 
 
 @pytest.mark.parametrize("place", [f"{TASK}/ledger.json", MANIFEST])

@@ -98,6 +98,20 @@ def test_keys_that_cannot_be_used(words: tuple[str, str], told: str, run: Path, 
     assert not (run / "files.sig").exists()
 
 
+def test_a_wrong_key_is_told_before_the_audit(run: Path, keys: Path, cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("perdure.audit.audit.audit", lambda *_: pytest.fail("the audit took its time first"))
+    done = cli("audit", run, "--sign", keys / "public.pem")
+    assert (done.code, "is not a private key" in done.err) == (2, True), done.err
+
+
+def test_a_link_in_the_place_of_a_signature_is_told_once(run: Path, keys: Path, cli) -> None:
+    (run / "files.sig").symlink_to("files.json")
+    for words in ((), ("--verify", keys / "public.pem")):
+        done = cli("audit", run, *words)
+        told = [line for line in done.out.splitlines() if line.startswith("problem ")]
+        assert told == ["problem files.sig: is a link; what it points to cannot be checked"]
+
+
 def test_a_run_that_fails_is_not_signed(run: Path, keys: Path, cli) -> None:
     (run / "photo.png").write_bytes(b"x")
     done = cli("audit", run, "--sign", keys / "key.pem")

@@ -55,6 +55,14 @@ def test_a_class_of_one_image_is_refused_before_training(scans: Path, cli, tmp_p
     assert "the recipe cannot run" in checked.out
 
 
+def test_copies_of_an_image_count_once(scans: Path, cli, tmp_path: Path) -> None:
+    content = (tmp_path / "scans/train/rare/rare0.png").read_bytes()
+    for k in range(1, 20):
+        (tmp_path / f"scans/train/rare/copy{k}.png").write_bytes(content)
+    done = cli("run", scans, "privacy.min_images=5", "--out", tmp_path / "run", "--quiet")
+    assert (done.code, "the class 'rare' has 1 training images of patients" in done.err) == (1, True), done.err
+
+
 def test_by_default_twenty_are_needed(scans: Path, cli, tmp_path: Path) -> None:
     done = cli("run", scans, "--out", tmp_path / "run", "--quiet")
     assert (done.code, "'common' has 6" in done.err, "at least 20" in done.err) == (1, True, True)
@@ -81,9 +89,9 @@ def test_other_data_may_be_averaged_as_the_author_likes(scans: Path, cli, tmp_pa
 
 
 def test_enough_images_pass(scans: Path, cli, tmp_path: Path) -> None:
-    for k in range(1, 7):
-        content = (tmp_path / "scans/train/common/common0.png").read_bytes()
-        (tmp_path / f"scans/train/rare/r{k}.png").write_bytes(content)
+    draw = np.random.Generator(np.random.PCG64(4))
+    for k in range(1, 6):
+        Image.fromarray(draw.integers(0, 255, (32, 32), np.uint8)).save(tmp_path / f"scans/train/rare/r{k}.png")
     run = tmp_path / "run"
     done = cli("run", scans, "privacy.min_images=6", "--out", run, "--quiet")
     assert done.code == 0, done.err

@@ -6,7 +6,9 @@ import os
 import re
 import stat
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Final
 
@@ -37,6 +39,7 @@ class Places:
     def walk(cls, run: Path, found: Audit) -> Places:
         """List them. Nothing is followed or opened: a link may point anywhere, a pipe would block."""
         places = cls({}, [])
+        _tell_attributes(run, ".", found)
         for at, folders, files in os.walk(run):
             for name in sorted((*folders, *files)):
                 path = Path(at) / name
@@ -45,6 +48,7 @@ class Places:
                     status = path.lstat()
                 except FileNotFoundError:
                     continue  # a temporary file of a run that is writing right now
+                _tell_attributes(path, place, found)
                 if stat.S_ISLNK(status.st_mode):
                     found.tell(place, "is a link; what it points to cannot be checked")
                 elif stat.S_ISDIR(status.st_mode):
@@ -54,6 +58,15 @@ class Places:
                 else:
                     found.tell(place, "is no file: nothing of the kind belongs in a run")
         return places
+
+
+def _tell_attributes(path: Path, place: str, found: Audit) -> None:
+    """A user's extended attributes of a file or folder: no hash covers them. Some systems do not tell them."""
+    if hasattr(os, "listxattr"):
+        with suppress(OSError):  # a file system without them, or a file that has just been removed
+            names = sorted(n for n in os.listxattr(path, follow_symlinks=False) if n.startswith("user."))
+            if names:
+                found.tell(place, f"has the extended attribute '{names[0][:60]}': remove it with `setfattr -x`")
 
 
 def audit_files(
@@ -84,9 +97,9 @@ def audit_files(
         number, total = found.files.get(kind, (0, 0))
         found.files[kind] = (number + 1, total + size)
         if place in events:
-            found.tell(place, events_problem((run / place).read_bytes()))
+            found.check(place, partial(_events_problem, run / place))
         elif place in working:
-            found.tell(place, form_problem(run / place))
+            found.check(place, partial(form_problem, run / place))
         elif place not in kinds:
             found.tell(place, "no ledger knows this file")
         listed_later = place in working or (kind == TRACKING and growing)
@@ -95,7 +108,7 @@ def audit_files(
     entries = [entry for place, entry in (listed or {}).items() if place not in working]
     hashes = _compare_with_list(run, entries, places, sealed, growing, found)
     _compare_with_ledgers(run, places, sealed, hashes, found)
-    _audit_folders(places.folders, {*sealed.kinds, *working}, under_way, tracker, found)
+    _audit_folders(places.folders, {*sealed.kinds, *events, *working}, under_way, tracker, found)
     if places.files.get(LOCK):
         found.tell(LOCK, "is not empty")
     return listed
@@ -114,6 +127,10 @@ def _read_list(run: Path, found: Audit) -> dict[str, Listed] | None:
             MANIFEST, "is missing: it was removed, or an earlier version made the run, which can then not be checked"
         )
     return listed
+
+
+def _events_problem(path: Path) -> str | None:
+    return events_problem(path.read_bytes())
 
 
 def _may_be_events(place: str, tracker: str) -> bool:
@@ -171,7 +188,7 @@ def _audit_folders(
 ) -> None:
     """Folders are those of files that may be there: an empty one can tell something by its name."""
     allowed = {parent.as_posix() for place in files for parent in PurePosixPath(place).parents}
-    allowed |= {"tasks", STORE, TRACKING, f"{TRACKING}/{tracker}"}
+    allowed |= {"tasks"} if under_way is None else {"tasks", STORE, TRACKING, f"{TRACKING}/{tracker}"}
     for folder in folders:
         if folder not in allowed and not (under_way is not None and under_way.may_hold_folder(folder)):
             found.tell(folder, "no folder of this name belongs to the run (it must be one of stream.json)")

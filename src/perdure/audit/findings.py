@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
+from perdure.errors import NewerVersionError, PerdureError
 from perdure.kept.ledger import Entry
 
 
@@ -49,6 +51,21 @@ class Audit:
         if what is not None and place not in self._told:
             self._told.add(place)
             self.problems.append(f"{place}: {what}")
+
+    def check(self, place: str, check: Callable[[], str | None]) -> None:
+        """Tell what a check of a file says, or why it cannot say anything.
+
+        Raises:
+            NewerVersionError: The file is of a newer version.
+        """
+        try:
+            self.tell(place, check())
+        except NewerVersionError:
+            raise
+        except PerdureError as error:
+            self.tell(place, f"cannot be used: {error.what.partition(place)[2].strip() or error.what}")
+        except Exception as error:  # noqa: BLE001 - of whatever sort: one bad file must not hide what is wrong with the others
+            self.tell(place, f"cannot be checked: {' '.join(str(error).split())[:200] or type(error).__name__}")
 
     def to_json(self) -> dict[str, object]:
         """Plain data for ``--json``."""

@@ -10,9 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Final
 
+import numpy as np
 from typing_extensions import TypedDict
 
 PNG_START: Final = b"\x89PNG\r\n\x1a\n"
+MOST_SIDE: Final = 1 << 16
+MOST_PIXELS: Final = 1 << 28
+"""Sides and pixels of a picture that is looked into: a header can say any size, and a few bytes unpack to it."""
 _CHANNELS: Final = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _BYTES: Final = {
     "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
@@ -28,11 +32,12 @@ SIZES: Final = {_NAMES[code]: size for code, size in _BYTES.items()}
 
 
 class Found(TypedDict):
-    """A tensor in a file: shape, torch's name of its type, hex SHA-256 of its bytes."""
+    """A tensor in a file: shape, torch's name of its type, hex SHA-256 of its bytes, whether its numbers are finite."""
 
     shape: list[int]
     dtype: str
     sha256: str
+    finite: bool
 
 
 def png_problem(content: bytes) -> str | None:
@@ -64,6 +69,8 @@ def png_problem(content: bytes) -> str | None:
     width, height, bits, color, _, _, interlaced = struct.unpack(">IIBBBBB", header)
     if color not in _CHANNELS or interlaced:
         return "is not a PNG picture as this program writes them"
+    if max(width, height) > MOST_SIDE or width * height > MOST_PIXELS:
+        return f"is a PNG picture of {width:,} by {height:,} pixels, too large to be one of a run"
     size = height * (1 + -(-width * bits * _CHANNELS[color] // 8))
     try:
         unpack = zlib.decompressobj()
@@ -100,10 +107,16 @@ def read_safetensors(path: Path) -> tuple[dict[str, Found], str | None]:
                     count *= side
                 if start != at or end - start != count:
                     return found, "holds bytes that belong to no tensor"
-                digest = hashlib.sha256()
+                digest, finite = hashlib.sha256(), True
                 for block in _blocks(stream, count):
                     digest.update(block)
-                found[name] = {"shape": list(shape), "dtype": _NAMES[code], "sha256": digest.hexdigest()}
+                    finite = finite and _is_finite(block, code)
+                found[name] = {
+                    "shape": list(shape),
+                    "dtype": _NAMES[code],
+                    "sha256": digest.hexdigest(),
+                    "finite": finite,
+                }
                 at = end
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return {}, "is not a safetensors file"
@@ -115,10 +128,25 @@ def read_safetensors(path: Path) -> tuple[dict[str, Found], str | None]:
     return found, wrong
 
 
+def _is_finite(block: bytes, code: str) -> bool:
+    """Whether no number is NaN or infinite, by their bits: numpy has no bfloat16. Types of 8 bits are not looked at."""
+    known = {
+        "F64": ("<u8", 0x7FF << 52),
+        "F32": ("<u4", 0xFF << 23),
+        "F16": ("<u2", 0x1F << 10),
+        "BF16": ("<u2", 0xFF << 7),
+    }
+    if code not in known:
+        return True
+    kind, exponent = known[code]
+    bits = np.frombuffer(block, kind)
+    return not bool(((bits & bits.dtype.type(exponent)) == exponent).any())
+
+
 def _blocks(stream: BinaryIO, count: int) -> Iterator[bytes]:
     """The next bytes of a file in pieces: tensors may be larger than memory. ValueError if the file ends before."""
     while count > 0:
-        block = stream.read(min(count, 1 << 20))
+        block = stream.read(min(count, 1 << 20))  # whole numbers: files give all that is asked for up to their end
         if not block:
             raise ValueError
         count -= len(block)

@@ -2,26 +2,49 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
+from pathlib import Path, PurePosixPath
 from typing import Final, get_args
 
+import numpy as np
+
 from perdure.audit.findings import Audit
-from perdure.audit.formats import SIZES, Found, png_problem, read_safetensors
+from perdure.audit.formats import PNG_START, SIZES, png_problem, read_safetensors
 from perdure.errors import DataError, NewerVersionError
 from perdure.kept.items import KeptKind
-from perdure.kept.ledger import LEDGER, VERSION, Entry, Ledger, StoredTensor, is_raw, read_ledger, shows_few
+from perdure.kept.ledger import (
+    LEDGER,
+    LONGEST_NAME,
+    MOST_WORDS,
+    VERSION,
+    Entry,
+    Ledger,
+    StoredTensor,
+    is_raw,
+    read_ledger,
+    shows_few,
+)
 from perdure.kept.manifest import IN_TASK, KINDS, MANIFEST, SIGNATURE
 from perdure.kept.store import STORE
+from perdure.labels import BACKGROUND, IGNORE
+from perdure.report.samples import ERRORS
 from perdure.run_folder import LOCK
 from perdure.streams.description import DescribedStream
 
 SAMPLE: Final = re.compile(r"samples/[\w.-]+\.(image\.png|truth\.png|pred\.png|error\.png|class\.json)")
+PICTURE: Final = ".image.png"
+MOST_ITEMS: Final = 100
+"""Of a method, each with its explanation."""
+MOST_SIDES: Final = 8
+"""Numbers in the shape of a tensor."""
+_PREVIEW: Final = re.compile(r"one (test|validation) image, shown in the report")
 
 
 @dataclass(frozen=True)
@@ -73,14 +96,51 @@ def audit_ledgers(
         if ledger["version"] != VERSION:
             found.tell(where, f"is of version {ledger['version']}: an earlier Perdure sealed the task")
         else:
-            found.tell(where, _ledger_problem(run / where, ledger, stream, min_images))
+            found.check(where, partial(_ledger_problem, run / where, ledger, stream, min_images))
         for entry in ledger["items"]:
             found.items.append({"task": folder, **entry})
-            found.tell(where, _entry_problem(entry))
+            found.check(where, partial(_entry_problem, entry))
             if wrong := _patient_problem(where, entry, patients, min_images):
                 found.problems.append(wrong)
         found.bytes_by_kind = ledger["total_bytes"]
-    _audit_tensors(run, sealed, found)
+    _audit_contents(run, sealed, found)
+    colors = None if stream is None else _colors(stream)
+    for place in sorted(sealed.kinds):
+        if place.endswith(PICTURE) and SAMPLE.fullmatch(place.partition("/")[2].partition("/")[2]):
+            maps = {f"{place.removesuffix(PICTURE)}.{part}.png" for part in ("truth", "pred", "error")}
+            for each in sorted({place, *maps}):
+                if all((run / p).is_file() and not (run / p).is_symlink() for p in (place, each)):
+                    found.check(each, partial(_sample_problem, run / each, run / place, colors))
+
+
+def _colors(stream: DescribedStream) -> set[bytes]:
+    """The RGBA colours of a run's maps: of its classes, of what is not counted, of errors, and clear."""
+    clear = stream.space.palette()[BACKGROUND].tobytes() + b"\0"
+    known = [*(c.color for c in stream.classes), tuple(stream.space.palette()[IGNORE]), *(c for _, c in ERRORS)]
+    return {clear, b"\0\0\0\0", *(bytes([*map(int, color), 255]) for color in known)}
+
+
+def _sample_problem(path: Path, image: Path, colors: set[bytes] | None) -> str | None:
+    """Whether a picture of a sample shows nothing but the image, or a map of it: what is clear can hide a picture."""
+    content = path.read_bytes()
+    if (wrong := png_problem(content)) is not None:
+        return wrong
+    start = len(PNG_START) + 8
+    size, form = content[start : start + 8], tuple(content[start + 8 : start + 10])
+    if path == image:
+        return None if form == (8, 2) else "is not a picture of 8 bits per colour without transparency"
+    with image.open("rb") as stream:
+        if stream.read(start + 8)[start:] != size:
+            return "is not of the size of the sample's image"
+    if form != (8, 6):
+        return "is not a map with 8 bits per colour and transparency"
+    from PIL import Image
+
+    with Image.open(io.BytesIO(content)) as picture:
+        shown = np.unique(np.frombuffer(picture.tobytes(), "<u4"))
+    if colors is not None and (strange := [c for c in shown if c.tobytes() not in colors]):
+        return f"shows {len(strange):,} colours that no class of the run has"
+    return None
 
 
 def _patient_problem(where: str, entry: Entry, patients: bool, min_images: int) -> str | None:
@@ -106,6 +166,11 @@ def _ledger_problem(path: Path, ledger: Ledger, stream: DescribedStream | None, 
         return f"says that the images come from {said}, stream.json that they come from {other}"
     if ledger["min_images"] != min_images:
         return f"says min_images {ledger['min_images']}, recipe.yaml says {min_images}"
+    if stream is not None and ledger["task"] not in [task.name for task in stream.tasks]:
+        return "names a task that is none of the stream"
+    own = [entry for entry in ledger["items"] if entry["tensors"] or entry["stored"] is not None or not entry["files"]]
+    if len(own) > MOST_ITEMS or len({entry["name"] for entry in own}) < len(own):
+        return f"lists an item twice, or more than {MOST_ITEMS} items besides pictures"
     totals: Counter[str] = Counter()
     for entry in ledger["items"]:
         totals[entry["kind"]] += entry["bytes"]
@@ -119,6 +184,12 @@ def _entry_problem(entry: Entry) -> str | None:
     name, kind = entry["name"], entry["kind"]
     if kind not in get_args(KeptKind):
         return f"'{name}' is of the unknown kind '{kind}'"
+    if len(name) > LONGEST_NAME or len(entry["made_from"]) > MOST_WORDS:
+        return f"'{name[:40]}' has a name or an explanation that is too long"
+    if entry["shows"] not in (None, "images", "distances") or len(entry["stored"] or "") > LONGEST_NAME:
+        return f"'{name}' says otherwise than an item does how it is shown or stored"
+    if any(len(t["name"]) > MOST_WORDS or len(t["shape"]) > MOST_SIDES for t in entry["tensors"]):
+        return f"'{name}' lists a tensor with too long a name or shape"
     places = [file["file"] for file in entry["files"]]
     own = entry["tensors"] or entry["stored"] is not None
     if not own and not entry["files"]:  # an item without content yet
@@ -127,6 +198,8 @@ def _entry_problem(entry: Entry) -> str | None:
         inside = [place.partition("/")[2].partition("/")[2] for place in places]
         if kind != "preview" or not all(map(SAMPLE.fullmatch, inside)):
             return f"'{name}' is called a {kind}, but is neither tensors nor a picture in samples/"
+        if [name] != [PurePosixPath(place).stem for place in places] or not _PREVIEW.fullmatch(entry["made_from"]):
+            return f"'{name}' is a picture in samples/, but does not say so as the run does"
         size = sum(file["bytes"] for file in entry["files"])
     else:
         stored = [f for f in entry["files"] if f["file"].startswith(f"{STORE}/")]
@@ -139,33 +212,50 @@ def _entry_problem(entry: Entry) -> str | None:
     return None if size == entry["bytes"] else f"'{name}' counts {entry['bytes']:,} bytes, but has {size:,}"
 
 
-def _audit_tensors(run: Path, sealed: Sealed, found: Audit) -> None:
+def _audit_contents(run: Path, sealed: Sealed, found: Audit) -> None:
     """Safetensors files hold what ledgers list, and nothing else; pictures are pictures; marks say nothing more."""
     listed: dict[str, dict[str, StoredTensor]] = {}
-    for tensor in (t for ledger in sealed.ledgers.values() for entry in ledger["items"] for t in entry["tensors"]):
-        listed.setdefault(tensor["file"], {})[tensor["name"]] = tensor
+    weights: set[tuple[str, str]] = set()
+    for entry in (entry for ledger in sealed.ledgers.values() for entry in ledger["items"]):
+        for tensor in entry["tensors"]:
+            listed.setdefault(tensor["file"], {})[tensor["name"]] = tensor
+            if entry["kind"] == "weights":
+                weights.add((tensor["file"], tensor["name"]))
     for place in sorted(sealed.kinds):
         path = run / place
         if not place.startswith(("tasks/", f"{STORE}/")) or path.is_symlink() or not path.is_file():
             continue
         if path.suffix == ".png":
-            found.tell(place, png_problem(path.read_bytes()))
+            found.check(place, partial(_picture_problem, path))
         elif path.suffix == ".safetensors":
-            tensors, wrong = read_safetensors(path)
-            found.tell(place, wrong)
-            if place in listed:  # in files of the store, what the tensors are is the method's affair
-                found.tell(place, _tensor_problem(tensors, listed[place]))
+            names = {name for file, name in weights if file == place}
+            # in files of the store, what the tensors are is the method's affair
+            found.check(place, partial(_tensor_problem, path, listed.get(place), names))
         elif sealed.kinds[place] == "mark":
-            number = int(place.partition("/")[2].partition("-")[0])
-            if path.read_text(encoding="utf-8", errors="replace") != json.dumps({"task": number}, indent=1) + "\n":
-                found.tell(place, "holds more than the number of the task")
+            found.check(place, partial(_mark_problem, path, int(place.partition("/")[2].partition("-")[0])))
 
 
-def _tensor_problem(tensors: Mapping[str, Found], listed: Mapping[str, StoredTensor]) -> str | None:
+def _picture_problem(path: Path) -> str | None:
+    return png_problem(path.read_bytes())
+
+
+def _mark_problem(path: Path, number: int) -> str | None:
+    same = path.read_text(encoding="utf-8", errors="replace") == json.dumps({"task": number}, indent=1) + "\n"
+    return None if same else "holds more than the number of the task"
+
+
+def _tensor_problem(path: Path, listed: Mapping[str, StoredTensor] | None, weights: Collection[str]) -> str | None:
+    """Whether a file of tensors is not what ledgers list (``None``: they list the file only), or a weight is none."""
+    tensors, wrong = read_safetensors(path)
+    if wrong is not None or listed is None:
+        return wrong
     for name, tensor in tensors.items():
         if name not in listed:
             return f"holds the tensor '{name}', which no ledger lists"
-        if tensor != {key: listed[name][key] for key in ("shape", "dtype", "sha256")}:
+        said: StoredTensor = listed[name]
+        if (tensor["shape"], tensor["dtype"], tensor["sha256"]) != (said["shape"], said["dtype"], said["sha256"]):
             return f"its tensor '{name}' is not what the ledger says"
+        if name in weights and not tensor["finite"]:  # statistics may hold NaN for "none"
+            return f"its weight '{name}' is not finite"
     missing = listed.keys() - tensors.keys()
     return f"lacks the tensor '{min(missing)}'" if missing else None

@@ -33,7 +33,10 @@ def audit_names(run: Path, files: Iterable[str], found: Audit) -> None:
     for where in sorted(files):
         text = ""
         if PurePosixPath(where).suffix in TEXT_SUFFIXES:
-            text = _EMBEDDED.sub("", (run / where).read_text(encoding="utf-8", errors="replace"))
+            try:
+                text = _EMBEDDED.sub("", (run / where).read_text(encoding="utf-8", errors="replace"))
+            except OSError as error:
+                found.tell(where, f"cannot be read: {error.strerror or error}")
         if match := _PATH.search(text):
             found.problems.append(f"{where}: holds a path of a machine ({match.group()[:60]})")
         if any(name.search(text) or name.search(where) for name in names):

@@ -9,7 +9,8 @@ import html
 import io
 import re
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -44,34 +45,40 @@ def _audit_results(
     except PerdureError:
         return  # told of the counts themselves
     for name in ("results.csv", "results.json"):
-        if name in files and (run / name).read_bytes() != (folder / name).read_bytes():
-            found.tell(name, "holds other things than the results of the run's counts; `--resume` writes it again")
+        if name in files:
+            found.check(name, partial(_result_problem, run / name, folder / name))
+
+
+def _result_problem(path: Path, again: Path) -> str | None:
+    same = path.read_bytes() == again.read_bytes()
+    return None if same else "holds other things than the results of the run's counts; `--resume` writes it again"
 
 
 def _audit_pages(run: Path, folder: Path, files: Collection[str], found: Audit) -> None:
     """Pages are what the run's other files give; they may have been written while the folder had another name."""
     for name, write in ((REPORT, write_report), (CARD, write_model_card)):
-        if name not in files:
-            continue
-        try:
-            page = (run / name).read_bytes().decode()
-            heading = r"<h1>([^<\n]{1,120})</h1>" if name == REPORT else r"\A# Model card: ([^\n]{1,120})"
-            title = re.search(heading, page)
-            if title is None:
-                found.tell(name, f"is not the run's page; {_AGAIN}")
-                continue
-            called = html.unescape(title[1]) if name == REPORT else title[1]
-            again = write(run, folder / name, called).read_text(encoding="utf-8")
-            (mine, wrong), (made, _) = _with_hashes(page), _with_hashes(again)
-            if mine != made:
-                what = f", such as an embedded picture that {wrong}" if wrong else ""
-                found.tell(
-                    name, f"is not what the run's other files give: something was added or changed{what}; {_AGAIN}"
-                )
-        except UnicodeDecodeError:
-            found.tell(name, "is no text")
-        except PerdureError as error:
-            found.tell(name, f"cannot be compared with the run: {error.what}")
+        if name in files:
+            found.check(name, partial(_page_problem, run, folder, name, write))
+
+
+def _page_problem(run: Path, folder: Path, name: str, write: Callable[[Path, Path, str], Path]) -> str | None:
+    try:
+        page = (run / name).read_bytes().decode()
+        heading = r"<h1>([^<\n]{1,120})</h1>" if name == REPORT else r"\A# Model card: ([^\n]{1,120})"
+        title = re.search(heading, page)
+        if title is None:
+            return f"is not the run's page; {_AGAIN}"
+        called = html.unescape(title[1]) if name == REPORT else title[1]
+        again = write(run, folder / name, called).read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        return "is no text"
+    except PerdureError as error:
+        return f"cannot be compared with the run: {error.what}"
+    (mine, wrong), (made, _) = _with_hashes(page), _with_hashes(again)
+    if mine == made:
+        return None
+    what = f", such as an embedded picture that {wrong}" if wrong else ""
+    return f"is not what the run's other files give: something was added or changed{what}; {_AGAIN}"
 
 
 def _with_hashes(page: str) -> tuple[str, str | None]:
@@ -93,8 +100,12 @@ def _with_hashes(page: str) -> tuple[str, str | None]:
         if wrong is not None:
             problems.append(wrong)
             return match[0]
-        with Image.open(io.BytesIO(content)) as image:
-            digest = hashlib.sha256(f"{image.mode} {image.size}".encode() + image.tobytes())
+        try:
+            with Image.open(io.BytesIO(content)) as image:
+                digest = hashlib.sha256(f"{image.mode} {image.size}".encode() + image.tobytes())
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            problems.append(f"cannot be read ({' '.join(str(error).split())[:80]})")
+            return match[0]
         return f"picture {digest.hexdigest()}"
 
     text = _ADDRESS.sub(pixels, page)

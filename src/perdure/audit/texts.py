@@ -10,6 +10,7 @@ import math
 import re
 import tempfile
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -19,6 +20,7 @@ from pydantic import JsonValue, ValidationError
 from perdure.audit.findings import Audit
 from perdure.config.load import data_of_task, parse_recipe
 from perdure.config.recipe import Recipe
+from perdure.data.catalog import check_options
 from perdure.data.preparation import read_preparation
 from perdure.engine.run_logger import EVENTS
 from perdure.errors import PerdureError, UsageError
@@ -30,11 +32,25 @@ from perdure.report.samples import Classes
 from perdure.run_folder import ENVIRONMENT, ORIGIN
 from perdure.streams.description import DescribedStream
 
-MOST_TEXT: Final = 1000
-"""Characters of one value; a picture of any use needs more."""
-MOST_VALUES: Final = 256
-"""Numbers in one list of free settings."""
+MOST_TEXT: Final = 500
+"""Characters of one value: more than any setting needs. A picture of 12 by 12 pixels fits in as many."""
+MOST_TEXTS: Final = 4000
+"""Characters of all texts of a recipe or a preparation together, keys included."""
+MOST_VALUES: Final = 512
+"""Numbers in them together, without the class order, whose names must be classes of the stream."""
+MOST_BYTES: Final = 1 << 14
+"""Size of a recipe without its class order."""
+MOST_IMAGES: Final = 10**9
+LONGEST_TAIL: Final = 1000
+"""Of a line of the log that a kill cut short."""
+MOST_KEYS: Final = 40
+"""Of a line of the log."""
+MOST_NAMES: Final = 300
+"""Different keys and phases of a whole log."""
+_BIG: Final = 1 << 63
 _WORD: Final = re.compile(r"[\w.,=\[\] +-]{1,80}")
+_KEY: Final = re.compile(r"[A-Za-z_][\w.,=\[\]-]{0,39}")
+_FINGERPRINT: Final = re.compile(r"([0-9a-f]{24})?")
 
 
 def audit_texts(
@@ -45,10 +61,10 @@ def audit_texts(
     Only the log of a run that goes on (``growing``) may end in the middle of a line, as a kill leaves it.
     """
     checks: dict[str, Callable[[Path], str | None]] = {
-        "recipe.yaml": _recipe_problem,
+        "recipe.yaml": lambda path: _recipe_problem(path, stream),
         "stream.json": lambda path: _stream_problem(path, stream, run),
         "environment.json": _environment_problem,
-        "log.jsonl": lambda path: _log_problem(path, MOST_TEXT if growing else 0),
+        "log.jsonl": lambda path: _log_problem(path, LONGEST_TAIL if growing else 0),
     }
     for task in sealed:
         for place in files:
@@ -57,7 +73,7 @@ def audit_texts(
                 checks[place] = check
     for place, check in checks.items():
         if place in files:
-            found.tell(place, _guarded(check, run / place))
+            found.check(place, partial(_guarded, check, run / place))
 
 
 def _check_of(inside: str) -> Callable[[Path], str | None] | None:
@@ -77,15 +93,24 @@ def _guarded(check: Callable[[Path], str | None], path: Path) -> str | None:
         return f"cannot be read: {' '.join(str(error).split())[:200]}"
 
 
-def _recipe_problem(path: Path) -> str | None:
+def _recipe_problem(path: Path, stream: DescribedStream) -> str | None:
     text = path.read_text(encoding="utf-8")
     raw = parse_yaml(text)
     if yaml.safe_dump(raw, sort_keys=False, allow_unicode=True) != text:
         return "is not as it was written: it holds comments or other text besides the settings"
     if not isinstance(raw, dict):
         return "is not a recipe"
-    parse_recipe(raw, "recipe.yaml")
-    return _too_much(raw)
+    recipe = parse_recipe(raw, "recipe.yaml")
+    order = recipe.stream.order
+    known = {c.name for c in stream.classes} | {c.id for c in stream.classes}
+    if not isinstance(order, str) and (len(order) > len(known) or not known.issuperset(order)):
+        return "orders other classes than those of the stream"
+    check_options(recipe.data.name, recipe.data.settings)
+    section = raw["stream"]
+    plain = {**raw, "stream": {k: v for k, v in section.items() if k != "order"} if isinstance(section, dict) else None}
+    if len(yaml.safe_dump(plain).encode()) > MOST_BYTES:
+        return f"holds more than {MOST_BYTES:,} bytes, and no recipe needs so many"
+    return _too_much(plain)
 
 
 def _stream_problem(path: Path, stream: DescribedStream, run: Path) -> str | None:
@@ -96,10 +121,16 @@ def _stream_problem(path: Path, stream: DescribedStream, run: Path) -> str | Non
         plain = read_preparation(task.preparation, "stream.json").model_dump(mode="json")
         if (extra := _extra(task.preparation, plain)) is not None:
             return f"holds '{extra}', which is no part of a preparation"
-        if (wrong := _too_much(dict(task.data))) is not None:
+        if (wrong := _too_much([dict(task.data), task.preparation])) is not None:
             return wrong
-    if (wrong := _too_much(raw, MOST_VALUES * 64)) is not None:
-        return wrong
+        if not all(map(_FINGERPRINT.fullmatch, (task.digest, task.content, task.pool))):
+            return "holds a fingerprint of images that is none"
+        if not 0 <= task.images < MOST_IMAGES:
+            return "holds a number of images that no task has"
+    if any(not 0 <= value <= 255 for known in stream.classes for value in known.color):
+        return "holds a colour that is none"
+    if long := [text for text in (stream.protocol, stream.dataset) if len(text) > MOST_TEXT]:
+        return f"holds a text of {len(long[0]):,} characters"
     recipe = _recipe(run)
     if recipe is None:
         return None
@@ -131,12 +162,17 @@ def _environment_problem(path: Path) -> str | None:
         flat |= origin
     if extra := sorted(set(raw) - ENVIRONMENT - {"first_weights"}):
         return f"holds the unknown key '{extra[0]}'"
-    if bad := [k for k, v in flat.items() if not isinstance(v, str | int | None) or len(str(v)) > 200]:
+    if bad := [
+        k
+        for k, v in flat.items()
+        if not (isinstance(v, str | None) or (type(v) is int and 0 <= v < 1 << 31)) or len(str(v)) > 200
+    ]:
         return f"'{bad[0]}' is not a version, a name or a number"
     return None
 
 
 def _log_problem(path: Path, longest_tail: int) -> str | None:
+    seen: set[str] = set()
     for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1], 1):
         entry = json.loads(line)
         if not isinstance(entry, dict) or json.dumps(entry) != line:
@@ -145,11 +181,17 @@ def _log_problem(path: Path, longest_tail: int) -> str | None:
             return f"line {number} holds the unknown event '{str(entry['event'])[:40]}'"
         for key, value in entry.items():
             if key in ("event", "phase"):
-                fits = isinstance(value, str) and _WORD.fullmatch(value) is not None
+                fits = isinstance(value, str) and len(value) <= MOST_KEYS and _WORD.fullmatch(value) is not None
+                seen.add(str(value))
+            elif isinstance(value, int):  # before any conversion: one of 320 digits is no float
+                fits = abs(value) < _BIG
             else:
-                fits = value is None or (isinstance(value, int | float) and math.isfinite(value))
-            if not fits or not _WORD.fullmatch(key):
+                fits = value is None or (isinstance(value, float) and math.isfinite(value))
+            if not fits or not _KEY.fullmatch(key):
                 return f"line {number} holds '{key[:40]}', which is not a number"
+        seen.update(entry)
+        if len(entry) > MOST_KEYS or len(seen) > MOST_NAMES:
+            return f"line {number} holds more figures, or more different ones, than a run writes"
     tail = path.read_bytes().rpartition(b"\n")[2]
     return "holds more than whole lines" if len(tail) > longest_tail else None
 
@@ -193,15 +235,24 @@ def _extra(raw: object, known: object) -> str | None:
     return None
 
 
-def _too_much(value: object, most: int = MOST_VALUES) -> str | None:
-    """Whether a value is long enough to be a picture, as text or as numbers."""
-    if isinstance(value, str):
-        return f"holds a text of {len(value):,} characters" if len(value) > MOST_TEXT else None
-    if isinstance(value, dict):
-        return next((w for part in value.items() for each in part if (w := _too_much(each, most))), None)
-    if isinstance(value, list | tuple):
-        numbers = sum(isinstance(part, int | float) for part in value)
-        if numbers > most:
-            return f"holds a list of {numbers:,} numbers"
-        return next((w for part in value if (w := _too_much(part, most))), None)
-    return None
+def _too_much(value: object) -> str | None:
+    """Whether nested settings hold enough to be a picture, as text or as numbers, in one value or in all together."""
+    texts, numbers = 0, 0
+    left = [value]
+    while left:
+        part = left.pop()
+        if isinstance(part, dict):
+            left += [*part, *part.values()]
+        elif isinstance(part, list | tuple):
+            left += part
+        elif isinstance(part, str):
+            texts += len(part)
+            if len(part) > MOST_TEXT:
+                return f"holds a text of {len(part):,} characters"
+        elif part is not None:
+            numbers += 1
+            if isinstance(part, int) and abs(part) >= _BIG:
+                return "holds a number of more than 64 bits"
+    if texts > MOST_TEXTS:
+        return f"holds texts of {texts:,} characters"
+    return f"holds {numbers:,} numbers" if numbers > MOST_VALUES else None

@@ -32,11 +32,12 @@ def audit_weights(recipe: Recipe, stream: DescribedStream, sealed: Sealed, found
             ledger = sealed.ledgers.get(folder.name)
             if ledger is None:
                 return  # told already
-            for tensor in (t for entry in ledger["items"] if entry["name"] == "weights" for t in entry["tensors"]):
+            for tensor in (t for entry in ledger["items"] if entry["kind"] == "weights" for t in entry["tensors"]):
                 if own.get(tensor["name"]) != tensor["shape"]:
                     found.tell(tensor["file"], f"'{tensor['name']}' is called a weight, but is none of the network")
             method.files = read_files(folder)
     except PerdureError as error:
         found.problems.append(f"the model cannot be built from recipe.yaml: {error.what}")
-    except (MemoryError, RuntimeError) as error:  # torch, of a recipe that was edited: sizes that no machine has
+    except (MemoryError, ArithmeticError, RuntimeError, TypeError, ValueError, LookupError) as error:
+        # torch, of a recipe that was edited: sizes that no machine has, and more
         found.problems.append(f"the model cannot be built from recipe.yaml: {' '.join(str(error).split())[:200]}")

@@ -279,11 +279,13 @@ def audit(
 ) -> None:
     """List every byte a run keeps and look for patient data, unknown files, names and paths; exit 1 if any."""
     from perdure.audit.audit import audit as look
-    from perdure.audit.signature import sign
+    from perdure.audit.signature import private_key, sign
     from perdure.cli.audit import show
 
     if key is not None and public is not None:
         raise UsageError("--sign and --verify exclude each other", "sign first, then verify with the public key")
+    if key is not None:
+        private_key(key)  # a wrong one is told before minutes of hashing
     found = look(run, public)
     show(found, as_json)
     if not found.passed:

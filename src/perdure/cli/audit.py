@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from typing import Final
 
-from rich.markup import escape
+from rich import markup
 from rich.table import Table
 
 from perdure.audit.findings import Audit
 from perdure.cli.console import open_console
+from perdure.errors import plain
 from perdure.kept.ledger import sample_pictures
 
 LIMITS: Final = (
@@ -19,18 +20,24 @@ LIMITS: Final = (
 )
 
 
+def escape(text: str) -> str:
+    """A text of a run folder as it may be printed: it commands neither the terminal nor rich."""
+    return markup.escape(plain(text))
+
+
 def show(found: Audit, as_json: bool) -> None:
     """Print the ledger and the findings."""
     console = open_console()
     if as_json:
-        console.print_json(json.dumps(found.to_json()))
+        # in ASCII: names of files may hold what commands a terminal, or bytes that are no text
+        console.print_json(json.dumps(found.to_json()), ensure_ascii=True)
         return
     table = Table("after task", "kept", "kind", "bytes", "bytes per class", "from images", title="Everything kept")
     pictures = [item for item in found.items if item["kind"] == "preview" and not (item["tensors"] or item["stored"])]
     for item in found.items:
         if item not in pictures:
             each, few = item["per_class_bytes"], item["from_images"]
-            cells = escape(item["task"]), escape(item["name"]), item["kind"]
+            cells = escape(item["task"]), escape(item["name"]), escape(item["kind"])
             table.add_row(*cells, f"{item['bytes']:,}", f"{each:,}" if each else "–", str(few or "–"))
     if pictures:
         size = sum(item["bytes"] for item in pictures)

@@ -93,8 +93,10 @@ class AugmentSection(Options):
     )
     area: tuple[float, float] = Field((0.5, 2.0), description="segmentation: crop area as a share of the image's")
     flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
-    mean: tuple[float, ...] = Field((0.485, 0.456, 0.406), description="subtracted from each channel (0 to 1)")
-    std: tuple[float, ...] = Field((0.229, 0.224, 0.225), description="each channel is divided by it")
+    mean: tuple[float, ...] = Field(
+        (0.485, 0.456, 0.406), max_length=64, description="subtracted from each channel (0 to 1)"
+    )
+    std: tuple[float, ...] = Field((0.229, 0.224, 0.225), max_length=64, description="each channel is divided by it")
 
 
 class EvaluateSection(Options):
@@ -165,8 +167,8 @@ class Recipe(Options):
     """One experiment."""
 
     name: str = Field(description="name of the recipe")
-    about: str = Field("", description="one sentence")
-    seed: int = Field(1, ge=0, description="seed of everything random")
+    about: str = Field("", max_length=500, description="one sentence")
+    seed: int = Field(1, ge=0, lt=1 << 63, description="seed of everything random")
     data: DataSection
     stream: StreamSection
     network: NetworkSection = NetworkSection()

@@ -140,6 +140,17 @@ def open_source(name: str, root: Path | None, options: Mapping[str, object] | No
     return hold_out(source, every)
 
 
+def check_options(name: str, options: Mapping[str, object]) -> None:
+    """Check the options of a data set of :data:`DATASETS` without opening it; a reader of one's own is not imported.
+
+    Raises:
+        UsageError: There is no such option, or one is of a wrong type.
+    """
+    if name in DATASETS:
+        known = _options(name, pkgutil.resolve_name(DATASETS[name].target))
+        _checked(name, {k: p.annotation for k, p in known.items() if k != "root"}, options)
+
+
 def _options(name: str, opener: Any) -> dict[str, inspect.Parameter]:
     """Parameters of a reader: options are checked against its own signature, so that they are stated in one place."""
     try:

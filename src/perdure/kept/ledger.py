@@ -17,7 +17,7 @@ from typing_extensions import TypedDict  # pydantic needs this one up to Python 
 
 from perdure.errors import DataError, NewerVersionError
 from perdure.files import read_json, sha256, write_json
-from perdure.kept.store import STORE, Place, StoredFile
+from perdure.kept.store import STORE, Count, Digest, Place, StoredFile
 
 LEDGER: Final = "ledger.json"
 DONE: Final = "done"
@@ -27,6 +27,12 @@ MIN_IMAGES: Final = 20
 PICTURE_SIDE: Final = 8
 """From this height and width on, a statistic is taken for a picture: smaller ones are matrices of a few channels."""
 _OF_SAMPLE: Final = re.compile(r"one (test|validation) image, shown in the report")
+AVERAGED: Final = ("statistics", "prototypes", "preview")
+"""Kinds whose tensors have to come from enough images where they look like images."""
+MOST_WORDS: Final = 500
+"""Characters of what an item says that it was made from."""
+LONGEST_NAME: Final = 120
+"""Characters of an item's name."""
 _DAMAGED: Final = "the file was changed or is damaged"
 
 
@@ -34,9 +40,9 @@ class StoredTensor(TypedDict):
     """A tensor as a ledger lists it; ``sha256`` is that of its bytes, ``file`` the one that holds it."""
 
     name: str
-    shape: list[int]
+    shape: list[Count]
     dtype: str
-    sha256: str
+    sha256: Digest
     file: Place
 
 
@@ -50,15 +56,15 @@ class Entry(TypedDict):
 
     name: str
     kind: str
-    bytes: int
+    bytes: Count
     made_from: str
     patient_data: bool
-    per_class_bytes: int | None
+    per_class_bytes: Count | None
     shows: str | None
     stored: str | None
     files: list[StoredFile]
     tensors: list[StoredTensor]
-    from_images: int | None
+    from_images: Count | None
 
 
 class Ledger(TypedDict):
@@ -71,9 +77,9 @@ class Ledger(TypedDict):
     version: int
     task: str
     patients: bool
-    min_images: int
+    min_images: Count
     items: list[Entry]
-    total_bytes: dict[str, int]
+    total_bytes: dict[str, Count]
 
 
 _ADAPTER: Final = TypeAdapter(Ledger)
@@ -117,7 +123,7 @@ def is_raw(entry: Entry) -> bool:
 
 def shows_few(entry: Entry, min_images: int) -> bool:
     """Whether an item holds statistics that look like images and come from fewer than ``min_images`` images."""
-    if entry["kind"] not in ("statistics", "prototypes"):
+    if entry["kind"] not in AVERAGED:
         return False
     if entry["shows"] != "images" and not any(is_picture(tensor["shape"]) for tensor in entry["tensors"]):
         return False

@@ -18,7 +18,7 @@ from typing_extensions import TypedDict  # pydantic needs this one up to Python 
 from perdure.errors import DataError
 from perdure.files import read_json, sha256, write_text
 from perdure.kept.ledger import DONE, LEDGER, read_ledger, refuse_newer, run_of
-from perdure.kept.store import Place
+from perdure.kept.store import Count, Digest, Place
 
 MANIFEST: Final = "files.json"
 SIGNATURE: Final = "files.sig"
@@ -50,8 +50,8 @@ class Listed(TypedDict):
 
     file: Place
     kind: str
-    bytes: int
-    sha256: str
+    bytes: Count
+    sha256: Digest
 
 
 class Manifest(TypedDict):
@@ -81,6 +81,9 @@ def read_manifest(run: Path) -> dict[str, Listed] | None:
         raise DataError(f"{path} is not a list of files", "the file was changed or is damaged: restore it") from error
     if _text(manifest["files"]).encode() != path.read_bytes():
         raise DataError(f"{path} is not as it was written", "the file was changed or is damaged: restore it")
+    places = [entry["file"] for entry in manifest["files"]]
+    if places != sorted(set(places)):  # of two entries of one file only one would be looked at, and an order can tell
+        raise DataError(f"{path} lists files twice, or not in order", "the file was changed or is damaged: restore it")
     return {entry["file"]: entry for entry in manifest["files"]}
 
 

@@ -14,7 +14,17 @@ from typing import TYPE_CHECKING, Final
 from perdure.errors import DataError, RunError
 from perdure.files import read_tensors, write_tensors
 from perdure.kept.items import Kept
-from perdure.kept.ledger import Entry, StoredTensor, describe, is_picture, read_ledger, run_of
+from perdure.kept.ledger import (
+    AVERAGED,
+    LONGEST_NAME,
+    MOST_WORDS,
+    Entry,
+    StoredTensor,
+    describe,
+    is_picture,
+    read_ledger,
+    run_of,
+)
 from perdure.kept.store import STORE, FileStore
 
 if TYPE_CHECKING:
@@ -119,8 +129,10 @@ def _write_changed(
 def _from_images(item: Kept, state: Mapping[str, Tensor], earlier: Sequence[Entry], least: int) -> int | None:
     """Least number of images that a picture of an item comes from: of this task's classes, and of earlier ones."""
     pictures = item.shows == "images" or any(is_picture(state[key].shape) for key in item.keys)
-    if item.kind not in ("statistics", "prototypes") or not pictures:
+    if item.kind not in AVERAGED or not pictures:
         return item.from_images
+    if item.from_images is None and item.kind == "preview" and not least:
+        return None
     if item.from_images is None:
         raise RunError(
             f"kept item '{item.name}' holds statistics that look like images, but not from how many images they come",
@@ -163,6 +175,11 @@ def _check_claims(
     keys = Counter(key for item in items for key in item.keys)
     names = Counter(item.files for item in items if item.files is not None)
     for item in items:
+        if len(item.name) > LONGEST_NAME or len(item.made_from) > MOST_WORDS:
+            raise RunError(
+                f"kept item '{item.name[:LONGEST_NAME]}' has a name of more than {LONGEST_NAME} characters, or says in "
+                f"more than {MOST_WORDS} what it was made from"
+            )
         if bad := [k for k in item.keys if k not in state or keys[k] > 1]:
             raise RunError(
                 f"kept item '{item.name}' claims '{bad[0]}', which is not in the method's state or not its own"

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 from typing_extensions import TypedDict  # pydantic needs this one up to Python 3.11
 
 from perdure.errors import DataError, RunError
@@ -32,14 +32,18 @@ def in_folder(name: str) -> str:
 
 
 Place = Annotated[str, AfterValidator(in_folder)]
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+"""Hex SHA-256: any other text in its place can hold something."""
+Count = Annotated[int, Field(ge=0, lt=1 << 63)]
+"""An integer of 64 bits: one of thousands of digits can hold a picture."""
 
 
 class StoredFile(TypedDict):
     """A file as a ledger lists it: place in the run folder, size in bytes, hex SHA-256."""
 
     file: Place
-    bytes: int
-    sha256: str
+    bytes: Count
+    sha256: Digest
 
 
 def item_names(task: int, number: int, phase: str, count: int) -> tuple[str, ...]:
@@ -152,3 +156,5 @@ class FileStore:
                     path.unlink()
             if not any(folder.iterdir()):
                 folder.rmdir()
+        with suppress(OSError):  # not empty, or never made
+            self.root.rmdir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import NamedTuple, TypedDict
@@ -133,6 +134,24 @@ def class_images(task: Task) -> dict[int, int]:
         raise UsageError(f"task '{task.name}' has no data attached", "build the stream from its data set")
     shown = _histogram(task.data.train(), task.space, {})
     return {c: shown.get(task.space.name(c), 0) for c in task.new}
+
+
+def distinct_class_images(task: Task) -> dict[int, int]:
+    """As :func:`class_images`, but copies of an image count once. Reads every training image of the task."""
+    if task.data is None:
+        raise UsageError(f"task '{task.name}' has no data attached", "build the stream from its data set")
+    seen: dict[int, set[bytes]] = {c: set() for c in task.new}
+    for dataset in members(task.data.train()):
+        presence = cached_presence(dataset.source, dataset.split)
+        rows = {name: row for row, name in enumerate(dataset.source.names(dataset.split))}
+        for name in dataset.names:
+            shown = seen.keys() & {int(label) for label in dataset.table[np.flatnonzero(presence[rows[name]])]}
+            if shown:
+                image = dataset.source.image(dataset.split, name)
+                content = hashlib.blake2b(f"{image.shape} {image.dtype}".encode() + image.tobytes(), digest_size=16)
+                for class_id in shown:
+                    seen[class_id].add(content.digest())
+    return {class_id: len(contents) for class_id, contents in seen.items()}
 
 
 def _views(task: Task) -> dict[str, Mapping[str, Samples] | None]:

@@ -150,7 +150,7 @@ class Memory(nn.Module):
             items.append(Kept("distances", "statistics", keys, text, shows="distances"))
         if self.preview is not None:
             text = "optimised from class means against the frozen network, without any image"
-            items.append(Kept("impressions", "preview", ("memory.preview",), text, shows="images"))
+            items.append(Kept("impressions", "preview", ("memory.preview",), text, shows="images", from_images=fewest))
         return items
 
 
