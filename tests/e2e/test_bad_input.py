@@ -766,7 +766,7 @@ RESULTS = {
     "counts that overflow when added": Case(
         "compare run", FAILED, ("counts.json", "too large for counts"), copied_run(counts_of(2**62))
     ),
-    "report with a damaged picture": Case("report run", FAILED, ("not a readable picture",), copied_run(sample_cut)),
+    "report with a damaged picture": Case("report run", FAILED, ("is no PNG picture",), copied_run(sample_cut)),
     "page into a folder": Case("compare run --html photos", FAILED, ("photos",), copied_run()),
 }
 VERBS = {

@@ -34,7 +34,7 @@ from perdure.kept.ledger import (
 from perdure.kept.manifest import IN_TASK, KINDS, MANIFEST, SIGNATURE
 from perdure.kept.store import STORE
 from perdure.labels import BACKGROUND, IGNORE
-from perdure.report.samples import ERRORS
+from perdure.report.samples import ERRORS, HATCH, NOT_COUNTED_BEFORE
 from perdure.run_folder import LOCK
 from perdure.streams.description import DescribedStream
 
@@ -116,7 +116,8 @@ def audit_ledgers(
 def _colors(stream: DescribedStream) -> set[bytes]:
     """The RGBA colours of a run's maps: of its classes, of what is not counted, of errors, and clear."""
     clear = stream.space.palette()[BACKGROUND].tobytes() + b"\0"
-    known = [*(c.color for c in stream.classes), tuple(stream.space.palette()[IGNORE]), *(c for _, c in ERRORS)]
+    errors = [*(color for _, color in ERRORS), HATCH, NOT_COUNTED_BEFORE]
+    known = [*(c.color for c in stream.classes), tuple(stream.space.palette()[IGNORE]), *errors]
     return {clear, b"\0\0\0\0", *(bytes([*map(int, color), 255]) for color in known)}
 
 

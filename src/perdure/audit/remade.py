@@ -24,6 +24,8 @@ from perdure.report.page import CARD, REPORT, write_model_card, write_report
 from perdure.streams.description import DescribedStream
 
 _ADDRESS: Final = re.compile(r"data:image/png;base64,([^\"'()\s<>]*)")
+_ESCAPED: Final = re.compile(r"\\([\\`*|\[\]])")
+"""What :func:`perdure.report.render.cell` puts a backslash before."""
 _AGAIN: Final = "`perdure report` writes it again"
 
 
@@ -68,7 +70,7 @@ def _page_problem(run: Path, folder: Path, name: str, write: Callable[[Path, Pat
         title = re.search(heading, page)
         if title is None:
             return f"is not the run's page; {_AGAIN}"
-        called = html.unescape(title[1]) if name == REPORT else title[1]
+        called = html.unescape(title[1] if name == REPORT else _ESCAPED.sub(r"\1", title[1]))
         again = write(run, folder / name, called).read_text(encoding="utf-8")
     except UnicodeDecodeError:
         return "is no text"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Final, TypeVar
 
 from perdure.data.dataset import Dataset
-from perdure.errors import DataError
+from perdure.errors import DataError, PerdureError
 
 SIZES: Final = 2000
 """Image files whose size is looked at: 20 ms on a local disk."""
@@ -36,8 +36,14 @@ def content_fingerprint(parts: Sequence[Dataset]) -> str:
                 except OSError as error:
                     raise DataError(f"{file} cannot be read: {error.strerror or error}", "restore the file") from error
         for name in _spread(part.names, CONTENTS):
-            for values in (part.source.image(part.split, name), part.source.mask(part.split, name)):
-                digest.update(f"{values.shape} {values.dtype}".encode() + values.tobytes())
+            try:
+                for values in (part.source.image(part.split, name), part.source.mask(part.split, name)):
+                    digest.update(f"{values.shape} {values.dtype}".encode() + values.tobytes())
+            except (PerdureError, MemoryError):
+                raise
+            except Exception as error:  # whatever a reader of one's own does
+                what = f"{part.source.name}: '{name}' cannot be read: {type(error).__name__}: {error}"
+                raise DataError(what, "correct the reader or the file") from error
     return digest.hexdigest()
 
 
