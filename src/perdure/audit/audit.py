@@ -56,12 +56,13 @@ def audit(path: Path, key: Path | None = None) -> Audit:
     listed = audit_files(path, places, sealed, under_way, tracker, found)
     # who edits stream.json alone does not make images of patients others: any file that says so counts
     patients = stream is None or stream.patients or any(led["patients"] for led in sealed.ledgers.values())
-    audit_ledgers(path, sealed, stream, patients, min_images, found)
+    found.guard("ledgers", lambda: audit_ledgers(path, sealed, stream, patients, min_images, found))
     if listed is not None and stream is not None:
-        audit_texts(path, stream, sealed.folders, places.files, under_way is not None, found)
-        audit_remade(path, stream, sealed.folders, places.files, found)
+        growing = under_way is not None
+        found.guard("texts", lambda: audit_texts(path, stream, sealed.folders, places.files, growing, found))
+        found.guard("results and pages", lambda: audit_remade(path, stream, sealed.folders, places.files, found))
         if recipe is not None:
-            audit_weights(recipe, stream, sealed, found)
+            found.guard("weights", lambda: audit_weights(recipe, stream, sealed, found))
     audit_names(path, places.files, found)
     if under_way is not None:
         found.notes.append("the run is not finished: the state of the task under way is listed, but not looked into")

@@ -67,6 +67,15 @@ class Audit:
         except Exception as error:  # noqa: BLE001 - of whatever sort: one bad file must not hide what is wrong with the others
             self.tell(place, f"cannot be checked: {' '.join(str(error).split())[:200] or type(error).__name__}")
 
+    def guard(self, what: str, look: Callable[[], None]) -> None:
+        """Look at a part of the run; that something keeps it from an end is a problem, and the other parts follow."""
+        try:
+            look()
+        except PerdureError:
+            raise
+        except Exception as error:  # noqa: BLE001 - as in check()
+            self.problems.append(f"{what} cannot be checked: {' '.join(str(error).split())[:200]}")
+
     def to_json(self) -> dict[str, object]:
         """Plain data for ``--json``."""
         plain = asdict(self)

@@ -33,7 +33,7 @@ from perdure.kept.ledger import (
 )
 from perdure.kept.manifest import IN_TASK, KINDS, MANIFEST, SIGNATURE
 from perdure.kept.store import STORE
-from perdure.labels import BACKGROUND, IGNORE
+from perdure.labels import BACKGROUND, IGNORE, LabelSpace
 from perdure.report.samples import ERRORS, HATCH, NOT_COUNTED_BEFORE
 from perdure.run_folder import LOCK
 from perdure.streams.description import DescribedStream
@@ -115,10 +115,12 @@ def audit_ledgers(
 
 def _colors(stream: DescribedStream) -> set[bytes]:
     """The RGBA colours of a run's maps: of its classes, of what is not counted, of errors, and clear."""
-    clear = stream.space.palette()[BACKGROUND].tobytes() + b"\0"
+    # a colour out of range is told of stream.json
+    classes = tuple(c for c in stream.classes if all(0 <= value <= 255 for value in c.color))
+    palette = LabelSpace(classes, stream.background).palette()
     errors = [*(color for _, color in ERRORS), HATCH, NOT_COUNTED_BEFORE]
-    known = [*(c.color for c in stream.classes), tuple(stream.space.palette()[IGNORE]), *errors]
-    return {clear, b"\0\0\0\0", *(bytes([*map(int, color), 255]) for color in known)}
+    known = [*(c.color for c in classes), tuple(palette[IGNORE]), *errors]
+    return {palette[BACKGROUND].tobytes() + b"\0", b"\0\0\0\0", *(bytes([*map(int, color), 255]) for color in known)}
 
 
 def _sample_problem(path: Path, image: Path, colors: set[bytes] | None) -> str | None:
