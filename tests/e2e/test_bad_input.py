@@ -476,7 +476,7 @@ BEFORE_WORK = {
     "class without a pixel beside another": Case(
         RUN,
         FAILED,
-        ("no training image of task '1-2' shows class 'dog'", "stream.order"),
+        ("no training image of task 'classes 1 to 2' shows class 'dog'", "stream.order"),
         masks(lambda m: np.where(m == 2, np.uint8(0), m)),
     ),
     "photograph with a rotation flag": Case(

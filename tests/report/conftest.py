@@ -161,7 +161,7 @@ DREAMS = (
     Kept("means", "statistics", ("memory.means",), "mean over all training images of the class", True, "images",
          from_images=40),
     Kept("distances", "statistics", ("memory.impressions", "memory.reference"), "distances", False, "distances"),
-    Kept("dreamed", "preview", ("memory.preview",), "made up by the network", False, "images"),
+    Kept("dreamed", "preview", ("memory.preview",), "made up by the network", False, "images", from_images=40),
 )  # fmt: skip
 
 

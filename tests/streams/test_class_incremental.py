@@ -257,7 +257,7 @@ def test_task_without_images_is_named(build, make_source):
     future = some | {"s4": [0, 5, 6]}
     with pytest.raises(DataError, match=r"task 'elk' \(elk; setting disjoint\)"):
         build(make_source(NAMES, future), setting="disjoint")
-    with pytest.raises(DataError, match=r"no test image for task '1-3' \(ant, bee, cat;"):
+    with pytest.raises(DataError, match=r"no test image for task 'classes 1 to 3' \(ant, bee, cat;"):
         build(make_source(NAMES, train=SAMPLES, test={"t": [4]}))
 
 
@@ -468,5 +468,5 @@ def test_unlabelled_images_of_the_measured_split_are_transductive(build, make_so
 
 
 def test_a_task_without_validation_image_cannot_be_measured_on_them(build, make_source):
-    with pytest.raises(DataError, match=r"no validation image for task '1-3'"):
+    with pytest.raises(DataError, match=r"no validation image for task 'classes 1 to 3'"):
         build(make_source(NAMES, train=SAMPLES, test=SAMPLES, val={"v1": [6]}), measured="val")

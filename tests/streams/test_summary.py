@@ -64,7 +64,7 @@ def test_summary(stream):
 
 def test_a_class_that_no_image_of_its_task_shows_is_refused(make_source, split):
     source = make_source("abcd", {"x": [1], "y": [4, 3]})
-    with pytest.raises(DataError, match="no training image of task '1-2' shows class 'b'") as told:
+    with pytest.raises(DataError, match="no training image of task 'classes 1 to 2' shows class 'b'") as told:
         class_incremental(source, base=2, step=2, **split)
     assert "stream.order" in told.value.hint
     assert len(class_incremental(source, base=1, step=2, order=[1, 3, 4], **split)) == 2
