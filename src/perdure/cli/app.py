@@ -80,7 +80,7 @@ def demo(
     out: Annotated[Path, typer.Option("--out", parser=_folder, help="folder for the runs")] = Path("demo"),
     fresh: Annotated[bool, typer.Option("--fresh", help="start again even if there is a demo already")] = False,
 ) -> None:
-    """Learn digits task by task with STAR, fine-tuning and jointly, and compare: three to six minutes on two CPU cores."""
+    """Learn digits task by task with STAR, fine-tuning and jointly, and compare: three to six minutes."""
     from perdure.cli.console import open_console
     from perdure.config.load import load_recipe
     from perdure.files import write_json
