@@ -24,8 +24,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from perdure.data.check import survey
 from perdure.data.readers.folders import open_folders
+from perdure.data.survey import survey
 
 WIDTH, HEIGHT = 825, 550
 

@@ -14,7 +14,7 @@ from perdure.config.build import Experiment, build_experiment
 from perdure.config.load import data_of_task
 from perdure.config.recipe import Recipe
 from perdure.data.catalog import DATASETS
-from perdure.data.check import Survey, survey, told
+from perdure.data.survey import Survey, survey, told
 from perdure.engine.checkpoint import Checkpoint
 from perdure.engine.engine import Engine
 from perdure.engine.machine import Machine
@@ -83,7 +83,7 @@ def run_experiment(recipe: Recipe, out: Path, resume: bool = False, quiet: bool 
 
 
 def look_at_files(experiment: Experiment, quiet: bool = False) -> Survey:
-    """Read whatever of the data was not read before (:func:`perdure.data.check.survey`), with a progress bar.
+    """Read whatever of the data was not read before (:func:`perdure.data.survey.survey`), with a progress bar.
 
     Data that is made on the fly has no files that could be damaged.
     """

@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 
 from perdure.data.catalog import open_source
-from perdure.data.check import Survey, survey, told
 from perdure.data.readers import imagefiles
-from perdure.data.source import AbsentSplitError
+from perdure.data.readers.pairs import PairSource
+from perdure.data.source import AbsentSplitError, Split
+from perdure.data.survey import Survey, survey, told
 from perdure.data.validation import HeldOut
 from perdure.errors import DataError, UsageError
 from perdure.files import cache_dir
@@ -176,3 +177,19 @@ def test_a_photograph_of_a_phone_with_a_second_picture_is_one_photograph(tmp_pat
     first.save(tmp_path / "p.webp", save_all=True, append_images=[second])
     with pytest.raises(DataError, match="holds 2 pictures, and one is expected"):
         imagefiles.read_image(tmp_path / "p.webp")
+
+
+def test_a_file_that_changes_while_it_is_read_is_read_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = PairSource.image
+
+    def changing(self: PairSource, split: Split, name: str) -> np.ndarray:
+        content = read(self, split, name)
+        if name == "a":
+            os.utime(root / "images" / "a.png", ns=(1, 1))
+        return content
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PairSource, "image", changing)
+        look(root)
+    assert look(root)[1] == 1
+    assert look(root)[1] == 0

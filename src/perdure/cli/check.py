@@ -16,8 +16,9 @@ from rich.table import Table
 from perdure.cli.console import open_console
 from perdure.config.recipe import Recipe
 from perdure.data.catalog import open_source
-from perdure.data.check import Inspection, Problem, alike_as_one, inspect, told
+from perdure.data.check import Inspection, alike_as_one, inspect
 from perdure.data.source import SPLITS, size_text
+from perdure.data.survey import Problem, told
 from perdure.errors import DataError
 from perdure.labels import IGNORE
 from perdure.streams.description import called

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Final, TypeVar
 
 from perdure.data.dataset import Dataset
-from perdure.errors import DataError, PerdureError
+from perdure.data.source import read_arrays
+from perdure.errors import DataError
 
 SIZES: Final = 2000
 """Image files whose size is looked at: 20 ms on a local disk."""
@@ -29,21 +30,15 @@ def content_fingerprint(parts: Sequence[Dataset]) -> str:
     """
     digest = hashlib.blake2b(digest_size=12)
     for part in parts:
-        for name in _spread(part.names, SIZES):
-            for file in part.source.files(part.split, name):  # none where samples are made or lie in one large file
-                try:
-                    digest.update(b"%d " % file.stat().st_size)
-                except OSError as error:
-                    raise DataError(f"{file} cannot be read: {error.strerror or error}", "restore the file") from error
-        for name in _spread(part.names, CONTENTS):
+        files = (file for name in _spread(part.names, SIZES) for file in part.source.files(part.split, name))
+        for file in dict.fromkeys(files):  # once where all samples lie in one; none where they are made
             try:
-                for values in (part.source.image(part.split, name), part.source.mask(part.split, name)):
-                    digest.update(f"{values.shape} {values.dtype}".encode() + values.tobytes())
-            except (PerdureError, MemoryError):
-                raise
-            except Exception as error:  # whatever a reader of one's own does
-                what = f"{part.source.name}: '{name}' cannot be read: {type(error).__name__}: {error}"
-                raise DataError(what, "correct the reader or the file") from error
+                digest.update(b"%d " % file.stat().st_size)
+            except OSError as error:
+                raise DataError(f"{file} cannot be read: {error.strerror or error}", "restore the file") from error
+        for name in _spread(part.names, CONTENTS):
+            for values in read_arrays(part.source, part.split, name):
+                digest.update(f"{values.shape} {values.dtype}".encode() + values.tobytes())
     return digest.hexdigest()
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from perdure.errors import DataError
+from perdure.errors import DataError, PerdureError
 from perdure.labels import LabelSpace
 
 if TYPE_CHECKING:
@@ -153,3 +153,14 @@ class Source(ABC):
         # negative strides (flipped views of files) cannot become tensors, and torch warns of pixels that Pillow locks
         image, mask = np.require(image, requirements=("C", "W")), np.require(mask, requirements=("C", "W"))
         return Case(torch.from_numpy(image), torch.from_numpy(mask), name, group=name)
+
+
+def read_arrays(source: Source, split: Split, name: str) -> tuple[Image, Mask]:
+    """Image and mask of a sample as they are stored; whatever a reader of one's own raises becomes a DataError."""
+    try:
+        return source.image(split, name), source.mask(split, name)
+    except (PerdureError, MemoryError):
+        raise
+    except Exception as error:
+        what = f"{source.name}: '{name}' cannot be read: {type(error).__name__}: {error}"
+        raise DataError(what, "correct the reader or the file") from error
