@@ -46,7 +46,7 @@ def directions(
     for name in source.names(split):
         label = source.mask(split, name)
         if int(label) in images:
-            images[int(label)].append(shown.show(source.read(split, name).image))
+            images[int(label)].append(shown.show(source.read(split, name)).image)
     with torch.no_grad():
         return [torch.nn.functional.normalize(network.features(torch.stack(images[c]))) for c in wanted]
 

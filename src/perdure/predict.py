@@ -15,6 +15,7 @@ import torch
 
 from perdure.config.build import build_method
 from perdure.config.load import refuse_foreign_code
+from perdure.data.case import unlabelled
 from perdure.data.preparation import Preparation
 from perdure.data.readers.imagefiles import IMAGE_SUFFIXES, read_image, to_grey
 from perdure.data.source import Kind
@@ -101,15 +102,17 @@ class Trained:
             image: ``(3, H, W)`` uint8; made grey for a model that learned grey images.
         """
         shown = to_grey(image) if self.preparation.channels == 1 else image
-        images = self.preparation.show(torch.from_numpy(np.array(shown)))[None].to(self.device)
+        ready = self.preparation.show(unlabelled(torch.from_numpy(np.array(shown)), self.kind == "classification"))
+        assert ready.grid is not None
+        images = ready.image[None].to(self.device)
         scores: dict[int, float] = {}
         if self.kind == "segmentation":
-            labels, confidence = predict_cases(self.method.predict, images, self.preparation, image.shape[1:])
+            labels, confidence = predict_cases(self.method.predict, images, self.preparation, ready.grid)
         else:  # a table of classes also needs the scores, and the image is one window
             with torch.no_grad():
                 made = self.method.predict(images)
                 scores = dict(zip(made.class_ids, made.scores()[0].tolist(), strict=True))
-            labels, confidence = predict_cases(lambda _: made, images, self.preparation, ())
+            labels, confidence = predict_cases(lambda _: made, images, self.preparation, ready.grid)
         return Answer(labels[0].cpu().numpy(), confidence[0].cpu().numpy(), scores)
 
     def classes(self) -> list[dict[str, object]]:

@@ -158,9 +158,11 @@ def _samples(experiment: Experiment, task: Task, machine: Machine, folder: Path)
         whole = replace(dataset, names=tuple(dataset.source.names(dataset.split)))
         for position in dict.fromkeys(i * len(whole) // report.samples for i in range(report.samples)):
             case, preparation = whole.read(position), whole.preparation
-            images = preparation.show(case.image)[None].to(machine.device)
+            ready = preparation.show(case)
+            assert ready.grid is not None
+            images = ready.image[None].to(machine.device)
             with machine.autocast("fp32"):
-                predicted = predict_cases(experiment.method.predict, images, preparation, case.size).labels[0].cpu()
+                predicted = predict_cases(experiment.method.predict, images, preparation, ready.grid).labels[0].cpu()
             image, label, step = case.image, case.label, -(-max(case.image.shape[1:]) // SIDE_OF_PICTURES)
             place = (folder / "samples", f"{test}-{position:05d}" if len(tests) > 1 else f"{position:05d}")
             if label.ndim:

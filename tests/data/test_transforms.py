@@ -14,7 +14,7 @@ from PIL import Image
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from perdure.data.case import Case
+from perdure.data.case import Case, Grid
 from perdure.data.preparation import ClassImage, Photo2D, Preparation, read_preparation
 from perdure.data.transforms import fit_square, normalise, resize
 from perdure.errors import DataError
@@ -214,13 +214,13 @@ def test_whole_images_keep_their_labels_and_scores_come_back_to_their_size() -> 
     image, label = picture(80, 120)
     photo = Photo2D(patch=(16, 16), size=40, **PLAIN)
     case = photo.test(Case(image, label, "x"))
-    assert case.image.shape == (3, 40, 60) and torch.equal(case.image, photo.show(image))
-    assert torch.equal(case.label, label.long()) and case.size == (80, 120)
+    assert case.image.shape == (3, 40, 60) and torch.equal(case.image, photo.normalised(image))
+    assert torch.equal(case.label, label.long()) and case.grid == Grid((80, 120))
     scores = torch.linspace(0, 1, 60).expand(1, 2, 40, 60)
-    back = photo.restore(scores, case.size)
+    back = photo.restore(scores, Grid(case.size))
     assert back.shape == (1, 2, 80, 120)
     torch.testing.assert_close(back[0, 0, 0, 2:-2], torch.linspace(0, 1, 120)[2:-2], atol=0.01, rtol=0)
-    assert photo.restore(torch.zeros(4, 3), ()).shape == (4, 3)
+    assert photo.restore(torch.zeros(4, 3), Grid(())).shape == (4, 3)
 
 
 @pytest.mark.parametrize(

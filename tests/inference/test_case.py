@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from perdure.data.case import Grid
 from perdure.data.preparation import Preparation
+from perdure.data.transforms import nearest
 from perdure.errors import UsageError
-from perdure.inference.case import nearest, predict_cases, starts
+from perdure.inference.case import SLICES, predict_cases, starts
 from perdure.methods.prediction import Prediction
 
 AS_IS = Preparation()
@@ -57,7 +59,7 @@ def test_a_pointwise_scorer_sees_neither_windows_nor_parts(
     shape: tuple[int, ...], overlap: float, at_once: int, blend: Literal["average", "centre"]
 ) -> None:
     images = torch.rand(2, 3, *shape, generator=torch.Generator().manual_seed(0))
-    found = predict_cases(dense(pointwise, (0, 7, 300)), images, windows(8, overlap, blend), shape, at_once)
+    found = predict_cases(dense(pointwise, (0, 7, 300)), images, windows(8, overlap, blend), Grid(shape), at_once)
     best = pointwise(images).max(1)
     assert torch.equal(found.labels, torch.tensor([0, 7, 300], dtype=torch.int16)[best.indices])
     torch.testing.assert_close(found.confidence, best.values)
@@ -70,7 +72,7 @@ def test_overlapping_windows_are_averaged() -> None:
         calls.append(tuple(images.shape))
         return torch.full_like(images[:, :1], len(calls))
 
-    found = predict_cases(dense(score, (3,)), torch.zeros(1, 3, 4, 6), windows(4, 0.5), (4, 6))
+    found = predict_cases(dense(score, (3,)), torch.zeros(1, 3, 4, 6), windows(4, 0.5), Grid((4, 6)))
     assert calls == [(1, 3, 4, 4)] * 2
     assert found.confidence[0, 0].tolist() == [1, 1, 1.5, 1.5, 2, 2]
 
@@ -79,7 +81,7 @@ def test_overlapping_windows_are_averaged() -> None:
 @pytest.mark.parametrize("at_once", [1, 100, 1 << 20])
 def test_scores_come_back_to_the_raw_grid_before_the_best_wins(size: tuple[int, int], at_once: int) -> None:
     scores = torch.rand(1, 7, 6, 5, generator=torch.Generator().manual_seed(1))
-    found = predict_cases(dense(lambda _: scores, range(7)), torch.zeros(1, 3, 6, 5), AS_IS, size, at_once)
+    found = predict_cases(dense(lambda _: scores, range(7)), torch.zeros(1, 3, 6, 5), AS_IS, Grid(size), at_once)
     whole = torch.nn.functional.interpolate(scores, size, mode="bilinear", align_corners=False)
     assert torch.equal(found.labels.long(), whole.argmax(1))
     torch.testing.assert_close(found.confidence, whole.amax(1))
@@ -88,12 +90,12 @@ def test_scores_come_back_to_the_raw_grid_before_the_best_wins(size: tuple[int, 
 @pytest.mark.parametrize("at_once", [1, 1 << 20])
 def test_first_channel_wins_a_tie(at_once: int) -> None:
     flat = dense(lambda images: torch.full((1, 4, 2, 2), 0.5), (9, 1, 2, 3))
-    assert predict_cases(flat, torch.zeros(1, 3, 2, 2), AS_IS, (6, 6), at_once).labels.unique().tolist() == [9]
+    assert predict_cases(flat, torch.zeros(1, 3, 2, 2), AS_IS, Grid((6, 6)), at_once).labels.unique().tolist() == [9]
 
 
 def test_images_with_one_class_each() -> None:
     scores = torch.tensor([[0.1, 0.7, 0.2], [0.5, 0.2, 0.3]])
-    found = predict_cases(dense(lambda _: scores, (5, 2, 8)), torch.zeros(2, 3, 9, 9), AS_IS, ())
+    found = predict_cases(dense(lambda _: scores, (5, 2, 8)), torch.zeros(2, 3, 9, 9), AS_IS, Grid(()))
     assert found.labels.tolist() == [2, 5]
     torch.testing.assert_close(found.confidence, torch.tensor([0.7, 0.5]))
 
@@ -128,7 +130,7 @@ def test_groups_are_not_cut_unless_one_alone_is_too_large() -> None:
 def test_windows_are_encoded_once_where_their_features_fit(held_bytes: int, encoded: int) -> None:
     model = Counting((2, 2, 2), held_bytes)
     images = torch.rand(1, 3, 6, 6)
-    found = predict_cases(model, images, windows(4, 0.5), (6, 6), scores_at_once=2 * 36)
+    found = predict_cases(model, images, windows(4, 0.5), Grid((6, 6)), scores_at_once=2 * 36)
     assert model.encoded == encoded, "four windows, three groups"
     assert model.asked == [channels for channels in ((0, 1), (2, 3), (4, 5)) for _ in range(4)]
     assert found.labels.unique().tolist() == [2]
@@ -136,7 +138,7 @@ def test_windows_are_encoded_once_where_their_features_fit(held_bytes: int, enco
 
 def test_all_scores_in_one_part_encode_each_window_once() -> None:
     model = Counting((2, 2, 2), 1 << 40)
-    predict_cases(model, torch.rand(1, 3, 6, 6), windows(4, 0.5), (6, 6))
+    predict_cases(model, torch.rand(1, 3, 6, 6), windows(4, 0.5), Grid((6, 6)))
     assert model.encoded == 4
 
 
@@ -148,7 +150,7 @@ def test_each_pixel_comes_from_the_window_in_whose_middle_it_lies_most() -> None
         calls.append(len(calls) + 1)
         return torch.full_like(images[:, :1], calls[-1])
 
-    found = predict_cases(dense(score, (3,)), torch.zeros(1, 3, 4, 6), windows(4, 0.5, "centre"), (4, 6))
+    found = predict_cases(dense(score, (3,)), torch.zeros(1, 3, 4, 6), windows(4, 0.5, "centre"), Grid((4, 6)))
     assert found.confidence[0].tolist() == [[1, 1, 1, 2, 2, 2]] * 4
 
 
@@ -156,16 +158,18 @@ def test_each_pixel_comes_from_the_window_in_whose_middle_it_lies_most() -> None
 def test_windows_may_have_a_side_per_axis(blend: Literal["average", "centre"]) -> None:
     model, images = Counting((3,), 1), torch.rand(1, 3, 4, 9, 6)
     preparation = Preparation(dims=3, window=(4, 5, 3), overlap=0.5, blend=blend)
-    found = predict_cases(model, images, preparation, (4, 9, 6))
+    found = predict_cases(model, images, preparation, Grid((4, 9, 6)))
     assert model.encoded == 1 * 3 * 3
     torch.testing.assert_close(found.confidence, images[:, 0] * 3)
     with pytest.raises(UsageError, match="a window of 2 axes cannot cut images of 3"):
-        predict_cases(model, images, Preparation(dims=3, window=(4, 5)), (4, 9, 6))
+        predict_cases(model, images, Preparation(dims=3, window=(4, 5)), Grid((4, 9, 6)))
 
 
 def test_by_centre_every_window_is_encoded_once_however_many_classes() -> None:
     model = Counting((2,) * 20, 1 << 40)
-    found = predict_cases(model, torch.rand(1, 3, 6, 6), windows(4, 0.5, "centre"), (12, 3), scores_at_once=2 * 16)
+    found = predict_cases(
+        model, torch.rand(1, 3, 6, 6), windows(4, 0.5, "centre"), Grid((12, 3)), scores_at_once=2 * 16
+    )
     assert model.encoded == 4 and len(model.asked) == 4 * 20
     assert found.labels.shape == found.confidence.shape == (1, 12, 3)
 
@@ -193,7 +197,35 @@ def test_scores_in_memory_do_not_grow_with_the_classes(blend: Literal["average",
     for classes in (20, 143):
         with Largest() as seen:
             predict_cases(
-                Counting((1,) * classes, 1), torch.rand(1, 3, 32, 32), windows(16, 0.5, blend), (32, 32), 4 * 32 * 32
+                Counting((1,) * classes, 1),
+                torch.rand(1, 3, 32, 32),
+                windows(16, 0.5, blend),
+                Grid((32, 32)),
+                4 * 32 * 32,
             )
         sizes.append(seen.numel)
     assert sizes[0] == sizes[1] <= 16 * 16 * 20
+
+
+def test_a_part_of_a_turned_volume_comes_back_to_its_place() -> None:
+    """Raw (z, y, x) = (5, 6, 7); the network sees x first, then z, then y, of rows 1 to 4 and columns 2 to 5."""
+    raw = torch.arange(5 * 6 * 7).view(5, 6, 7) % 3
+    grid = Grid((5, 6, 7), ((0, 5), (1, 5), (2, 6)), (2, 0, 1))
+    seen = raw[:, 1:5, 2:6].permute(2, 0, 1)
+    scores = torch.nn.functional.one_hot(seen, 3).movedim(-1, 0)[None].float()
+    found = predict_cases(dense(lambda _: scores, (0, 4, 9)), torch.zeros(1, 1, *seen.shape), Preparation(dims=3), grid)
+    expected = torch.zeros(5, 6, 7, dtype=torch.int16)
+    expected[:, 1:5, 2:6] = torch.tensor([0, 4, 9], dtype=torch.int16)[raw[:, 1:5, 2:6]]
+    assert torch.equal(found.labels[0], expected)
+    assert (found.confidence == 1).all()
+
+
+def test_a_network_for_images_sees_a_volume_slice_by_slice() -> None:
+    """Slices along raw axis 1; more of them than go through the network at once."""
+    volumes = torch.rand(2, 3, SLICES + 3, 5, 6, generator=torch.Generator().manual_seed(2))
+    grid = Grid((5, SLICES + 3, 6), axes=(1, 0, 2))
+    found = predict_cases(dense(pointwise, (0, 7, 300)), volumes, AS_IS, grid)
+    best = pointwise(volumes).max(1)
+    expected = torch.tensor([0, 7, 300], dtype=torch.int16)[best.indices].transpose(1, 2)
+    assert torch.equal(found.labels, expected)
+    torch.testing.assert_close(found.confidence, best.values.transpose(1, 2))

@@ -90,7 +90,7 @@ def color(world: World) -> Trained:
 
 def square(side: int, mean: tuple[float, ...], std: tuple[float, ...], image: torch.Tensor) -> torch.Tensor:
     """An image as the model sees it, from a preparation made here and not from the run's own."""
-    return ClassImage(channels=len(mean), patch=(side, side), mean=mean, std=std).show(image)
+    return ClassImage(channels=len(mean), patch=(side, side), mean=mean, std=std).normalised(image)
 
 
 def photo(height: int, width: int, seed: int = 0) -> np.ndarray:

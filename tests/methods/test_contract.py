@@ -220,7 +220,7 @@ def test_learns_predicts_and_keeps_what_it_says(learn: Callable, method: str, ne
     learner, sealed = learn("run")
     source = _source(network)
     names = source.names("test")
-    images = torch.stack([_shown(network).show(torch.from_numpy(source.image("test", n))) for n in names])
+    images = torch.stack([_shown(network).normalised(torch.from_numpy(source.image("test", n))) for n in names])
     labels = torch.stack([torch.from_numpy(source.mask("test", n)).long() for n in names])
     with torch.no_grad():
         prediction = learner.predict(images)

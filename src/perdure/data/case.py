@@ -16,13 +16,55 @@ from perdure.labels import BACKGROUND, IGNORE, TABLE_SIZE
 class Geometry:
     """Where the pixels of a case lie in the world.
 
+    Volumes are read with their axes turned to one orientation, so that a model sees every patient alike: array axis 0
+    runs from inferior to superior, 1 from posterior to anterior, 2 from left to right (RAS, last axis fastest, as
+    nnU-Net's reorienting reader has it). ``affine`` and ``axes`` lead back to the file.
+
     Args:
-        spacing: Distance of neighbouring pixels along each spatial axis; 1 where nothing is known.
+        spacing: Distance of neighbouring pixels along each axis of the case; 1 where nothing is known.
         unit: Of the spacing, ``mm`` or ``px``; distances between surfaces are given in it.
+        affine: ``4 × 4``, row by row: voxel indices of the *file*, in its own order of axes, to millimetres in RAS, as
+            NIfTI has it; empty where the image is no volume.
+        axes: For each axis of the case the axis of the file that it is, and whether it runs against it.
     """
 
     spacing: tuple[float, ...] = ()
     unit: str = "px"
+    affine: tuple[float, ...] = ()
+    axes: tuple[tuple[int, bool], ...] = ()
+
+
+@dataclass(frozen=True)
+class Grid:
+    """How a prepared image lies in the raw image that it was made from: the way back for its scores.
+
+    Args:
+        size: Spatial size of the raw image; ``()`` where an image has one class.
+        box: First and one past the last pixel along each raw axis of the part that was prepared; everything outside is
+            background. Empty: all of the raw image.
+        axes: For each axis of the prepared image the raw axis that it is. Empty: the same order.
+    """
+
+    size: tuple[int, ...]
+    box: tuple[tuple[int, int], ...] = ()
+    axes: tuple[int, ...] = ()
+
+    @property
+    def inside(self) -> tuple[int, ...]:
+        """Raw size of the prepared part, in raw order."""
+        return tuple(last - first for first, last in self.box) if self.box else self.size
+
+    @property
+    def turned(self) -> tuple[int, ...]:
+        """The same in the order of the prepared axes."""
+        return tuple(self.inside[axis] for axis in self.axes) if self.axes else self.inside
+
+    def back(self, maps: Tensor) -> Tensor:
+        """Maps ``(…, *turned)`` with their axes in raw order, ``(…, *inside)``."""
+        if not self.axes:
+            return maps
+        lead = maps.ndim - len(self.axes)
+        return maps.permute(*range(lead), *(lead + self.axes.index(axis) for axis in range(len(self.axes))))
 
 
 @dataclass(frozen=True)
@@ -38,6 +80,7 @@ class Case:
             background; ``None`` where every class of the stream that the image shows is labelled.
         geometry: Spacing of the raw grid.
         group: What must not be divided between splits, such as a patient; the name if there is nothing larger.
+        grid: Of a case that was prepared for prediction: how it lies in the raw image.
     """
 
     image: Tensor
@@ -46,11 +89,24 @@ class Case:
     annotated: frozenset[int] | None = None
     geometry: Geometry = field(default_factory=Geometry)
     group: str = ""
+    grid: Grid | None = None
 
     @property
     def size(self) -> tuple[int, ...]:
         """Spatial size of the label; ``()`` where the image has one class."""
         return tuple(self.label.shape)
+
+
+def unlabelled(image: Tensor, whole: bool, geometry: Geometry | None = None) -> Case:
+    """A case to predict: a raw image ``(C, *S)`` whose label nobody knows, all ``IGNORE``.
+
+    Args:
+        image: The image.
+        whole: True where it has one class as a whole.
+        geometry: Where its pixels lie, if known.
+    """
+    label = torch.tensor(IGNORE, dtype=torch.int16).expand(() if whole else image.shape[1:])
+    return Case(image, label, "", geometry=geometry or Geometry())
 
 
 class Batch(NamedTuple):

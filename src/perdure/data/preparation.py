@@ -7,7 +7,6 @@ program asks of the data: dimensions, channels, the size of training samples, an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Final, Literal
 
@@ -15,12 +14,13 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
-from perdure.data.case import Case
+from perdure.data.case import Case, Grid
 from perdure.data.transforms import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     centre,
     fit_square,
+    nearest,
     normalise,
     random_resized_crop,
     resize,
@@ -64,15 +64,26 @@ class Preparation(BaseModel):
 
     def test(self, case: Case) -> Case:
         """The whole case for evaluation: the prepared image, and the label on the raw grid, int64."""
-        return replace(case, image=self.show(case.image), label=case.label.long())
+        return replace(self.show(case), label=case.label.long())
 
-    def show(self, image: Tensor) -> Tensor:
-        """A whole raw image ``(C, *S)`` as the network sees it in prediction, float32 ``(C, *s)``."""
+    def show(self, case: Case) -> Case:
+        """A whole raw case as the network sees it in prediction: float32 image ``(C, *s)`` and its ``grid``.
+
+        The label is left as it is.
+        """
+        return replace(case, image=self.normalised(case.image), grid=Grid(case.size))
+
+    def normalised(self, image: Tensor) -> Tensor:
+        """A whole raw image ``(C, *S)`` as numbers that the network is used to, float32 ``(C, *s)``."""
         return image.float()
 
-    def restore(self, scores: Tensor, size: Sequence[int]) -> Tensor:
-        """Scores ``(N, k, *s)`` of a prepared image on the raw grid, ``(N, k, *size)``; ``(N, k)`` stay as they are."""
-        return scale_scores(scores, size)
+    def restore(self, scores: Tensor, grid: Grid) -> Tensor:
+        """Scores ``(N, k, *s)`` of a prepared image on the raw grid, ``(N, k, *grid.inside)``; ``(N, k)`` stay."""
+        return grid.back(scale_scores(scores, grid.turned))
+
+    def restore_labels(self, maps: Tensor, grid: Grid) -> Tensor:
+        """Maps ``(N, *s)`` of labels or confidence on the raw grid, each pixel from the one that it lies in."""
+        return grid.back(nearest(maps, grid.turned))
 
 
 class _Pictures(Preparation):
@@ -129,9 +140,10 @@ class Photo2D(_Pictures):
         height, width = shorter_to(self.size, *case.label.shape)
         image = centre(resize(case.image, height, width), self.size)
         label = centre(resize_label(case.label, height, width), self.size)
-        return replace(case, image=normalise(image, self.mean, self.std), label=label.long())
+        grid = Grid((self.size, self.size))
+        return replace(case, image=normalise(image, self.mean, self.std), label=label.long(), grid=grid)
 
-    def show(self, image: Tensor) -> Tensor:
+    def normalised(self, image: Tensor) -> Tensor:
         """Shorter side scaled to ``size`` where there is one, then normalised."""
         if self.size is not None:
             image = resize(image, *shorter_to(self.size, *image.shape[1:]))
@@ -150,7 +162,7 @@ class ClassImage(_Pictures):
         """Square, flip, normalisation."""
         return self.finish(case, fit_square(case.image, self.patch[0]), case.label)
 
-    def show(self, image: Tensor) -> Tensor:
+    def normalised(self, image: Tensor) -> Tensor:
         """Square and normalised, without a flip."""
         return normalise(fit_square(image, self.patch[0]), self.mean, self.std)
 

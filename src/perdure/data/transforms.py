@@ -117,3 +117,12 @@ def scale_scores(scores: Tensor, size: Sequence[int]) -> Tensor:
     # pixels are areas, not points (align_corners=False), as where images were resized: maps do not drift at the border
     mode = "trilinear" if scores.ndim == 5 else "bilinear"
     return nnf.interpolate(scores, list(size), mode=mode, align_corners=False)
+
+
+def nearest(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Maps ``(N, *s)`` on a grid of another size, each pixel from the one that it lies in."""
+    for axis, (length, wanted) in enumerate(zip(maps.shape[1:], size, strict=True), 1):
+        if length != wanted:
+            at = (torch.arange(wanted, device=maps.device) * 2 + 1) * length // (2 * wanted)
+            maps = maps.index_select(axis, at)
+    return maps

@@ -15,14 +15,19 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor
 
+from perdure.data.case import Grid
 from perdure.data.preparation import Preparation
 from perdure.errors import UsageError
+from perdure.labels import BACKGROUND
 from perdure.methods.prediction import Part, Prediction
 
 SCORES_AT_ONCE: Final = 1 << 26
 """Scores in memory at a time, over all images of a call: 256 MiB of float32, and as much again on the raw grid."""
 HELD_BYTES: Final = 1 << 30
 """Features of windows that are kept between two groups of classes; with more, windows are encoded again for each."""
+
+SLICES: Final = 16
+"""Slices of a volume that go through a network for images at once."""
 
 Predict = Callable[[Tensor], Prediction]
 """Images ``(N, C, *s)`` -> scores by class; ``Method.predict`` in evaluation mode."""
@@ -45,35 +50,70 @@ def predict_cases(
     predict: Predict,
     images: Tensor,
     preparation: Preparation,
-    size: Sequence[int],
+    grid: Grid,
     scores_at_once: int = SCORES_AT_ONCE,
 ) -> Labelled:
     """Label cases of one size.
 
     Args:
         predict: The model.
-        images: ``(N, C, *s)``, as :meth:`Preparation.show` made them.
+        images: ``(N, C, *s)``, as :meth:`Preparation.show` made them. Volumes are shown to a network for images slice
+            by slice, along their first axis.
         preparation: Of the task that the model learned last.
-        size: Spatial size of the raw images; ``()`` where an image has one class.
+        grid: How the images lie in the raw ones; the same for all.
         scores_at_once: Bound on the scores in memory; at least one class is scored at a time.
 
     Returns:
-        The winning class of every pixel; of equal ones the first channel.
+        The winning class of every pixel; of equal ones the first channel. Outside of ``grid.box`` background.
     """
-    grid, window = images.shape[2:], preparation.window
-    sides = tuple(grid) if window is None else (window,) * len(grid) if isinstance(window, int) else window
-    if len(sides) != len(grid):
-        raise UsageError(f"a window of {len(sides)} axes cannot cut images of {len(grid)}", "one side per axis")
+    if images.ndim - 2 > preparation.dims:
+        found = _by_slice(predict, images, preparation, grid, scores_at_once)
+    else:
+        found = _by_window(predict, images, preparation, grid, scores_at_once)
+    if grid.inside == grid.size:
+        return found
+    place = (slice(None), *(slice(first, last) for first, last in grid.box))
+    labels = torch.full((len(images), *grid.size), BACKGROUND, dtype=torch.int16, device=images.device)
+    confidence = torch.ones(len(images), *grid.size, device=images.device)
+    labels[place], confidence[place] = found
+    return Labelled(labels, confidence)
+
+
+def _by_slice(predict: Predict, volumes: Tensor, preparation: Preparation, grid: Grid, scores_at_once: int) -> Labelled:
+    """Volumes ``(N, C, D, *s)`` through a network for images, some slices at a time."""
+    depth, *plane = grid.turned
+    if depth != volumes.shape[2]:
+        raise UsageError(
+            f"{volumes.shape[2]} slices were prepared of a volume with {depth}", "slices are never resized"
+        )
+    slices = volumes.transpose(1, 2).flatten(0, 1)
+    parts = [
+        _by_window(predict, some, preparation, Grid(tuple(plane)), scores_at_once)
+        for some in torch.split(slices, SLICES)
+    ]
+    shape = (len(volumes), depth, *plane)
+    labels, confidence = (torch.cat(maps).view(shape) for maps in zip(*parts, strict=True))
+    return Labelled(grid.back(labels), grid.back(confidence))
+
+
+def _by_window(predict: Predict, images: Tensor, preparation: Preparation, grid: Grid, scores_at_once: int) -> Labelled:
+    """Images ``(N, C, *s)`` window by window; labels ``(N, *grid.inside)``."""
+    shape, window = images.shape[2:], preparation.window
+    sides = tuple(shape) if window is None else (window,) * len(shape) if isinstance(window, int) else window
+    if len(sides) != len(shape):
+        raise UsageError(f"a window of {len(sides)} axes cannot cut images of {len(shape)}", "one side per axis")
     axes = [
         starts(length, side, max(1, round(side * (1 - preparation.overlap))))
-        for length, side in zip(grid, sides, strict=True)
+        for length, side in zip(shape, sides, strict=True)
     ]
     corners = list(itertools.product(*axes))
     if preparation.blend == "centre" and len(corners) > 1:
         found = _by_centre(predict, images, axes, sides, scores_at_once)
-        return Labelled(nearest(found.labels, size), nearest(found.confidence, size))
+        return Labelled(
+            preparation.restore_labels(found.labels, grid), preparation.restore_labels(found.confidence, grid)
+        )
     windows = [_window(corner, sides) for corner in corners]
-    return _best(_averaged(predict, images, windows, preparation, size, scores_at_once))
+    return _best(_averaged(predict, images, windows, preparation, grid, scores_at_once))
 
 
 def _best(parts: Iterable[Part]) -> Labelled:
@@ -95,13 +135,13 @@ def _averaged(
     images: Tensor,
     windows: Sequence[tuple[slice, ...]],
     preparation: Preparation,
-    size: Sequence[int],
+    grid: Grid,
     scores_at_once: int,
 ) -> Iterator[Part]:
     """Scores of a few classes at a time on the raw grid, averaged where windows overlap."""
-    grid = images.shape[2:]
+    shape = images.shape[2:]
     first = predict(images[windows[0]])
-    per_class = len(images) * max(math.prod(grid), math.prod(size)) if size else len(images)
+    per_class = len(images) * max(math.prod(shape), math.prod(grid.inside)) if grid.size else len(images)
     chunks = first.chunks(max(1, scores_at_once // per_class))
     hold = len(chunks) > 1 and first.held_bytes * len(windows) <= HELD_BYTES
     held = {0: first}
@@ -117,13 +157,13 @@ def _averaged(
                 total = scores
                 break
             if number == 0:
-                total = torch.zeros(*scores.shape[:2], *grid, device=scores.device)
-                visits = torch.zeros(*grid, device=scores.device)
+                total = torch.zeros(*scores.shape[:2], *shape, device=scores.device)
+                visits = torch.zeros(*shape, device=scores.device)
             total[window] += scores
             visits[window[2:]] += 1
         if len(windows) > 1:
             total.div_(visits)
-        yield Part(tuple(first.class_ids[channel] for channel in channels), preparation.restore(total, size))
+        yield Part(tuple(first.class_ids[channel] for channel in channels), preparation.restore(total, grid))
 
 
 def _by_centre(
@@ -158,15 +198,6 @@ def _by_centre(
 def _window(corner: Sequence[int], sides: Sequence[int]) -> tuple[slice, ...]:
     """Index of a window into images ``(N, C, *s)``."""
     return (slice(None), slice(None), *(slice(at, at + side) for at, side in zip(corner, sides, strict=True)))
-
-
-def nearest(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """Maps ``(N, *s)`` on a grid of another size, each pixel from the one that it lies in."""
-    for axis, (length, wanted) in enumerate(zip(maps.shape[1:], size, strict=True), 1):
-        if length != wanted:
-            at = (torch.arange(wanted, device=maps.device) * 2 + 1) * length // (2 * wanted)
-            maps = maps.index_select(axis, at)
-    return maps
 
 
 def starts(length: int, size: int, stride: int) -> list[int]:

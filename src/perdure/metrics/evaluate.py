@@ -50,7 +50,9 @@ def count(
         for cases in reads:
             for same in _of_one_size(cases):
                 batch = collate(same).to(machine.device)
-                predicted = predict_cases(predict, batch.images, dataset.preparation, same[0].size).labels
+                grid = same[0].grid
+                assert grid is not None  # every preparation gives one to a case that is to be predicted
+                predicted = predict_cases(predict, batch.images, dataset.preparation, grid).labels
                 if whole:
                     total += confusion(batch.labels, predicted, counts.labels, batch.annotated)
                     continue
@@ -69,6 +71,6 @@ def count(
 
 
 def _of_one_size(cases: Sequence[Case]) -> Iterator[list[Case]]:
-    """Runs of neighbouring cases that can be stacked."""
-    for _, run in groupby(cases, key=lambda case: (case.image.shape, case.size)):
+    """Runs of neighbouring cases that can be stacked and go back alike."""
+    for _, run in groupby(cases, key=lambda case: (case.image.shape, case.grid)):
         yield list(run)
