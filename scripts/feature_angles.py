@@ -78,7 +78,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|")
     for folder in asked.runs:
         recipe = RunFolder.existing(folder).recipe()
-        source = open_source(recipe.data.name, asked.root, recipe.data.settings)
+        source = open_source(recipe.sets[0].name, asked.root, recipe.sets[0].settings)
         wanted = [source.space.id_of(name) for name in asked.classes]
         network, shown = network_after(folder, asked.after)
         found = angles(*directions(network, source, wanted, shown, asked.split))

@@ -53,16 +53,23 @@ def pages() -> dict[str, str]:
 def recipes_page() -> str:
     """Keys of recipes, then the further keys that each method, network and data set brings."""
     schema = Recipe.model_json_schema()
-    sections = {key: _section(schema, prop) for key, prop in schema["properties"].items()}
+    sections = {key: _sections(schema, prop) for key, prop in schema["properties"].items()}
     parts = [
         "# Recipe reference\n\n" + WRITTEN,
         "One YAML file, checked before anything starts. On the command line `key.sub=value` replaces a value, and\n"
         "`method=finetune` a whole section by its name alone.\n",
         "## Top level\n\n" + _table({k: p for k, p in schema["properties"].items() if not sections[k]}, schema),
     ]
-    for key, section in sections.items():
-        if section:
-            parts.append(f"## `{key}`\n\n{section['description']}\n\n" + _table(section["properties"], section))
+    for key, found in sections.items():
+        for section in found:
+            kind = section["properties"].get("kind", {}).get("const") if len(found) > 1 else None
+            title = f"{key}: {kind}" if kind else key
+            parts.append(f"## `{title}`\n\n{section['description']}\n\n" + _table(section["properties"], section))
+            parts += [
+                f"### `{inner}`\n\n{one['description']}\n\n" + _table(one["properties"], one)
+                for inner, prop in section["properties"].items()
+                for one in _sections(schema, prop.get("items", {}))
+            ]
     for name, entry in METHODS.items():
         own = method_class(name).Options.model_json_schema()
         known = own.get("properties", {})
@@ -153,6 +160,12 @@ def _preset(parameter: Any) -> str:
     return f"`{parameter.default}`" if parameter.default and not parameter.is_flag else "–"
 
 
+def _sections(schema: Mapping[str, Any], prop: Mapping[str, Any]) -> list[Any]:
+    """Definitions of a key that is a section of its own, of one kind or of several; empty for a plain value."""
+    options = [prop, *prop.get("anyOf", ()), *prop.get("oneOf", ())]
+    return [found for option in options if (found := _section(schema, option))]
+
+
 def _section(schema: Mapping[str, Any], prop: Mapping[str, Any]) -> Any:
     """Definition of a key that is a section of its own, else None."""
     name = str(prop.get("$ref", "")).rpartition("/")[2]
@@ -165,7 +178,7 @@ def _table(properties: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
     required = schema.get("required", ())
     rows = []
     for key, prop in properties.items():
-        default = "required" if key in required else _value(prop["default"])
+        default = "required" if key in required else _value(prop.get("default"))
         rows.append(f"| `{key}` | {_kind(prop)} | {default} | {_cell(prop.get('description', ''))} |")
     return "\n".join(["| key | value | default | meaning |", "|---|---|---|---|", *rows]) + "\n"
 

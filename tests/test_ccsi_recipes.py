@@ -64,7 +64,7 @@ def test_the_values_of_the_published_sweeps(name: str) -> None:
     recipe, sweep = load_recipe(name), PUBLISHED[name]
     options = check_method(recipe)
     assert isinstance(options, CcsiOptions)
-    assert (recipe.data.settings["flag"], recipe.seed, len(recipe.augment.mean)) == (
+    assert (recipe.sets[0].settings["flag"], recipe.seed, len(recipe.augment.mean)) == (
         sweep.flag,
         sweep.seed,
         sweep.channels,
@@ -102,9 +102,9 @@ def test_recipe_parses_and_everything_knows_its_keys(name: str) -> None:
     assert recipe.name == name and recipe.about
     check_method(recipe)
     assert set(recipe.network.settings) <= set(network_options(recipe.network.name))
-    module, _, function = DATASETS[recipe.data.name].target.partition(":")
+    module, _, function = DATASETS[recipe.sets[0].name].target.partition(":")
     known = set(inspect.signature(getattr(import_module(module), function)).parameters) - {"root"}
-    assert set(recipe.data.settings) <= known
+    assert set(recipe.sets[0].settings) <= known
     assert NETWORKS[recipe.network.name].kind in method_class(recipe.method.name).kinds
     for method in ("finetune", "joint"):
         assert check_method(load_recipe(name, [f"method={method}"])) is not None
@@ -125,7 +125,7 @@ def test_header_commands_run_this_recipe(name: str) -> None:
     for verb, recipe_name, *overrides in commands:
         assert (verb, recipe_name) == ("run", name)
         recipe = load_recipe(recipe_name, overrides)
-        assert (recipe.data.root is not None) == bool(DATASETS[recipe.data.name].layout)
+        assert (recipe.sets[0].root is not None) == bool(DATASETS[recipe.sets[0].name].layout)
         check_method(recipe)
 
 

@@ -72,7 +72,7 @@ def commands(name: str) -> list[list[str]]:
 
 def steps(recipe: Recipe) -> int:
     """Tasks of a recipe's stream."""
-    total = CLASSES[recipe.data.name]
+    total = CLASSES[recipe.sets[0].name]
     return len(split_classes(range(1, total + 1), recipe.stream.base, recipe.stream.step))
 
 
@@ -104,9 +104,9 @@ def test_method_network_and_data_know_their_keys(name: str) -> None:
     recipe = load_recipe(name)
     check_method(recipe)
     assert set(recipe.network.settings) <= set(network_options(recipe.network.name))
-    module, _, function = DATASETS[recipe.data.name].target.partition(":")
+    module, _, function = DATASETS[recipe.sets[0].name].target.partition(":")
     known = set(inspect.signature(getattr(import_module(module), function)).parameters) - {"root"}
-    assert set(recipe.data.settings) <= known
+    assert set(recipe.sets[0].settings) <= known
 
 
 def test_networks_can_be_built_and_take_the_crops() -> None:
@@ -194,7 +194,7 @@ def test_header_says_what_to_compare_with(name: str) -> None:
 def test_published_image_counts_have_as_many_steps(name: str) -> None:
     recipe = load_recipe(name)
     split = f"{recipe.stream.base}-{recipe.stream.step}"
-    counts = published_counts(recipe.data.name, split, recipe.stream.setting)
+    counts = published_counts(recipe.sets[0].name, split, recipe.stream.setting)
     assert counts["train"]
     assert {len(sizes) for sizes in counts.values()} == {PUBLISHED[name].steps}
 

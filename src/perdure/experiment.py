@@ -10,10 +10,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
-from perdure.config.build import Experiment, build_experiment
-from perdure.config.load import data_of_task
+from perdure.config.build import Experiment, build_experiment, in_order
+from perdure.config.load import data_of_tasks
 from perdure.config.recipe import Recipe
-from perdure.data.catalog import DATASETS
+from perdure.data.catalog import DATASETS, needs_folder
+from perdure.data.gone import GoneSource
 from perdure.data.survey import Survey, survey, told
 from perdure.engine.checkpoint import Checkpoint
 from perdure.engine.engine import Engine
@@ -33,6 +34,7 @@ from perdure.sealing import (
     seal,
 )
 from perdure.streams.description import describe
+from perdure.working import WorkingFolder
 
 SPARE_BYTES = 50_000_000
 """Room for logs, results and pictures."""
@@ -50,9 +52,11 @@ def run_experiment(recipe: Recipe, out: Path, resume: bool = False, quiet: bool 
     Raises:
         PerdureError: The run cannot start or continue. The folder stays resumable.
     """
+    recipe = in_order(recipe)
     machine = Machine(recipe.engine, trackers_at=out / "tracking")
     run = RunFolder(out)
-    experiment = build_experiment(recipe, len(run.sealed()) if resume and run.recipe_file.exists() else 0)
+    there = resume and run.recipe_file.exists()
+    experiment = build_experiment(recipe, len(run.sealed()) if there else 0, known=run.stream() if there else None)
     stream, method = experiment.stream, experiment.method
     with _prepared(run, experiment, machine, resume, quiet):
         logger = RunLogger(machine, run.path / "log.jsonl", quiet)
@@ -63,10 +67,13 @@ def run_experiment(recipe: Recipe, out: Path, resume: bool = False, quiet: bool 
         logger.say(f"[bold]{escape(recipe.name)}[/] · {escape(f'{recipe.method.name} -> {run.path}')}")
         restore_sealed(method, stream.tasks, run, sealed, recipe.seed)
         remaining = stream.tasks[len(sealed) :]
+        working = WorkingFolder(run.path, recipe.engine.working)
+        working.clear(besides=remaining[:1])  # of a task that was killed right after it had been sealed
         if remaining:
             machine.start_trackers(recipe.name.replace("/", "-"))
         for task in remaining:
             with stream.opened(task):  # training data of all other tasks is sealed in this block
+                working.fill(task, machine, quiet)
                 begin(method, task, recipe.seed)
                 position = checkpoint.load(method, task.index)
                 method.to(machine.device)
@@ -74,6 +81,7 @@ def run_experiment(recipe: Recipe, out: Path, resume: bool = False, quiet: bool 
                 engine.run(method, method.phases(task), task.index, position, validation)
             seal(experiment, task, run, machine, logger)
             checkpoint.clear()
+            working.clear()
         machine.stop_trackers()
         checkpoint.clear()  # left over if the run was killed right after the last task was sealed
         if machine.main and not remaining:  # nothing was learned, but the pages may be of an earlier version
@@ -85,11 +93,9 @@ def run_experiment(recipe: Recipe, out: Path, resume: bool = False, quiet: bool 
 def look_at_files(experiment: Experiment, quiet: bool = False) -> Survey:
     """Read whatever of the data was not read before (:func:`perdure.data.survey.survey`), with a progress bar.
 
-    Data that is made on the fly has no files that could be damaged.
+    Data that is made on the fly has no files that could be damaged, and data of sealed tasks may be gone.
     """
-    name = experiment.recipe.data.name
-    if name in DATASETS and not DATASETS[name].layout:
-        return Survey([], {})
+    found = Survey([], {})
     console = Console(stderr=True, quiet=quiet)
     with Progress(console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
 
@@ -97,7 +103,11 @@ def look_at_files(experiment: Experiment, quiet: bool = False) -> Survey:
             shown = bar.add_task("checking files, once", total=total)
             return lambda: bar.advance(shown)
 
-        return survey(experiment.source, begin)
+        for section, source in zip(experiment.recipe.sets, experiment.sources, strict=True):
+            built_in = section.name in DATASETS and not needs_folder(section.name)
+            if not built_in and not isinstance(source, GoneSource):
+                found = found.joined(survey(source, begin))
+    return found
 
 
 def _refuse_damaged(experiment: Experiment, quiet: bool) -> None:
@@ -119,12 +129,11 @@ def _prepared(
 
     Only the main process writes. The others wait until it has prepared the folder, and leave silently if it cannot.
     """
-    recipe, source = experiment.recipe, experiment.source
+    recipe, stream = experiment.recipe, experiment.stream
     sealed = len(run.sealed()) if resume and run.recipe_file.exists() else 0
     try:
-        described = describe(
-            experiment.stream, recipe.data.name, source.patients, source.kind, data_of_task(recipe), sealed
-        )
+        data = data_of_tasks(recipe, len(stream))
+        described = describe(stream, experiment.dataset, experiment.patients, experiment.kind, data, sealed)
     except DataError:
         _refuse_damaged(experiment, quiet)  # which tells of all damaged files, not of the first one that was looked at
         raise

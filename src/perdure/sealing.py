@@ -68,7 +68,7 @@ def seal(experiment: Experiment, task: Task, run: RunFolder, machine: Machine, l
     counts = {name: sum_of.matrix for name, sum_of in counted.items()}
     if machine.main:
         folder, before = task_folder(run.path, task.index, task.name), next(iter(run.sealed()[-1:]), None)
-        patients, state = experiment.source.patients, method.state_dict()
+        patients, state = experiment.patients, method.state_dict()
         least = experiment.recipe.privacy.min_images
         entries = write_kept(
             folder,
@@ -105,7 +105,7 @@ def seal(experiment: Experiment, task: Task, run: RunFolder, machine: Machine, l
 
 def _say_what_was_not_learned(experiment: Experiment, task: Task, counts: ConfusionMatrix, logger: RunLogger) -> None:
     """Name new classes that ended at 0 in the task that teaches them, with what to try: later tasks cannot mend it."""
-    zero = at_zero(counts, task.new, experiment.source.kind)
+    zero = at_zero(counts, task.new, experiment.kind)
     if zero:
         names = [experiment.stream.space.name(c) for c in zero]
         for c in zero:
@@ -125,7 +125,7 @@ def measure_validation(experiment: Experiment, task: Task, machine: Machine) -> 
 
     Their mean IoU, or their mean recall where an image has one class.
     """
-    figure, name = ("recall", "accuracy") if experiment.source.kind == "classification" else ("iou", "miou")
+    figure, name = ("recall", "accuracy") if experiment.kind == "classification" else ("iou", "miou")
 
     def measure() -> Mapping[str, float]:
         experiment.method.eval()
@@ -151,7 +151,7 @@ def _samples(experiment: Experiment, task: Task, machine: Machine, folder: Path)
     that are still to come, nor on the method.
     """
     report, files = experiment.recipe.report, list[Path]()
-    if not report.samples or (experiment.source.patients and not report.patient_samples):
+    if not report.samples or (experiment.patients and not report.patient_samples):
         return files
     palette, tests = experiment.stream.space.palette(), task.tests()
     for test, dataset in tests.items():
@@ -188,7 +188,7 @@ def refuse_pictures_of_few(experiment: Experiment, sealed: int = 0) -> None:
     Raises:
         DataError: A class of a task that is still to come has fewer training images than ``privacy.min_images``.
     """
-    if not (experiment.source.patients and experiment.method.averages_images):
+    if not (experiment.patients and experiment.method.averages_images):
         return
     least = experiment.recipe.privacy.min_images
     for task in experiment.stream.tasks[sealed:]:

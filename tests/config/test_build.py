@@ -77,7 +77,7 @@ def build_method(made: Recipe, pretrained: bool = True) -> Method[Options]:
 def test_experiment() -> None:
     experiment = build_experiment(recipe())
     assert [len(task.new) for task in experiment.stream.tasks] == [6, 2, 2]
-    assert experiment.source.name == "digits"
+    assert experiment.sources[0].name == "digits"
     assert isinstance(experiment.method, method_class("finetune"))
 
 
@@ -161,7 +161,7 @@ def test_no_method(name: str, words: str) -> None:
 
 def test_experiment_of_classification() -> None:
     experiment = build_experiment(classes())
-    assert experiment.source.kind == "classification"
+    assert experiment.kind == "classification"
     assert experiment.stream.protocol == "class-incremental 5-5"
     assert [len(task.new) for task in experiment.stream.tasks] == [5, 5]
     assert experiment.method.network.in_channels == 1  # type: ignore[attr-defined]

@@ -18,7 +18,7 @@ import yaml
 from pydantic import JsonValue, ValidationError
 
 from perdure.audit.findings import Audit
-from perdure.config.load import data_of_task, parse_recipe
+from perdure.config.load import data_of_tasks, parse_recipe
 from perdure.config.recipe import Recipe
 from perdure.data.catalog import check_options
 from perdure.data.preparation import read_preparation
@@ -102,10 +102,11 @@ def _recipe_problem(path: Path, stream: DescribedStream) -> str | None:
         return "is not a recipe"
     recipe = parse_recipe(raw, "recipe.yaml")
     order = recipe.stream.order
-    known = {c.name for c in stream.classes} | {c.id for c in stream.classes}
+    known: set[object] = {c.name for c in stream.classes} | {c.id for c in stream.classes}
     if not isinstance(order, str) and (len(order) > len(known) or not known.issuperset(order)):
         return "orders other classes than those of the stream"
-    check_options(recipe.data.name, recipe.data.settings)
+    for data in recipe.sets:
+        check_options(data.name, data.settings)
     section = raw["stream"]
     plain = {**raw, "stream": {k: v for k, v in section.items() if k != "order"} if isinstance(section, dict) else None}
     if len(yaml.safe_dump(plain).encode()) > MOST_BYTES:
@@ -134,10 +135,10 @@ def _stream_problem(path: Path, stream: DescribedStream, run: Path) -> str | Non
     recipe = _recipe(run)
     if recipe is None:
         return None
-    said = recipe.data.settings.get("patients")
-    if isinstance(said, bool) and said != stream.patients:
-        return f"says patients: {str(stream.patients).lower()}, but recipe.yaml says {str(said).lower()}"
-    if stream.tasks[-1].data != data_of_task(recipe):
+    said = [value for part in recipe.sets if isinstance(value := part.settings.get("patients"), bool)]
+    if len(said) == len(recipe.sets) and any(said) != stream.patients:
+        return f"says patients: {str(stream.patients).lower()}, but recipe.yaml says {str(any(said)).lower()}"
+    if [task.data for task in stream.tasks] != data_of_tasks(recipe, len(stream.tasks)):
         return "names other data than recipe.yaml"
     return None
 

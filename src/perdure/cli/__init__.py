@@ -17,6 +17,8 @@ def main() -> None:
     """Run the command line; failures are one or two plain lines, a traceback only with ``--debug``."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads must not spin while data is read
     warnings.filterwarnings("ignore", message="Image size .* exceeds limit")  # large photographs are not unusual
+    # nnU-Net's networks hold timm at a version that says this whenever it is imported
+    warnings.filterwarnings("ignore", message=".*torch.jit.interface.* is deprecated", category=FutureWarning)
     debug = "--debug" in sys.argv
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     code = _run(arguments or ["--help"], debug)

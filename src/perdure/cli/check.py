@@ -14,7 +14,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from perdure.cli.console import open_console
-from perdure.config.recipe import Recipe
+from perdure.config.recipe import Recipe, StreamSection
 from perdure.data.catalog import open_source
 from perdure.data.check import Inspection, alike_as_one, inspect
 from perdure.data.source import SPLITS, size_text
@@ -25,6 +25,7 @@ from perdure.streams.description import called
 from perdure.streams.published import Comparison, compare_counts, datasets, published
 
 if TYPE_CHECKING:
+    from perdure.data.source import Source
     from perdure.streams.summary import StreamSummary
 
 
@@ -123,12 +124,13 @@ def check_recipe(recipe: Recipe, as_json: bool, allow_code: bool = False) -> boo
     Machine(recipe.engine)
     fetched = recipe.network.settings.get("weights") == "imagenet"  # a check fetches nothing
     experiment = build_experiment(recipe, pretrained=not fetched)
-    source = experiment.source
+    source = experiment.sources[0]
     summary = summarize(experiment.stream)
     # published counts hold where the data has the classes of the published data set in their order
-    name, plan = recipe.data.name, recipe.stream
+    name, plan = recipe.sets[0].name, recipe.stream
     beside: list[Comparison] = []
-    if plan.order == "natural" and name in datasets() and len(source.space) == published(name)["classes"]:
+    single = isinstance(plan, StreamSection)
+    if isinstance(plan, StreamSection) and plan.order == "natural" and _has_classes_of(name, source):
         of_test = recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"split": "test"})})
         sizes = list_sizes(build_tasks(of_test, source))  # published are the numbers of test images
         beside = compare_counts(sizes, name, f"{plan.base}-{plan.step}", plan.setting)
@@ -140,9 +142,9 @@ def check_recipe(recipe: Recipe, as_json: bool, allow_code: bool = False) -> boo
         problems.append(Problem("train", "", error.what, error.hint))
     problems += _unfetched(recipe) if fetched else []
     notes = [*told(found.shared), *_unusual(summary)]
-    if len(summary["tasks"]) == 1 and not experiment.method.sees_all_tasks:
+    if single and len(summary["tasks"]) == 1 and not experiment.method.sees_all_tasks:
         notes.append("one task only: nothing is learned later; a smaller stream.base leaves classes for later tasks")
-    if name == "folders" and "values" not in recipe.data.settings:
+    if single and name == "folders" and "values" not in recipe.sets[0].settings:
         notes += _ignored(int(cached_presence(source, "train")[:, IGNORE].sum()), " of train")
     if as_json:
         rows = [row._asdict() for row in beside]
@@ -152,6 +154,11 @@ def check_recipe(recipe: Recipe, as_json: bool, allow_code: bool = False) -> boo
     else:
         _show_recipe(recipe, summary, beside, problems, notes, open_console())
     return not problems and all(row.ok for row in beside)
+
+
+def _has_classes_of(name: str, source: Source) -> bool:
+    """Whether there are published counts of a data set, and the source has as many classes as they are of."""
+    return name in datasets() and len(source.space) == published(name)["classes"]
 
 
 def _unfetched(recipe: Recipe) -> list[Problem]:

@@ -82,9 +82,10 @@ def _keys() -> list[str]:
     keys: list[str] = []
     for name, field in Recipe.model_fields.items():
         keys.append(name)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            keys += [f"{name}.{inner}" for inner in field.annotation.model_fields]
-    return [*keys, "network.weights"]  # not of the schema, but the one that most people have to set
+        for kind in (field.annotation, *get_args(field.annotation)):  # a stream is of one of two kinds
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                keys += [f"{name}.{inner}" for inner in kind.model_fields]
+    return [*dict.fromkeys(keys), "network.weights"]  # not of the schema, but the one that most people have to set
 
 
 def _reader_options(name: str) -> list[str]:
@@ -115,10 +116,12 @@ def _choices(key: str) -> list[str]:
         return ["random", "installed", "imagenet"]
     section, _, name = key.partition(".")
     field = Recipe.model_fields.get(section)
-    inner = getattr(field.annotation, "model_fields", {}).get(name) if field is not None else None
-    kind = inner.annotation if inner is not None else None
-    if kind is bool:
-        return ["true", "false"]
-    # of a union such as a choice or null, the choice
-    options = [arg for part in (kind, *get_args(kind)) for arg in get_args(part)]
+    options: list[object] = []
+    for section_kind in (field.annotation, *get_args(field.annotation)) if field is not None else ():
+        inner = getattr(section_kind, "model_fields", {}).get(name)
+        kind = inner.annotation if inner is not None else None
+        # of a union such as a choice or null, the choice
+        options += (
+            ["true", "false"] if kind is bool else [a for part in (kind, *get_args(kind)) for a in get_args(part)]
+        )
     return list(dict.fromkeys(word for word in options if isinstance(word, str)))

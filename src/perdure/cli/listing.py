@@ -31,7 +31,14 @@ def list_things(what: str, as_json: bool) -> None:
         rows = []
         for recipe in shipped():
             made = load_recipe(recipe)
-            rows.append({"recipe": recipe, "method": made.method.name, "data": made.data.name, "about": made.about})
+            rows.append(
+                {
+                    "recipe": recipe,
+                    "method": made.method.name,
+                    "data": ", ".join(dict.fromkeys(s.name for s in made.sets)),
+                    "about": made.about,
+                }
+            )
     elif what == "methods":
         rows = [{"method": name, "what it does": e.summary, "source": e.source} for name, e in METHODS.items()]
     elif what == "datasets":

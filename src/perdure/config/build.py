@@ -2,64 +2,159 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+import torch
 from pydantic import ValidationError
 
 from perdure.config.load import explain
-from perdure.config.recipe import Recipe
-from perdure.data.catalog import HELD_OUT, open_source
-from perdure.data.preparation import ClassImage, Photo2D, Preparation
+from perdure.config.recipe import DataSection, DataSetsSection, Recipe, StreamSection, TaskSection
+from perdure.data.catalog import HELD_OUT, needs_folder, open_source
+from perdure.data.gone import GoneSource
+from perdure.data.preparation import ClassImage, Photo2D, Preparation, read_preparation
 from perdure.data.readers.unlabelled import open_unlabelled
 from perdure.data.source import AbsentSplitError, Kind, Source
-from perdure.errors import UsageError, nearest
+from perdure.errors import PerdureError, UsageError, nearest
 from perdure.files import home
 from perdure.foreign import is_foreign, load
+from perdure.labels import ClassInfo, LabelSpace
 from perdure.methods import METHODS
 from perdure.methods.method import Method
 from perdure.methods.options import Options, Setup
 from perdure.networks.build import NETWORKS, build_network
 from perdure.networks.network import Network
 from perdure.seeds import derive_seed, seeded
-from perdure.streams.class_incremental import Pool, class_incremental
+from perdure.streams.class_incremental import Pool, class_incremental, slug
+from perdure.streams.description import DescribedStream
+from perdure.streams.partial_labels import DataSet, partial_labels
 from perdure.streams.task import Stream, merged
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """The objects of one recipe."""
+    """The objects of one recipe.
+
+    Args:
+        recipe: The recipe.
+        sources: Its data sets, in the order of their tasks.
+        stream: The tasks.
+        method: The method, with its network.
+    """
 
     recipe: Recipe
-    source: Source
+    sources: tuple[Source, ...]
     stream: Stream
     method: Method[Options]
 
+    @property
+    def kind(self) -> Kind:
+        """What a label describes; the same in all data sets."""
+        return self.sources[0].kind
 
-def build_experiment(recipe: Recipe, sealed: int = 0, pretrained: bool = True) -> Experiment:
+    @property
+    def patients(self) -> bool:
+        """Whether images of any data set come from patients."""
+        return any(source.patients for source in self.sources)
+
+    @property
+    def dataset(self) -> str:
+        """Name of the data set, or names of the tasks where each has its own."""
+        if isinstance(self.recipe.stream, StreamSection):
+            return self.recipe.sets[0].name
+        return ", ".join(label(task) for task in self.recipe.stream.tasks)
+
+
+def build_experiment(
+    recipe: Recipe, sealed: int = 0, pretrained: bool = True, known: DescribedStream | None = None
+) -> Experiment:
     """Open the data, make the stream and build the method; reads masks (cached) but trains nothing.
 
     So many tasks as are ``sealed`` need no training images any more. ``pretrained``: see :func:`build_method`.
+    ``known``: what the run has learned so far; data sets of sealed tasks may then be missing.
 
     Raises:
         UsageError: A name or an option is wrong.
         DataError: The data cannot be used.
     """
     check_method(recipe)
-    held_out = {} if recipe.data.validation is None else {HELD_OUT: recipe.data.validation}
-    source = open_source(recipe.data.name, recipe.data.root, {**recipe.data.settings, **held_out})
-    check_kinds(recipe, source)
-    stream = build_stream(recipe, source, sealed)
+    sources = open_sources(recipe, sealed, known)
+    for section, source in zip(recipe.sets, sources, strict=True):
+        check_kinds(recipe, section.name, source)
+    stream = build_stream(recipe, sources, sealed, known)
     if recipe.engine.validate_every:
         try:
-            source.names("val")
+            for source in sources[sealed if len(sources) > 1 else 0 :]:
+                source.names("val")
         except AbsentSplitError as error:
             raise UsageError(
                 f"engine.validate_every={recipe.engine.validate_every}: {error.what}", error.hint
             ) from error
-    return Experiment(recipe, source, stream, build_method(recipe, stream.tasks[0].preparation, pretrained))
+    return Experiment(recipe, sources, stream, build_method(recipe, stream.tasks[0].preparation, pretrained))
 
 
-def check_kinds(recipe: Recipe, source: Source) -> None:
+def in_order(recipe: Recipe) -> Recipe:
+    """The recipe with its data sets in the order in which they are learned, so that further ones come at the end."""
+    plan = recipe.stream
+    if isinstance(plan, StreamSection) or plan.order == "natural":
+        return recipe
+    tasks = list(plan.tasks)
+    match plan.order:
+        case "reversed":
+            tasks.reverse()
+        case "shuffled":
+            generator = torch.Generator().manual_seed(derive_seed(recipe.seed, "order of data sets"))
+            tasks = [tasks[k] for k in torch.randperm(len(tasks), generator=generator).tolist()]
+        case names:
+            by_name = {label(task): task for task in tasks}
+            if sorted(names) != sorted(by_name):
+                raise UsageError(
+                    f"stream.order={list(names)} does not name each task once", f"tasks: {', '.join(by_name)}"
+                )
+            tasks = [by_name[name] for name in names]
+    ordered = plan.model_copy(update={"tasks": tuple(tasks), "order": "natural"})
+    return recipe.model_copy(update={"stream": ordered})
+
+
+def label(task: TaskSection) -> str:
+    """Name of the task of a data set."""
+    return slug(task.name or task.data.name)
+
+
+def open_sources(recipe: Recipe, sealed: int = 0, known: DescribedStream | None = None) -> tuple[Source, ...]:
+    """The data sets of a recipe; those of sealed tasks that are not at hand without their images."""
+    plan = recipe.stream
+    if isinstance(plan, StreamSection):
+        return (_opened(recipe.sets[0], recipe.sets[0].root),)
+    sources: list[Source] = []
+    for index, task in enumerate(plan.tasks):
+        root = task.data.root if plan.root is None or task.data.root is None else plan.root / task.data.root
+        absent = needs_folder(task.data.name) if root is None else not root.exists()
+        if known is not None and index < sealed and absent:
+            sources.append(_gone(known, index))
+            continue
+        try:
+            sources.append(_opened(task.data, root))
+        except PerdureError as error:
+            raise type(error)(f"task {index + 1} ('{label(task)}'): {error.what}", error.hint) from error
+    return tuple(sources)
+
+
+def _opened(section: DataSection, root: Path | None) -> Source:
+    held_out = {} if section.validation is None else {HELD_OUT: section.validation}
+    return open_source(section.name, root, {**section.settings, **held_out})
+
+
+def _gone(known: DescribedStream, index: int) -> Source:
+    """What is known of a data set that was learned: the classes that it annotates, the new ones in learning order."""
+    task, space = known.tasks[index], known.space
+    ids = (*(c for c in task.annotated if c not in task.new), *task.new)
+    classes = tuple(ClassInfo(k, space.name(c), space[c].kind, space[c].color) for k, c in enumerate(ids, 1))
+    return GoneSource(task.name, known.kind, LabelSpace(classes, known.background), known.patients)
+
+
+def check_kinds(recipe: Recipe, name: str, source: Source) -> None:
     """Raise UsageError unless method and network are made for what the data set's labels describe."""
     labels = {"segmentation": "labels every pixel", "classification": "has one class an image"}[source.kind]
     able = method_class(recipe.method.name).kinds
@@ -67,27 +162,58 @@ def check_kinds(recipe: Recipe, source: Source) -> None:
         fitting = ", ".join(name for name in METHODS if source.kind in method_class(name).kinds)
         raise UsageError(
             f"the method '{recipe.method.name}' is for {' and '.join(sorted(able))}, but the data set "
-            f"'{recipe.data.name}' {labels}",
+            f"'{name}' {labels}",
             f"methods for it: {fitting}",
         )
     network = NETWORKS.get(recipe.network.name)
     if network is not None and network.kind != source.kind:
         fitting = ", ".join(name for name, entry in NETWORKS.items() if entry.kind == source.kind)
         raise UsageError(
-            f"the network '{recipe.network.name}' is for {network.kind}, but the data set '{recipe.data.name}' "
-            f"{labels}",
+            f"the network '{recipe.network.name}' is for {network.kind}, but the data set '{name}' {labels}",
             f"networks for it: {fitting}",
         )
 
 
-def build_stream(recipe: Recipe, source: Source, sealed: int = 0) -> Stream:
-    """The recipe's stream over an open source; upper bounds get it merged into one task."""
-    stream = build_tasks(recipe, source, sealed)
+def build_stream(
+    recipe: Recipe, sources: Sequence[Source], sealed: int = 0, known: DescribedStream | None = None
+) -> Stream:
+    """The recipe's stream over open data sets; upper bounds get it merged into one task."""
+    if isinstance(recipe.stream, StreamSection):
+        stream = build_tasks(recipe, sources[0], sealed)
+    else:
+        stream = _data_sets(recipe, recipe.stream, sources, known)
     return merged(stream) if method_class(recipe.method.name).sees_all_tasks else stream
 
 
+def _data_sets(
+    recipe: Recipe, plan: DataSetsSection, sources: Sequence[Source], known: DescribedStream | None
+) -> Stream:
+    """A task for every data set, shown to the network as the recipe says."""
+    shown = _preparations(recipe, sources, known)
+    sets: list[DataSet] = []
+    for task, source, preparation in zip(plan.tasks, sources, shown, strict=True):
+        if isinstance(source, GoneSource):  # its classes have the names of the model already
+            sets.append(DataSet(source, label(task), absent=task.annotated, preparation=preparation))
+        else:
+            sets.append(DataSet(source, label(task), task.classes, task.rename, task.annotated, preparation))
+    measured = recipe.evaluate.split
+    return partial_labels(sets, preparation=shown[0], union=plan.union, elsewhere=plan.elsewhere, measured=measured)
+
+
+def _preparations(recipe: Recipe, sources: Sequence[Source], known: DescribedStream | None) -> list[Preparation]:
+    """How the cases of each data set are shown; of tasks that a run knows already as it knows them."""
+    shown: list[Preparation] = []
+    for index, source in enumerate(sources):
+        if known is not None and index < len(known.tasks) and len(known.tasks) == len(known.groups):
+            shown.append(read_preparation(known.tasks[index].preparation, "stream.json"))
+        else:
+            shown.append(build_preparation(recipe, source.kind))
+    return shown
+
+
 def build_tasks(recipe: Recipe, source: Source, sealed: int = 0) -> Stream:
-    """The stream as its protocol makes it, whatever the method."""
+    """The class-incremental stream as its protocol makes it, whatever the method."""
+    assert isinstance(recipe.stream, StreamSection)
     plan = recipe.stream
     pool: Pool | None
     if (plan.pool == "folder") != (plan.pool_folder is not None):

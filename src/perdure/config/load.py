@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import SequenceMatcher
 from importlib import resources
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, JsonValue, ValidationError
 from pydantic.fields import FieldInfo
 
-from perdure.config.recipe import Recipe
+from perdure.config.recipe import DataSection, Recipe, StreamSection
 from perdure.errors import UsageError, nearest
 from perdure.files import parse_yaml, write_text
 from perdure.foreign import is_foreign
@@ -63,17 +63,31 @@ def parse_recipe(raw: Mapping[str, object], origin: str) -> Recipe:
 
 def dump_recipe(recipe: Recipe, path: Path) -> None:
     """Write the resolved recipe, without the places of files on this machine."""
-    data = recipe.data.model_copy(update={"root": None})
-    stream = recipe.stream.model_copy(update={"partition_file": None, "pool_folder": None})
-    bare = recipe.model_copy(update={"data": data, "stream": stream})
-    plain = _without_places(bare.model_dump(mode="json"))
-    write_text(path, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
+    plain = recipe.model_dump(mode="json", exclude={"engine": {"working"}})
+    plain = {key: value for key, value in plain.items() if value is not None or key != "data"}
+    stream = plain["stream"]
+    for section in (plain.get("data"), *(task["data"] for task in stream.get("tasks", ()))):
+        if section is not None:
+            section["root"] = None
+    stream.update({key: None for key in ("root", "partition_file", "pool_folder") if key in stream})
+    write_text(path, yaml.safe_dump(_without_places(plain), sort_keys=False, allow_unicode=True))
 
 
-def data_of_task(recipe: Recipe) -> Plain:
-    """The part of a recipe that names a task's data, without places on a machine."""
-    absent = {"root"} if recipe.data.validation is not None else {"root", "validation"}
-    return {k: _without_places(v) for k, v in recipe.data.model_dump(mode="json", exclude=absent).items()}
+def data_of_tasks(recipe: Recipe, tasks: int) -> list[Plain]:
+    """The part of a recipe that names the data of each of so many tasks, without places on a machine."""
+    if isinstance(recipe.stream, StreamSection):
+        return [_data(recipe.sets[0])] * tasks
+    told = {"classes", "rename", "annotated"}
+    sets = [
+        _data(task.data) | task.model_dump(mode="json", include=told, exclude_defaults=True)
+        for task in recipe.stream.tasks
+    ]
+    return sets if tasks == len(sets) else [{"sets": [*sets]}] * tasks  # joint training has one task of all sets
+
+
+def _data(section: DataSection) -> Plain:
+    absent = {"root"} if section.validation is not None else {"root", "validation"}
+    return {k: _without_places(v) for k, v in section.model_dump(mode="json", exclude=absent).items()}
 
 
 def _without_places(value: JsonValue) -> JsonValue:
@@ -112,7 +126,7 @@ def refuse_foreign_code(recipe: Recipe, where: str, data: bool = True) -> None:
         where: Where it is from, for the message.
         data: Whether its reader of data would be imported; for a prediction it is not.
     """
-    names = (recipe.method.name, recipe.network.name, *((recipe.data.name,) if data else ()))
+    names = (recipe.method.name, recipe.network.name, *((part.name for part in recipe.sets) if data else ()))
     if foreign := next(filter(is_foreign, names), None):
         raise UsageError(
             f"{where} names code outside of Perdure: '{foreign}'",
@@ -127,6 +141,13 @@ def explain(error: ValidationError, model: type[BaseModel], where: str) -> tuple
     keys: list[str] = []
     field: FieldInfo | None = None
     for part in first["loc"]:
+        if field is not None and part in (tags := _kinds(field)):  # pydantic names the chosen kind, which is no key
+            model = tags[part]
+            continue
+        if isinstance(part, int) and field is not None:  # an entry of a list, counted from 1 as in an override
+            keys.append(str(part + 1))
+            model = _section(field) or model
+            continue
         known = model.model_fields.get(str(part))
         # below a key that is no section, pydantic names the choices of a union, which are no keys
         if field is not None and known is None and not isinstance(part, int) and _section(field) is None:
@@ -143,7 +164,7 @@ def explain(error: ValidationError, model: type[BaseModel], where: str) -> tuple
         return f"{where}: unknown key '{path}'", _nearest_key(keys, whole, options)
     if first["type"] == "missing":
         return f"{where}: the key '{path}' is missing", about
-    if first["type"] in ("model_type", "dict_type"):
+    if first["type"] in ("model_type", "dict_type", "model_attributes_type"):
         return f"{where}: {path} is not a mapping of keys{got}", about
     message = first["msg"].removeprefix("Value error, ")
     return f"{where}: {at}{message[0].lower()}{message[1:]}{'' if type(first['input']) is dict else got}", about
@@ -169,9 +190,21 @@ def _nearest_key(keys: Sequence[str], whole: type[BaseModel], siblings: Iterable
 
 
 def _section(field: FieldInfo | None) -> type[BaseModel] | None:
-    """The model of a key that is a section of keys, also where it may be left out; else ``None``."""
-    kinds = [field.annotation, *typing.get_args(field.annotation)] if field is not None else []
-    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+    """The model of a key that is a section of keys, or a list of sections, also where it may be left out."""
+    return next(iter(_models(field.annotation)), None) if field is not None else None
+
+
+def _models(kind: object) -> Iterator[type[BaseModel]]:
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        yield kind
+    for inner in typing.get_args(kind):
+        yield from _models(inner)
+
+
+def _kinds(field: FieldInfo) -> dict[str | int, type[BaseModel]]:
+    """Sections by their ``kind``, where a key takes one of several."""
+    models = [model for model in _models(field.annotation) if "kind" in model.model_fields]
+    return {word: model for model in models for word in typing.get_args(model.model_fields["kind"].annotation)}
 
 
 def split_override(text: str) -> tuple[str, JsonValue]:
@@ -190,20 +223,40 @@ def split_override(text: str) -> tuple[str, JsonValue]:
 def _override(raw: Plain, overrides: Sequence[str]) -> Plain:
     for text in overrides:
         key, value = split_override(text)
-        at = raw
+        at: Plain | list[JsonValue] = raw
         *parents, leaf = key.split(".")
         for part in parents:
-            match at.get(part):
-                case dict() as inside:
+            match inside := _at(at, part, key):
+                case dict() | list():
                     at = inside
-                case None:
-                    at[part] = at = {}
-                case str() as name:  # `method: star`, then method.option=...
-                    at[part] = at = {"name": name}
+                case None | str():  # `method: star`, then method.option=...
+                    inner: Plain = {} if inside is None else {"name": inside}
+                    _put(at, part, inner, key)
+                    at = inner
                 case _:
                     raise UsageError(f"'{key}' cannot be set: '{part}' is a single value", f"write {part}=VALUE")
-        at[leaf] = value
+        _put(at, leaf, value, key)
     return raw
+
+
+def _at(inside: Plain | list[JsonValue], part: str, key: str) -> JsonValue:
+    """What a mapping or a list holds at one part of a key; entries of a list are counted from 1."""
+    return inside.get(part) if isinstance(inside, dict) else inside[_place(inside, part, key)]
+
+
+def _put(inside: Plain | list[JsonValue], part: str, value: JsonValue, key: str) -> None:
+    if isinstance(inside, dict):
+        inside[part] = value
+    else:
+        inside[_place(inside, part, key)] = value
+
+
+def _place(inside: Sequence[JsonValue], part: str, key: str) -> int:
+    if part.isdecimal() and 1 <= int(part) <= len(inside):
+        return int(part) - 1
+    raise UsageError(
+        f"'{key}' cannot be set: '{part}' is none of the {len(inside)} entries", "they are numbered from 1"
+    )
 
 
 def _flat(tree: JsonValue, prefix: str = "") -> Plain:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
@@ -47,7 +47,7 @@ class DataSection(OpenOptions):
 
 
 class StreamSection(Options):
-    """How the data set becomes tasks."""
+    """How one data set becomes tasks."""
 
     kind: Literal["class_incremental"] = Field(
         "class_incremental", description="one data set, its classes learned in steps"
@@ -73,6 +73,60 @@ class StreamSection(Options):
         "pool_folder; test makes figures transductive",
     )
     pool_folder: Path | None = Field(None, description="pool=folder: images without labels, in folders or not")
+
+
+class TaskSection(Options):
+    """One data set of a stream of data sets."""
+
+    data: DataSection = Field(description="the data set, as in the section data of other recipes")
+    name: str = Field("", description="of the task and of its folder; by default the data set's name")
+    classes: tuple[str, ...] | None = Field(
+        None, description="classes of the data set that it annotates, in learning order; null: all of them"
+    )
+    rename: dict[str, str] = Field(
+        default_factory=dict, description="names of classes in the data set: their names in the model"
+    )
+    annotated: tuple[str, ...] = Field(
+        (),
+        description="further classes of the model, by name, that its images cannot show: their background is known "
+        "to be none of these",
+    )
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _name_alone(cls, value: object) -> object:
+        """`data: phantoms` is short for `data: {name: phantoms}`."""
+        return {"name": value} if isinstance(value, str) else value
+
+
+class DataSetsSection(Options):
+    """Data sets that arrive one after another: each is a task, and annotates only some of the classes."""
+
+    kind: Literal["data_sets"] = Field(description="a task for every data set")
+    root: Path | None = Field(
+        None, description="folder that the data.root of tasks start from; not written into the run folder"
+    )
+    tasks: tuple[TaskSection, ...] = Field(
+        min_length=1, description="the data sets; stream.tasks.2.data.root=DIR sets a value of the second one"
+    )
+    order: Literal["natural", "reversed", "shuffled"] | tuple[str, ...] = Field(
+        "natural", description="order of the tasks: as listed, reversed, shuffled (by the seed), or a list of names"
+    )
+    union: Literal["names", "offset"] = Field(
+        "names",
+        description="names: classes of one name are one class, in whatever data sets; offset: every data set has "
+        "classes of its own, with its name before theirs",
+    )
+    elsewhere: Literal["unlabelled", "absent"] = Field(
+        "unlabelled",
+        description="what a pixel that a data set labels as background may be: a class of another data set "
+        "(unlabelled), or nothing (absent)",
+    )
+
+    @field_validator("root")
+    @classmethod
+    def _home(cls, root: Path | None) -> Path | None:
+        return None if root is None else home(root)
 
 
 class NetworkSection(OpenOptions):
@@ -169,8 +223,8 @@ class Recipe(Options):
     name: str = Field(description="name of the recipe")
     about: str = Field("", max_length=500, description="one sentence")
     seed: int = Field(1, ge=0, lt=1 << 63, description="seed of everything random")
-    data: DataSection
-    stream: StreamSection
+    data: DataSection | None = Field(None, description="the data set; not where the stream has several")
+    stream: Annotated[StreamSection | DataSetsSection, Field(discriminator="kind")]
     network: NetworkSection = NetworkSection()
     augment: AugmentSection = AugmentSection()
     evaluate: EvaluateSection = EvaluateSection()
@@ -196,11 +250,33 @@ class Recipe(Options):
             raise ValueError(f"has {len(value.encode())} bytes, and 100 are the most")
         return value
 
+    @field_validator("stream", mode="before")
+    @classmethod
+    def _usual_kind(cls, value: object) -> object:
+        """A stream without a kind is class-incremental, as most recipes are."""
+        return {"kind": "class_incremental", **value} if isinstance(value, dict) else value
+
     @field_validator("method", "network", "data", mode="before")
     @classmethod
     def _name_alone(cls, value: object) -> object:
         """`method: star` is short for `method: {name: star}`."""
         return {"name": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _data_of_the_stream(self) -> Recipe:
+        if self.stream.kind == "data_sets" and self.data is not None:
+            raise ValueError("data is for one data set; those of this stream stand under stream.tasks")
+        if self.stream.kind == "class_incremental" and self.data is None:
+            raise ValueError("the key 'data' is missing: name a data set of `perdure list datasets`")
+        return self
+
+    @property
+    def sets(self) -> tuple[DataSection, ...]:
+        """The data sets of all tasks, as the recipe lists them."""
+        if isinstance(self.stream, DataSetsSection):
+            return tuple(task.data for task in self.stream.tasks)
+        assert self.data is not None
+        return (self.data,)
 
     @model_validator(mode="after")
     def _same_length(self) -> Recipe:

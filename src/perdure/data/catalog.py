@@ -86,6 +86,11 @@ DATASETS: Final[dict[str, Entry]] = {
 }
 
 
+def needs_folder(name: str) -> bool:
+    """Whether a data set of :data:`DATASETS` is read from a folder; False for built-in data and unknown names."""
+    return name in DATASETS and bool(DATASETS[name].layout)
+
+
 HELD_OUT: Final = "validation"
 """Option of every data set: see :func:`perdure.data.validation.hold_out`."""
 

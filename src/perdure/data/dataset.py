@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from torch.utils.data import Dataset as TorchDataset
@@ -14,6 +14,9 @@ from perdure.data.preparation import Preparation
 from perdure.data.source import Source, Split
 from perdure.labels import Table
 from perdure.seeds import seeded
+
+if TYPE_CHECKING:
+    from perdure.data.volumes.working import WorkingFiles
 
 
 class Draw(NamedTuple):
@@ -55,6 +58,7 @@ class Dataset(TorchDataset[Case]):
         check: Called before every read; raises when the task that owns the data is sealed.
         annotated: Ids that the labels can tell (after the table), see :class:`~perdure.data.case.Case`. Narrowed
             further by cases that state their own.
+        working: Where training samples are read from, if the preparation needs working files.
     """
 
     source: Source
@@ -65,6 +69,7 @@ class Dataset(TorchDataset[Case]):
     training: bool = False
     check: Callable[[], None] | None = None
     annotated: frozenset[int] | None = None
+    working: WorkingFiles | None = None
 
     def __len__(self) -> int:
         return len(self.names)

@@ -8,7 +8,7 @@ program asks of the data: dimensions, channels, the size of training samples, an
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, Final, Literal
+from typing import Annotated, ClassVar, Final, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -50,6 +50,8 @@ class Preparation(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    working: ClassVar[bool] = False
+    """Whether training samples are cut from working files, which are made when a task begins."""
     kind: Literal["as_is", "photo2d", "class_image"] = "as_is"
     dims: Literal[2, 3] = 2
     channels: int = Field(3, ge=1, le=LARGEST_SIDE)

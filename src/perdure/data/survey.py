@@ -57,6 +57,11 @@ class Survey:
     problems: list[Problem]
     shared: dict[str, dict[str, str]]
 
+    def joined(self, other: Survey) -> Survey:
+        """What was found in two data sets."""
+        pairs = {pair: self.shared.get(pair, {}) | other.shared.get(pair, {}) for pair in (self.shared | other.shared)}
+        return Survey(self.problems + other.problems, pairs)
+
 
 def survey(source: Source, begin: Callable[[int], Callable[[], None]]) -> Survey:
     """Find whatever cannot be read in any split, before work starts: a damaged test image would end a run after hours.

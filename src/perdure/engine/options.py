@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from perdure.files import home
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -32,6 +35,17 @@ class EngineOptions(BaseModel):
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] | None = Field(
         None, description="tracking services; by default TensorBoard where it is installed; [] for none"
     )
+
+    working: Path | None = Field(
+        None,
+        description="folder for the working files of volumes, which are deleted when a task is sealed; by default "
+        "inside the run folder",
+    )
+
+    @field_validator("working")
+    @classmethod
+    def _home(cls, working: Path | None) -> Path | None:
+        return None if working is None else home(working)
 
     @field_validator("channels_last", mode="before")
     @classmethod

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -184,7 +184,7 @@ class DescribedStream(BaseModel):
         Raises:
             RunError: The streams differ in what has been learned or is being learned.
         """
-        whole = {"protocol", "kind", "background", "patients"}
+        whole = {"protocol", "kind", "background"}
         here, there = self.model_dump(include=whole), other.model_dump(include=whole)
         for key, value in here.items():
             if value != there[key]:
@@ -192,6 +192,8 @@ class DescribedStream(BaseModel):
                     f"the run has {key} '{value}', the recipe makes '{there[key]}'",
                     "use the same recipe, or another folder with --out",
                 )
+        if self.patients and not other.patients:
+            raise RunError("the run has images of patients, the recipe says that there are none", "use the same recipe")
         # the colours of a run stay: those of a data set without a palette may have changed since
         known = len(self.classes)
         if [(c.id, c.name, c.kind) for c in other.classes[:known]] != [(c.id, c.name, c.kind) for c in self.classes]:
@@ -218,7 +220,7 @@ def describe(
     dataset: str,
     patients: bool,
     kind: Kind = "segmentation",
-    data: Mapping[str, JsonValue] | None = None,
+    data: Sequence[Mapping[str, JsonValue]] = (),
     sealed: int = 0,
 ) -> DescribedStream:
     """All that prediction and figures need to know of a stream.
@@ -228,7 +230,7 @@ def describe(
         dataset: Name of the data set.
         patients: Whether images come from patients.
         kind: What a label describes: every pixel, or the image.
-        data: The part of the recipe that names the data, without places on a machine.
+        data: For each task the part of the recipe that names its data, without places on a machine.
         sealed: So many tasks have been learned; their images may be gone and are not looked at.
 
     Raises:
@@ -240,14 +242,13 @@ def describe(
     tasks: list[DescribedTask] = []
     for task in stream.tasks:
         images, digest, seen, pool = 0, "", "", ""
-        if task.data is not None:
+        if task.data is not None and task.index >= sealed:
             samples, content = task.data.train(), hashlib.blake2b(digest_size=12)
             for part in members(samples):
                 content.update("\0".join(part.names).encode(errors="surrogateescape") + part.table.tobytes())
             images, digest = len(samples), content.hexdigest()
-            if task.index >= sealed:
-                seen = content_fingerprint(members(samples))
-                pool = content_fingerprint([task.data.pool()]) if task.data.pool is not None else ""
+            seen = content_fingerprint(members(samples))
+            pool = content_fingerprint([task.data.pool()]) if task.data.pool is not None else ""
         tasks.append(
             DescribedTask(
                 index=task.index,
@@ -257,7 +258,7 @@ def describe(
                 annotated=tuple(sorted(task.annotated)),
                 recurs=task.recurs,
                 preparation=task.preparation.model_dump(mode="json"),
-                data=dict(data or {}),
+                data=dict(data[task.index]) if data else {},
                 images=images,
                 digest=digest,
                 content=seen,

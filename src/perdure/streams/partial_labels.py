@@ -9,18 +9,23 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from perdure.data.dataset import Dataset
+from perdure.data.gone import GoneSource
 from perdure.data.preparation import Preparation
-from perdure.data.source import Source, Split
+from perdure.data.source import Measured, Source, Split
 from perdure.errors import DataError, UsageError, nearest
 from perdure.labels import BACKGROUND, ClassInfo, Color, LabelSpace, remap_table, spread_colors
 from perdure.streams.class_incremental import slug
 from perdure.streams.lists import cached_presence
 from perdure.streams.task import Stream, TaskData, TaskSpec, make_stream
+
+if TYPE_CHECKING:
+    from perdure.data.volumes.working import WorkingFiles
 
 Union = Literal["names", "offset"]
 Elsewhere = Literal["absent", "unlabelled"]
@@ -35,6 +40,7 @@ class DataSet:
         name: Name of the task; by default the source's name.
         classes: Names of the source's classes that it annotates, in learning order; by default all.
         rename: Source class name -> class name in the stream, for names that differ.
+        absent: Further classes of the stream, by name, that its images cannot show: its background is none of them.
         preparation: How its cases are shown, where this is not as in the rest of the stream.
     """
 
@@ -42,6 +48,7 @@ class DataSet:
     name: str = ""
     classes: Sequence[str] | None = None
     rename: Mapping[str, str] = field(default_factory=dict)
+    absent: Sequence[str] = ()
     preparation: Preparation | None = None
 
     def pairs(self) -> list[tuple[int, str]]:
@@ -74,17 +81,21 @@ def partial_labels(
     preparation: Preparation,
     union: Union = "names",
     elsewhere: Elsewhere = "unlabelled",
+    measured: Measured = "test",
 ) -> Stream:
     """Stream with one task per data set. ``tests()`` of a task has one test set per data set seen so far, by name.
+
+    Data sets that are gone (:class:`~perdure.data.gone.GoneSource`) are tasks that cannot be opened, without tests.
 
     Args:
         sets: The data sets in learning order.
         preparation: Preparation of cases for training, validation and testing.
         union: ``names``: classes with the same name (after ``rename``) are one class. ``offset``: every data set
-            has its own classes; their ids follow those of the data sets before it.
+            has its own classes, named ``DATA SET: CLASS``; their ids follow those of the data sets before it.
         elsewhere: Whether images of one data set may show classes of the others (``unlabelled``) or cannot
             (``absent``). If ``unlabelled``, losses and figures leave out the pixels that might show such a class, see
             :class:`~perdure.data.case.Case`. In classification it has no effect: an image shows only its class.
+        measured: The split that tests are taken from.
 
     Raises:
         UsageError: Two tasks have one name, a class is unknown, there is no data set, or their kinds differ.
@@ -105,22 +116,27 @@ def partial_labels(
     space, maps = global_space(sets, union)
     owners = Counter(id(s.source) for s in sets)
     unlabelled = elsewhere == "unlabelled" and kinds == {"segmentation"}
+    told: list[frozenset[int] | None] = [
+        frozenset(own.values()).union(map(space.id_of, part.absent)) if unlabelled else None
+        for part, own in zip(sets, maps, strict=True)
+    ]
+    ready: list[dict[Split, WorkingFiles]] = [{} for _ in sets]
     specs: list[TaskSpec] = []
     taught: set[int] = set()
     for index, part in enumerate(sets):
         labelled = tuple(maps[index].values())
         new = tuple(c for c in labelled if c not in taught)
         taught.update(new)
-        data = _opener(sets, maps, index, preparation, unlabelled)
+        data = _opener(sets, maps, told, index, preparation, measured, ready[index])
         shown = part.preparation or preparation
         specs.append(TaskSpec(part.label, new, frozenset(labelled), owners[id(part.source)] > 1, shown, data))
-    return make_stream(space, specs, f"partial labels of {len(sets)} data sets, union by {union}")
+    # the number of data sets is no part of it: a stream grows at its end and stays the same one
+    return make_stream(space, specs, f"data sets one after another, union by {union}", measured=measured)
 
 
 def global_space(sets: Sequence[DataSet], union: Union = "names") -> tuple[LabelSpace, list[dict[int, int]]]:
     """Label space of the stream, and per data set the map local id -> global id, in learning order."""
     pairs = [part.pairs() for part in sets]
-    shared = {name for name, count in Counter(n for p in pairs for _, n in p).items() if count > 1}
     classes: list[ClassInfo] = []
     id_of: dict[str, int] = {}
     maps: list[dict[int, int]] = []
@@ -128,7 +144,8 @@ def global_space(sets: Sequence[DataSet], union: Union = "names") -> tuple[Label
     for part, own in zip(sets, pairs, strict=True):
         local: dict[int, int] = {}
         for local_id, name in own:
-            if union == "offset" and name in shared:
+            # all of them and not only names that occur twice: a class keeps its name whatever comes later
+            if union == "offset" and not isinstance(part.source, GoneSource):  # there names stand as they are
                 name = f"{part.label}: {name}"
             if name not in id_of:
                 id_of[name] = len(classes) + 1
@@ -149,11 +166,15 @@ def global_space(sets: Sequence[DataSet], union: Union = "names") -> tuple[Label
 def _opener(
     sets: Sequence[DataSet],
     maps: Sequence[Mapping[int, int]],
+    told: Sequence[frozenset[int] | None],
     index: int,
     preparation: Preparation,
-    unlabelled: bool,
+    measured: Measured,
+    ready: dict[Split, WorkingFiles],
 ) -> Callable[[Callable[[], None]], TaskData]:
-    def view(task: int, split: Split, guard: Callable[[], None] | None) -> Dataset:
+    """``told``: the classes that each data set can tell from background; ``None`` where it can tell all."""
+
+    def view(task: int, split: Split, guard: Callable[[], None] | None, training: bool = False) -> Dataset:
         source = sets[task].source
         names = tuple(source.names(split))
         if source.kind == "classification" and len(maps[task]) < len(source.space):
@@ -164,14 +185,29 @@ def _opener(
             raise DataError(f"{sets[task].label}: the {split} split is empty", "a task needs at least one sample")
         table = remap_table((), BACKGROUND if split == "train" else source.other_label)
         table[list(maps[task])] = list(maps[task].values())
-        shown, annotated = sets[task].preparation or preparation, frozenset(maps[task].values()) if unlabelled else None
-        return Dataset(source, split, names, table, shown, split == "train", guard, annotated)
+        shown = sets[task].preparation or preparation
+        working = ready.get(split) if task == index else None
+        return Dataset(source, split, names, table, shown, training, guard, told[task], working)
 
-    view(index, "train", None)  # raises for a missing split before any work starts
-    view(index, "test", None)
+    def prepare(folder: Path, advance: Callable[[], None]) -> None:
+        """Write the working files of the training set."""
+        whole = view(index, "train", None)
+        if whole.preparation.working:
+            from perdure.data.volumes.working import prepare_working_files  # these load nnU-Net
+
+            place = folder / sets[index].label
+            made = prepare_working_files(whole.source, "train", whole.names, whole.preparation, place, advance)
+            ready["train"] = made
+
+    here = not isinstance(sets[index].source, GoneSource)
+    if here:
+        view(index, "train", None)  # raises for a missing split before any work starts
+        view(index, measured, None)
+    present = [task for task in range(index + 1) if not isinstance(sets[task].source, GoneSource)]
     return lambda check: TaskData(
-        train=lambda: view(index, "train", check),
+        train=lambda: view(index, "train", check, True),
         validation=lambda: view(index, "val", check),
-        tests=lambda: {sets[task].label: view(task, "test", None) for task in range(index + 1)},
-        joint=lambda split: view(index, split, check),
+        tests=lambda: {sets[task].label: view(task, measured, None) for task in present},
+        joint=lambda split: view(index, split, check, split == "train"),
+        prepare=prepare if here else None,
     )

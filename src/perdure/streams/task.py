@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
@@ -28,6 +29,8 @@ class TaskData:
         joint: The task's ``"train"`` or ``"val"`` images with all their labels, for upper bounds only
             (:func:`merged`).
         pool: Unlabelled images that may show any class seen so far. ``None`` unless the protocol grants them.
+        prepare: Writes the working files that training reads, into a folder, telling each case that is done; ``None``
+            where nothing has to be written.
     """
 
     train: Callable[[], Samples]
@@ -35,6 +38,7 @@ class TaskData:
     tests: Callable[[], dict[str, Dataset]]
     joint: Callable[[Split], Samples]
     pool: Callable[[], Dataset] | None = None
+    prepare: Callable[[Path, Callable[[], None]], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -207,7 +211,12 @@ def merged(stream: Stream) -> Stream:
             names = tuple(name for name in first.source.names(first.split) if name in chosen)
             return replace(first, names=names, check=check)
 
-        return TaskData(partial(joined, "train"), partial(joined, "val"), last.tests, joined)
+        def prepare(folder: Path, advance: Callable[[], None]) -> None:
+            for part in opened:
+                if part.prepare is not None:
+                    part.prepare(folder, advance)
+
+        return TaskData(partial(joined, "train"), partial(joined, "val"), last.tests, joined, prepare=prepare)
 
     annotated = frozenset().union(*(task.annotated for task in stream.tasks))
     complete = len(opened) == len(stream.tasks)  # a stream that is only described (prediction) has no data to merge
