@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
+from perdure.before import Before
 from perdure.config.build import Experiment, build_experiment, in_order
 from perdure.config.load import data_of_tasks
 from perdure.config.recipe import Recipe
@@ -21,6 +22,8 @@ from perdure.engine.engine import Engine
 from perdure.engine.machine import Machine
 from perdure.engine.run_logger import RunLogger
 from perdure.errors import DataError, UsageError
+from perdure.metrics.confusion import ConfusionMatrix
+from perdure.metrics.figures import class_values
 from perdure.networks.layers import sync_batch_norm
 from perdure.networks.network import Network
 from perdure.run_folder import Origin, RunFolder
@@ -34,6 +37,7 @@ from perdure.sealing import (
     seal,
 )
 from perdure.streams.description import describe
+from perdure.streams.task import Task
 from perdure.working import WorkingFolder
 
 SPARE_BYTES = 50_000_000
@@ -73,13 +77,16 @@ def run_experiment(recipe: Recipe, out: Path, resume: bool = False, quiet: bool 
             machine.start_trackers(recipe.name.replace("/", "-"))
         for task in remaining:
             with stream.opened(task):  # training data of all other tasks is sealed in this block
+                before = Before.of(experiment, task, working.of(task))
+                if before is not None:
+                    _say_how_it_was(experiment, task, before.take(machine), logger)
                 working.fill(task, machine, quiet)
                 begin(method, task, recipe.seed)
                 position = checkpoint.load(method, task.index)
                 method.to(machine.device)
                 validation = measure_validation(experiment, task, machine)
                 engine.run(method, method.phases(task), task.index, position, validation)
-            seal(experiment, task, run, machine, logger)
+            seal(experiment, task, run, machine, logger, before)
             checkpoint.clear()
             working.clear()
         machine.stop_trackers()
@@ -88,6 +95,15 @@ def run_experiment(recipe: Recipe, out: Path, resume: bool = False, quiet: bool 
             record(run, stream.tasks[-1])
             publish(run)
     return run
+
+
+def _say_how_it_was(experiment: Experiment, task: Task, counts: ConfusionMatrix, logger: RunLogger) -> None:
+    """Say how good the model is on a new data set before it learns from it, where that labels an earlier class."""
+    dice = class_values("dice", counts)
+    known = [(c, value) for c in task.old if c in task.annotated and (value := dice[c].value) is not None]
+    if known:
+        text = ", ".join(f"{experiment.stream.space.name(c)} {value:.1f}" for c, value in known)
+        logger.say(f"[bold]{escape(task.name)}[/] as the model is: Dice of {escape(text)}")
 
 
 def look_at_files(experiment: Experiment, quiet: bool = False) -> Survey:

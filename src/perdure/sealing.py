@@ -9,7 +9,9 @@ from operator import add
 from pathlib import Path
 
 from rich.markup import escape
+from torch import Tensor
 
+from perdure.before import Before
 from perdure.config.build import Experiment
 from perdure.data.dataset import Dataset, members
 from perdure.data.source import MEASURED
@@ -20,7 +22,7 @@ from perdure.errors import DataError
 from perdure.files import write_json
 from perdure.inference.case import predict_cases
 from perdure.kept.ledger import DONE, preview_entry, task_folder, write_ledger
-from perdure.kept.manifest import CASES, GROWING, KINDS, REMADE, event_files
+from perdure.kept.manifest import CASES, CHANGES, GROWING, KINDS, REMADE, event_files
 from perdure.kept.method_state import read_files, read_kept, weight_names, write_kept
 from perdure.methods.method import Method
 from perdure.methods.options import Options
@@ -60,14 +62,25 @@ def restore_sealed(
         restore(method, read_kept(sealed[-1]))
 
 
-def seal(experiment: Experiment, task: Task, run: RunFolder, machine: Machine, logger: RunLogger) -> None:
+def seal(
+    experiment: Experiment,
+    task: Task,
+    run: RunFolder,
+    machine: Machine,
+    logger: RunLogger,
+    before: Before | None = None,
+) -> None:
     """Write weights, kept items, ledger, counts, samples and results of a task; the mark ``done`` comes last."""
     method = experiment.method
     method.eval()
-    counted = {name: _count(experiment, dataset, task, machine) for name, dataset in task.tests().items()}
+    counted: dict[str, Counted] = {}
+    for name, dataset in task.tests().items():
+        each = before.compare if before is not None and name == task.name else None
+        counted[name] = _count(experiment, dataset, task, machine, each)
     counts = {name: sum_of.matrix for name, sum_of in counted.items()}
+    changed = None if before is None else before.finished(machine)
     if machine.main:
-        folder, before = task_folder(run.path, task.index, task.name), next(iter(run.sealed()[-1:]), None)
+        folder, previous = task_folder(run.path, task.index, task.name), next(iter(run.sealed()[-1:]), None)
         patients, state = experiment.patients, method.state_dict()
         least = experiment.recipe.privacy.min_images
         entries = write_kept(
@@ -77,12 +90,14 @@ def seal(experiment: Experiment, task: Task, run: RunFolder, machine: Machine, l
             len(task.seen),
             method.files,
             method.store,
-            before,
+            previous,
             least=least if patients else 0,
             own=weight_names(method),
         )
         method.store.sweep(task.index, [name for names in method.files.values() for name in names])
         write_counts(folder / "counts.json", counts)
+        if changed is not None:
+            write_counts(folder / CHANGES, changed)
         if cases := {name: sum_of.cases for name, sum_of in counted.items() if sum_of.cases is not None}:
             write_cases(folder / CASES, cases)
         shown = MEASURED[experiment.stream.measured]
@@ -137,11 +152,17 @@ def measure_validation(experiment: Experiment, task: Task, machine: Machine) -> 
     return measure
 
 
-def _count(experiment: Experiment, dataset: Dataset, task: Task, machine: Machine) -> Counted:
+def _count(
+    experiment: Experiment,
+    dataset: Dataset,
+    task: Task,
+    machine: Machine,
+    each: Callable[[int, Tensor], None] | None = None,
+) -> Counted:
     """Counts of the present model over a test or validation set."""
     at_once, workers = experiment.recipe.evaluate.batch_size, experiment.recipe.engine.workers
     predict = experiment.method.predict
-    return count(predict, dataset, task.seen, machine, at_once, workers)
+    return count(predict, dataset, task.seen, machine, at_once, workers, each)
 
 
 def _samples(experiment: Experiment, task: Task, machine: Machine, folder: Path) -> list[Path]:

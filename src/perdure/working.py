@@ -51,14 +51,14 @@ class WorkingFolder:
             shown = bar.add_task("preparing cases", total=total)
             for mine in (machine.main, not machine.main):  # the main process writes, the others find it done
                 if mine:
-                    task.data.prepare(self._of(task), lambda: bar.advance(shown))
+                    task.data.prepare(self.of(task), lambda: bar.advance(shown))
                 machine.barrier()
 
     def clear(self, besides: Sequence[Task] = ()) -> None:
         """Delete the working files of all tasks but those of ``besides``. Raises RunError where that fails."""
         if not self.path.is_dir():
             return
-        kept = {self._of(task).name for task in besides}
+        kept = {self.of(task).name for task in besides}
         try:
             for folder in self.path.iterdir():
                 if folder.name not in kept:
@@ -71,5 +71,6 @@ class WorkingFolder:
                 "they hold images: delete the folder by hand",
             ) from error
 
-    def _of(self, task: Task) -> Path:
+    def of(self, task: Task) -> Path:
+        """Folder of one task's working files."""
         return self.path / task_folder(Path(), task.index, task.name).name

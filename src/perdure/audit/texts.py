@@ -25,7 +25,7 @@ from perdure.data.preparation import read_preparation
 from perdure.engine.run_logger import EVENTS
 from perdure.errors import PerdureError, UsageError
 from perdure.files import parse_yaml, read_json
-from perdure.kept.manifest import CASES, COUNTS
+from perdure.kept.manifest import CASES, CHANGES, COUNTS
 from perdure.metrics.cases import problem_of
 from perdure.metrics.confusion import read_counts, write_counts
 from perdure.report.samples import Classes
@@ -80,7 +80,7 @@ def _check_of(inside: str) -> Callable[[Path], str | None] | None:
     """What to check of a file in a task's folder."""
     if inside.startswith("samples/") and inside.endswith(".class.json"):
         return _classes_problem
-    return {COUNTS: _counts_problem, CASES: _cases_problem}.get(inside)
+    return {COUNTS: _counts_problem, CHANGES: _counts_problem, CASES: _cases_problem}.get(inside)
 
 
 def _guarded(check: Callable[[Path], str | None], path: Path) -> str | None:

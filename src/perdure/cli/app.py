@@ -166,6 +166,10 @@ def run(
         str, typer.Argument(help="name of a shipped recipe or a YAML file", autocompletion=complete.recipes)
     ],
     overrides: Overrides = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option("--data", help="for recipes of data sets: folder of one, in the place of its own; repeatable"),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", parser=_folder, help="run folder; default runs/RECIPE-METHOD")
     ] = None,
@@ -177,7 +181,12 @@ def run(
     from perdure.config.load import load_recipe, refuse_foreign_code
 
     # a wrong recipe is told before torch is imported, which takes seconds
-    loaded = load_recipe(recipe, overrides or [])
+    if data:
+        from perdure.adding import begun
+
+        loaded = begun(recipe, data, overrides or [])
+    else:
+        loaded = load_recipe(recipe, overrides or [])
     if allow_code:
         search_here()
     else:
@@ -189,6 +198,55 @@ def run(
     run_experiment(loaded, folder, resume, quiet)
     if not quiet:
         _say(f"report: {folder / 'report.html'}")
+
+
+@app.command()
+def add(
+    run: Run,
+    data: Annotated[
+        str, typer.Option("--data", help="folder of the new data set, in a layout of `perdure list datasets`")
+    ],
+    overrides: Overrides = None,
+    name: Annotated[str, typer.Option("--name", help="name of the task; default: that of the folder")] = "",
+    classes: Annotated[
+        list[str] | None, typer.Option("--classes", help="classes that it annotates, with commas; default all")
+    ] = None,
+    rename: Annotated[
+        list[str] | None, typer.Option("--rename", metavar="OLD=NEW", help="name of a class in the model")
+    ] = None,
+    same: Annotated[
+        list[str] | None, typer.Option("--same", help="a class that the model knows is the same structure; all of them")
+    ] = None,
+    earlier: Annotated[
+        list[str] | None,
+        typer.Option("--earlier", metavar="TASK=DIR", help="folder of an earlier data set, to measure on its tests"),
+    ] = None,
+    at_most: Annotated[
+        float | None,
+        typer.Option("--at-most", min=0, help="points that an earlier class may lose, or exit code 1"),
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="no progress bars and no table")] = False,
+    allow_code: AllowCode = False,
+) -> None:
+    """Learn one more data set with a finished run, without data of earlier ones; goes on where it was stopped."""
+    if allow_code:
+        search_here()
+    from perdure.adding import Addition
+    from perdure.cli.add import add as learn
+    from perdure.cli.add import pairs
+
+    chosen = [part.strip() for text in classes or () for part in text.split(",") if part.strip()]
+    folders = {task: Path(place) for task, place in pairs(earlier or [], "--earlier", "TASK=DIR").items()}
+    names = pairs(rename or [], "--rename", "OLD=NEW")
+    addition = Addition(data, name, chosen, names, same or (), folders, overrides or ())
+    fallen = learn(run, addition, at_most, quiet, allow_code)
+    if fallen:
+        raise RunError(
+            f"more than {at_most:g} points lost: {', '.join(fallen)}",
+            "the task is sealed all the same; a copy of the folder from before it still has the old model",
+        )
+    if not quiet:
+        _say(f"report: {run / 'report.html'}")
 
 
 @app.command()

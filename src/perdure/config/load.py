@@ -34,7 +34,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         UsageError: Unknown recipe, unreadable YAML, unknown key, wrong type or value: names the key.
     """
-    return parse_recipe(_override(read_raw(name), overrides), name)
+    return parse_recipe(override(read_raw(name), overrides), name)
 
 
 def read_raw(name: str) -> Plain:
@@ -220,7 +220,8 @@ def split_override(text: str) -> tuple[str, JsonValue]:
         raise UsageError(f"the value of '{key}' cannot be read: {value}", hint) from error
 
 
-def _override(raw: Plain, overrides: Sequence[str]) -> Plain:
+def override(raw: Plain, overrides: Sequence[str]) -> Plain:
+    """Set ``key.sub=value`` in plain content, in place. Raises UsageError where a key cannot be set."""
     for text in overrides:
         key, value = split_override(text)
         at: Plain | list[JsonValue] = raw

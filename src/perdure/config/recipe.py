@@ -107,7 +107,8 @@ class DataSetsSection(Options):
         None, description="folder that the data.root of tasks start from; not written into the run folder"
     )
     tasks: tuple[TaskSection, ...] = Field(
-        min_length=1, description="the data sets; stream.tasks.2.data.root=DIR sets a value of the second one"
+        (),
+        description="the data sets, or none where --data names them; stream.tasks.2.data.root=DIR sets a value of the second one",
     )
     order: Literal["natural", "reversed", "shuffled"] | tuple[str, ...] = Field(
         "natural", description="order of the tasks: as listed, reversed, shuffled (by the seed), or a list of names"

@@ -37,7 +37,14 @@ KINDS: Final[Mapping[str, str]] = {
     "MODEL_CARD.md": "page",
 }
 """Kinds of the files that stand at the top of a run."""
-IN_TASK: Final[Mapping[str, str]] = {LEDGER: "ledger", COUNTS: "counts", CASES: "counts", DONE: "mark"}
+CHANGES: Final = "changes.json"
+IN_TASK: Final[Mapping[str, str]] = {
+    LEDGER: "ledger",
+    COUNTS: "counts",
+    CASES: "counts",
+    CHANGES: "counts",
+    DONE: "mark",
+}
 """Kinds of the files that stand at the top of a task's folder; tasks whose images have one class each have no cases."""
 GROWING: Final = frozenset({"log", TRACKING})
 """Files that only grow while a run goes on: what was there at the last entry has to be there still."""

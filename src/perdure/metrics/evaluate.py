@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from perdure.data.case import Case, collate
 from perdure.data.dataset import Dataset
@@ -25,7 +26,13 @@ class Counted(NamedTuple):
 
 
 def count(
-    predict: Predict, dataset: Dataset, class_ids: Sequence[int], machine: Machine, batch_size: int, workers: int
+    predict: Predict,
+    dataset: Dataset,
+    class_ids: Sequence[int],
+    machine: Machine,
+    batch_size: int,
+    workers: int,
+    each: Callable[[int, Tensor], None] | None = None,
 ) -> Counted:
     """Confusion counts of a model on a test set, over all processes; fp32, no gradients.
 
@@ -36,6 +43,7 @@ def count(
         machine: Where to compute.
         batch_size: Most images per forward pass and process.
         workers: Processes that read.
+        each: Called with the position of a case and the predicted labels ``(*S)``, in segmentation.
 
     Raises:
         DataError: The set is empty.
@@ -58,6 +66,8 @@ def count(
                     continue
                 for k, name in enumerate(batch.names):
                     known = None if batch.annotated is None else batch.annotated[k : k + 1]
+                    if each is not None:
+                        each(place[name], predicted[k])
                     one = confusion(batch.labels[k : k + 1], predicted[k : k + 1], counts.labels, known)
                     total += one
                     # the last column: predicted where the case does not label that class, so it is no pixel of it

@@ -1,0 +1,171 @@
+"""One more data set for a finished run: what it adds to the recipe, and what would go wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import JsonValue
+
+from perdure.config.build import label, method_class
+from perdure.config.load import override, parse_recipe, read_raw, split_override
+from perdure.config.recipe import DataSetsSection, Recipe, TaskSection
+from perdure.data.catalog import open_source
+from perdure.data.detect import find_data, short_name
+from perdure.errors import RunError, UsageError, nearest
+from perdure.run_folder import RunFolder
+from perdure.streams.description import DescribedStream
+from perdure.streams.partial_labels import DataSet
+
+
+@dataclass(frozen=True)
+class Addition:
+    """A data set that is to be learned next.
+
+    Args:
+        data: Its folder, or the name of built-in data.
+        name: Of the task; by default that of the folder.
+        classes: Names of classes of the data set that it annotates; empty for all.
+        rename: Name in the data set -> name in the model.
+        same: Names in the model of classes that it has too; ``all`` for every class that both have.
+        earlier: Name of an earlier task -> folder of its data, for its test cases.
+        overrides: ``key=value``: options of the data set as ``data.KEY``, or what the recipe may change.
+    """
+
+    data: str
+    name: str = ""
+    classes: Sequence[str] = ()
+    rename: Mapping[str, str] = field(default_factory=dict)
+    same: Sequence[str] = ()
+    earlier: Mapping[str, Path] = field(default_factory=dict)
+    overrides: Sequence[str] = ()
+
+
+def extended(run: RunFolder, addition: Addition) -> Recipe:
+    """The recipe of a run with one more data set; the same again where that was begun and stopped.
+
+    Raises:
+        UsageError: A class is taken, or an option is wrong.
+        RunError: The run cannot be extended.
+        DataError: The data set cannot be read.
+    """
+    stream, recipe = run.stream(), run.recipe()
+    plan = recipe.stream
+    if not isinstance(plan, DataSetsSection):
+        raise RunError(
+            f"{run.path} learned the classes of one data set in steps; only runs of data sets can be extended",
+            "see `perdure list recipes`: those whose name begins with data-sets",
+        )
+    if method_class(recipe.method.name).sees_all_tasks:
+        raise RunError(
+            f"'{recipe.method.name}' learns all data sets at once and cannot learn one more",
+            "run the whole recipe again, with all data",
+        )
+    task = _task(addition)
+    sealed = len(run.sealed())
+    tasks = list(plan.tasks)
+    if sealed < len(stream.tasks):
+        if sealed != len(stream.tasks) - 1 or _bare(tasks[-1]) != _bare(task):
+            raise RunError(
+                f"task {sealed + 1} ('{stream.tasks[sealed].name}') of {run.path} is not finished",
+                "give the command that began it again, `perdure run … --resume` or the same `perdure add`",
+            )
+        tasks.pop()
+    _refuse_taken_names(task, stream, sealed, plan, addition.same)
+    tasks.append(task)
+    content = recipe.model_dump(mode="json", exclude_none=True)
+    content["stream"]["tasks"] = [one.model_dump(mode="json") for one in tasks]
+    _put_earlier(content["stream"]["tasks"][:-1], [label(one) for one in tasks[:-1]], addition.earlier)
+    rest = [text for text in addition.overrides if not text.startswith("data.")]
+    return parse_recipe(override(content, rest), str(run.recipe_file))
+
+
+def begun(name: str, data: Sequence[str], overrides: Sequence[str]) -> Recipe:
+    """A recipe of data sets, with those that are given by their folders in the place of its own.
+
+    Args:
+        name: A shipped recipe or a file.
+        data: Folders of data sets, or names of built-in data, in the order in which they are learned.
+        overrides: ``key=value``; options of the data sets as ``data.KEY``.
+
+    Raises:
+        UsageError: The recipe is for one data set, or an option is wrong.
+        DataError: A folder holds no data set.
+    """
+    rest = [text for text in overrides if not text.startswith("data.")]
+    content = override(read_raw(name), rest)
+    plan = content.get("stream")
+    if not isinstance(plan, dict) or plan.get("kind") != "data_sets":
+        raise UsageError(
+            f"'{name}' learns the classes of one data set in steps and takes no --data",
+            "give its folder: data.root=DIR",
+        )
+    own = [text for text in overrides if text.startswith("data.")]
+    tasks: list[JsonValue] = [_task(Addition(one, overrides=own)).model_dump(mode="json") for one in data]
+    plan["tasks"] = tasks
+    return parse_recipe(content, name)
+
+
+def _task(addition: Addition) -> TaskSection:
+    """The section of the new task, as a recipe would have it."""
+    options = {
+        key.removeprefix("data."): value
+        for key, value in map(split_override, addition.overrides)
+        if key.startswith("data.")
+    }
+    root: Path | None
+    if "name" in options:
+        name, root = str(options.pop("name")), Path(addition.data).expanduser()
+    else:
+        name, root = find_data(addition.data)
+    data: dict[str, JsonValue] = {"name": name, "root": None if root is None else str(root.absolute()), **options}
+    own = addition.name or (short_name(root) if root is not None else str(name))
+    content = {
+        "data": data,
+        "name": own,
+        "classes": list(addition.classes) or None,
+        "rename": dict(addition.rename),
+    }
+    return TaskSection.model_validate(content)
+
+
+def _bare(task: TaskSection) -> JsonValue:
+    """A task without the place of its data."""
+    plain = task.model_dump(mode="json")
+    plain["data"]["root"] = None
+    bare: JsonValue = plain
+    return bare
+
+
+def _refuse_taken_names(
+    task: TaskSection, stream: DescribedStream, sealed: int, plan: DataSetsSection, same: Sequence[str]
+) -> None:
+    """Raise UsageError where a class or a task has the name of an earlier one, and nobody said that it is the same."""
+    earlier = stream.tasks[:sealed]
+    if label(task) in (one.name for one in earlier):
+        raise UsageError(f"the run has a task '{label(task)}' already", "give the new one another name: --name NAME")
+    taken = {stream.space.name(c): one.name for one in earlier for c in one.new}
+    if unknown := [name for name in same if name != "all" and name not in taken]:
+        raise UsageError(f"--same {unknown[0]}: the model knows no such class", nearest(unknown[0], taken))
+    if plan.union == "offset":
+        return
+    source = open_source(task.data.name, task.data.root, task.data.settings)
+    names = [name for _, name in DataSet(source, label(task), task.classes, task.rename).pairs()]
+    if "all" not in same and (clash := [name for name in names if name in taken and name not in same]):
+        shown = ", ".join(clash)
+        raise UsageError(
+            f"the model has learned {shown} from '{taken[clash[0]]}' already",
+            f"--same {clash[0]} if it is the same structure, --rename {clash[0]}=NAME if it is another one",
+        )
+    if unused := [name for name in same if name != "all" and name not in names]:
+        raise UsageError(f"--same {unused[0]}: the data set has no such class", nearest(unused[0], names))
+
+
+def _put_earlier(tasks: Sequence[dict[str, JsonValue]], names: Sequence[str], earlier: Mapping[str, Path]) -> None:
+    """Say where the data of earlier tasks is."""
+    if unknown := [name for name in earlier if name not in names]:
+        raise UsageError(f"the run has no task '{unknown[0]}'", nearest(unknown[0], names))
+    for task, name in zip(tasks, names, strict=True):
+        if name in earlier and isinstance(data := task["data"], dict):
+            data["root"] = str(earlier[name].expanduser().absolute())

@@ -1,0 +1,79 @@
+"""The model before a task, on the new data: what it says there is compared with what it says when it has learned."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from perdure.config.build import Experiment
+from perdure.config.recipe import DataSetsSection
+from perdure.data.dataset import Dataset
+from perdure.engine.machine import Machine
+from perdure.files import write_atomic
+from perdure.labels import BACKGROUND
+from perdure.metrics.changes import BEFORE, OUTPUTS
+from perdure.metrics.confusion import ConfusionMatrix, confusion
+from perdure.metrics.evaluate import count
+from perdure.streams.task import Task
+
+
+class Before:
+    """Outputs of the model as it was, one file a test case, among the working files of the task.
+
+    Args:
+        experiment: The method has to be as it was sealed; :meth:`take` is called before it begins the task.
+        task: Any but the first of a stream of data sets.
+        folder: Where the outputs lie until the task is sealed.
+    """
+
+    def __init__(self, experiment: Experiment, task: Task, folder: Path) -> None:
+        self.experiment, self.task, self.folder = experiment, task, folder
+        self.as_it_was = ConfusionMatrix.empty(task.old)
+        labels = 1 + len(task.seen)
+        self.moved = torch.zeros(labels, labels + 1, dtype=torch.int64)
+
+    @classmethod
+    def of(cls, experiment: Experiment, task: Task, folder: Path) -> Before | None:
+        """For a task that changes what a model has learned from an earlier data set; else ``None``."""
+        several = isinstance(experiment.recipe.stream, DataSetsSection)
+        return cls(experiment, task, folder) if several and task.index and task.old else None
+
+    def take(self, machine: Machine) -> ConfusionMatrix:
+        """Show the new test cases to the model as it is; returns its counts against their labels."""
+        self.experiment.method.to(machine.device).eval()
+        recipe, predict = self.experiment.recipe, self.experiment.method.predict
+        at_once, workers = recipe.evaluate.batch_size, recipe.engine.workers
+        self.as_it_was = count(predict, self._tests, self.task.old, machine, at_once, workers, self._keep).matrix
+        return self.as_it_was
+
+    def compare(self, position: int, labels: Tensor) -> None:
+        """Count the new output of a test case against the old one."""
+        with np.load(self._place(position), allow_pickle=False) as kept:
+            old = torch.from_numpy(kept["labels"])
+        self.moved += confusion(old[None], labels[None].cpu(), (BACKGROUND, *self.task.seen))
+
+    def finished(self, machine: Machine) -> dict[str, ConfusionMatrix]:
+        """Both matrices, when every test case was compared; the content of ``changes.json``."""
+        outputs = ConfusionMatrix.empty(self.task.seen)
+        outputs.add(machine.total(self.moved.to(machine.device)))
+        outputs.cases = len(self._tests)
+        return {OUTPUTS: outputs, BEFORE: self.as_it_was}
+
+    @property
+    def _tests(self) -> Dataset:
+        return self.task.tests()[self.task.name]
+
+    def _keep(self, position: int, labels: Tensor) -> None:
+        arrays = labels.cpu().numpy()
+
+        def write(part: Path) -> None:
+            with part.open("wb") as stream:
+                np.savez_compressed(stream, labels=arrays)
+
+        write_atomic(self._place(position), write)
+
+    def _place(self, position: int) -> Path:
+        return self.folder / "before" / f"{position:05d}.npz"

@@ -1,0 +1,76 @@
+"""``perdure add``: one more data set for a finished run, and what that changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from perdure.adding import Addition, extended
+from perdure.cli.console import open_console
+from perdure.config.load import refuse_foreign_code
+from perdure.errors import UsageError
+from perdure.experiment import run_experiment
+from perdure.metrics.changes import Changes, read_changes
+from perdure.run_folder import RunFolder
+from perdure.streams.description import DescribedStream
+
+
+def pairs(texts: list[str], option: str, form: str) -> dict[str, str]:
+    """``A=B`` as a mapping. Raises UsageError for any other text."""
+    found: dict[str, str] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not (key and equals and value):
+            raise UsageError(f"{option} '{text}' cannot be read", f"write {option} {form}")
+        found[key] = value
+    return found
+
+
+def add(path: Path, addition: Addition, at_most: float | None, quiet: bool, allow_code: bool) -> list[str]:
+    """Learn one more data set, print what it did to earlier classes; returns the classes that fell by too much."""
+    run = RunFolder.existing(path)
+    recipe = extended(run, addition)
+    if not allow_code:
+        refuse_foreign_code(recipe, str(run.recipe_file))
+    run_experiment(recipe, path, resume=True, quiet=quiet)
+    stream = run.stream()
+    found = read_changes(path, stream, len(stream.tasks) - 1)
+    if found is None:
+        return []
+    if not quiet:
+        show(found, stream, open_console())
+    fallen = [c for c in found.classes if at_most is not None and c.fall is not None and c.fall > at_most]
+    return [f"{stream.space.name(c.class_id)} ({c.fall:.1f})" for c in fallen]
+
+
+def show(found: Changes, stream: DescribedStream, console: Console) -> None:
+    """A table of earlier classes: before and after on their own test cases, and how far outputs moved on new ones."""
+    new = stream.tasks[-1].called
+    here = any(c.before is not None for c in found.classes)
+    own = ["before", "after", "change"] if here else []
+    table = Table("earlier class", *own, f"{escape(new)}: Dice of old and new output", title="Earlier classes, Dice")
+    for c in found.classes:
+        cells = [_number(c.before), _number(c.after), _change(c.before, c.after)] if here else []
+        table.add_row(escape(stream.space.name(c.class_id)), *cells, _number(c.agreement))
+    console.print(table)
+    if found.changed is not None:
+        console.print(
+            f"{found.changed:.2f} % of the voxels of the new test cases have another earlier label (or background) now",
+            highlight=False,
+        )
+    if not here:
+        console.print(
+            "[dim]the test cases of earlier data sets are not at hand: --earlier TASK=DIR measures on them[/]",
+            highlight=False,
+        )
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f}"
+
+
+def _change(before: float | None, after: float | None) -> str:
+    return "–" if before is None or after is None else f"{after - before:+.1f}"

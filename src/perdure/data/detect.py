@@ -1,0 +1,77 @@
+"""Which reader fits a folder, for people who have data and not the name of a reader."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Final
+
+from perdure.data.catalog import DATASETS, needs_folder
+from perdure.errors import DataError, UsageError, nearest
+
+_ENTRIES: Final = 200
+"""Entries of a folder that are looked at."""
+
+
+def find_data(text: str) -> tuple[str, Path | None]:
+    """Name of the reader and folder of a data set that is given by its folder, or by the name of built-in data.
+
+    Raises:
+        DataError: There is no such folder, or nothing in it says what it is.
+        UsageError: It is the name of a data set that needs a folder.
+    """
+    path = Path(text).expanduser()
+    if not path.exists() and text in DATASETS:
+        if needs_folder(text):
+            raise UsageError(f"the data set '{text}' needs a folder", f"--data DIR data.name={text}")
+        return text, None
+    if not path.is_dir():
+        missing = "is not a folder" if path.exists() else "does not exist"
+        raise DataError(f"{text} {missing}", f"give the folder of a data set; {nearest(text, DATASETS)}")
+    return detect(path), path
+
+
+def detect(path: Path) -> str:
+    """The reader whose layout a folder has. Raises DataError where it is none of them."""
+    if (path / "dataset.json").is_file():
+        return "nnunet" if "channel_names" in _keys(path / "dataset.json") else "decathlon"
+    inside = sorted(path.iterdir())[:_ENTRIES]
+    names = {entry.name for entry in inside}
+    if "JPEGImages" in names or "VOCdevkit" in names:
+        return "voc"
+    if {"leftImg8bit", "gtFine"} <= names:
+        return "cityscapes"
+    if any(entry.suffix in (".h5", ".hdf5") for entry in inside):
+        return "h5_volumes"
+    if any(_volumes(path / folder) for folder in ("images", "imagesTr", "train/images")):
+        return "nifti_folders"
+    if {"images", "masks"} <= names or (path / "train" / "masks").is_dir():
+        return "folders"
+    if any(entry.suffix == ".npz" for entry in inside):
+        return "medmnist"
+    if (path / "train").is_dir() and (path / "test").is_dir():
+        return "class_folders"
+    raise DataError(
+        f"nothing in {path} says what kind of data set it is",
+        "name the reader: data.name=NAME (`perdure list datasets` shows the layouts)",
+    )
+
+
+def short_name(path: Path) -> str:
+    """Name of a task after its folder, without nnU-Net's number: ``Dataset001_Organs`` -> ``organs``."""
+    return re.sub(r"^(Dataset|Task)\d+_", "", path.resolve().name).lower()
+
+
+def _keys(path: Path) -> set[str]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read: {error}", "it must be the dataset.json of nnU-Net") from error
+    return set(content) if isinstance(content, dict) else set()
+
+
+def _volumes(folder: Path) -> bool:
+    return folder.is_dir() and any(
+        re.search(r"\.(nii|nii\.gz|mha|mhd|nrrd)$", entry.name) for entry in sorted(folder.iterdir())[:_ENTRIES]
+    )

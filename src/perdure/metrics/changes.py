@@ -1,0 +1,114 @@
+"""What a task changed of what a model knew before it: on earlier test cases, and in its outputs on the new ones.
+
+``changes.json`` of a task holds two matrices of counts, taken on the test cases of the task's own data set:
+``outputs`` (rows: what the model said before the task, columns: what it says after it) and ``before`` (rows: ground
+truth, columns: the model before the task), which tells how good it was on the new data as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from perdure.kept.ledger import task_folder
+from perdure.kept.manifest import CHANGES
+from perdure.metrics.confusion import ConfusionMatrix, pooled, read_counts
+from perdure.metrics.figures import class_values
+from perdure.streams.description import DescribedStream
+
+OUTPUTS: Final = "outputs"
+BEFORE: Final = "before"
+
+
+@dataclass(frozen=True)
+class ClassChange:
+    """What a task did to one earlier class; Dice in percent, ``None`` where it does not exist.
+
+    Args:
+        class_id: The class.
+        before: On the test cases of earlier tasks that were at hand before and after the task: before it.
+        after: The same after it.
+        as_it_was: On the new test cases: the model before the task, where they are labelled with the class.
+        agreement: On the new test cases: Dice of the output before the task against that after it.
+    """
+
+    class_id: int
+    before: float | None
+    after: float | None
+    as_it_was: float | None
+    agreement: float | None
+
+    @property
+    def fall(self) -> float | None:
+        """Points lost: of Dice on earlier test cases, or, where these are gone, of agreement with the old output."""
+        if self.before is not None and self.after is not None:
+            return self.before - self.after
+        return None if self.agreement is None else 100 - self.agreement
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What a task changed.
+
+    Args:
+        classes: The earlier classes, in learning order.
+        changed: Share of the new test cases' voxels whose label changed between two earlier labels (background
+            included), in percent; those that became a new class are what the task taught. ``None`` without any.
+    """
+
+    classes: tuple[ClassChange, ...]
+    changed: float | None
+
+
+def read_changes(run: Path, stream: DescribedStream, task: int) -> Changes | None:
+    """What a sealed task changed; ``None`` for a first task, and where it was not measured.
+
+    Raises:
+        DataError: A file is damaged.
+    """
+    folders = [task_folder(run, t.index, t.name) for t in stream.tasks[: task + 1]]
+    if task == 0 or not (folders[task] / CHANGES).is_file():
+        return None
+    counted = read_counts(folders[task] / CHANGES)
+    sets = [read_counts(folder / "counts.json") for folder in folders[task - 1 :]]
+    return changes(stream.tasks[task].old, counted[OUTPUTS], counted[BEFORE], *sets)
+
+
+def changes(
+    old: Sequence[int],
+    outputs: ConfusionMatrix,
+    as_it_was: ConfusionMatrix,
+    before: Mapping[str, ConfusionMatrix],
+    after: Mapping[str, ConfusionMatrix],
+) -> Changes:
+    """What a task changed, from counts.
+
+    Args:
+        old: Ids of the earlier classes.
+        outputs: Old output against new output on the new test cases.
+        as_it_was: Ground truth against old output on the new test cases.
+        before: Counts of earlier test sets before the task.
+        after: The same after it; only sets that are in both are compared.
+    """
+    shared = [name for name in before if name in after]
+    dice = [
+        {c: v.value for c, v in class_values("dice", pooled({n: sets[n] for n in shared})).items()} if shared else {}
+        for sets in (before, after)
+    ]
+    agreement, was = (class_values("dice", matrix) for matrix in (outputs, as_it_was))
+    found = tuple(
+        ClassChange(
+            c,
+            dice[0].get(c),
+            dice[1].get(c),
+            was[c].value if c in was and as_it_was.truth[as_it_was.labels.index(c)] else None,
+            agreement[c].value,
+        )
+        for c in old
+    )
+    known = [outputs.labels.index(c) for c in (0, *old)]
+    inner = outputs.matrix[known][:, known]
+    whole = int(outputs.matrix.sum())
+    return Changes(found, 100 * float(inner.sum() - inner.trace()) / whole if whole else None)
