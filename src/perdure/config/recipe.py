@@ -108,7 +108,8 @@ class DataSetsSection(Options):
     )
     tasks: tuple[TaskSection, ...] = Field(
         (),
-        description="the data sets, or none where --data names them; stream.tasks.2.data.root=DIR sets a value of the second one",
+        description="the data sets, or none where --data names them; stream.tasks.2.data.root=DIR is the folder "
+        "of the second",
     )
     order: Literal["natural", "reversed", "shuffled"] | tuple[str, ...] = Field(
         "natural", description="order of the tasks: as listed, reversed, shuffled (by the seed), or a list of names"

@@ -1,0 +1,197 @@
+"""Data sets that arrive one after another: the whole stream at once and `run` + `add` + `add` are the same run."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from safetensors.numpy import load_file
+
+from perdure.metrics.changes import read_changes
+from perdure.run_folder import RunFolder
+
+pytestmark = pytest.mark.e2e
+
+SHARED: dict[str, Any] = {
+    "name": "sets",
+    "network": {
+        "backbone": "tiny_resnet",
+        "tiny_channels": [4, 4, 4, 4],
+        "output_stride": 4,
+        "width": 8,
+        "dilations": [1],
+    },
+    "augment": {"crop": 32},
+    "evaluate": {"size": None},
+    "method": "finetune",
+    "training": {"steps": 3, "later_steps": 2, "batch_size": 2},
+    "engine": {"device": "cpu", "threads": 1, "trackers": [], "save_seconds": 0},
+    "report": {"samples": 1},
+}
+SETS = {"pets": ["cat", "dog"], "plants": ["tree"], "homes": ["house", "cat"]}
+
+
+@pytest.fixture
+def sets(world: Path) -> Path:
+    """The photographs three times over, each with classes of its own, and recipes of all of them and of the first."""
+    for name, classes in SETS.items():
+        shutil.copytree("photos", name)
+        known = [line for line in Path("photos/classes.txt").read_text().splitlines() if line.split()[1] in classes]
+        ids = {int(line.split()[0]) for line in known}
+        others = [f"{k} other{k}" for k in {1, 2, 3, 4} - ids]
+        Path(name, "classes.txt").write_text("\n".join([*known, *others]) + "\n")
+    tasks = [{"name": name, "data": {"name": "folders", "root": name}, "classes": c} for name, c in SETS.items()]
+    for file, some in (("all.yaml", tasks), ("first.yaml", tasks[:1])):
+        stream = {"kind": "data_sets", "tasks": some}
+        Path(file).write_text(yaml.safe_dump({**SHARED, "stream": stream}), encoding="utf-8")
+    return world
+
+
+def add(cli: Callable[..., Any], name: str, *more: object) -> Any:
+    """``perdure add`` of one of the sets to the run ``grown``."""
+    return cli("add", "grown", "--data", name, "--classes", ",".join(SETS[name]), "--quiet", *more)
+
+
+def learned(run: str | Path) -> dict[str, bytes]:
+    """Everything that a run learned and measured, by place; not what holds times or the folder's name."""
+    told = {"log.jsonl", "report.html", "MODEL_CARD.md", "files.json", ".lock"}
+    return {
+        path.relative_to(run).as_posix(): path.read_bytes()
+        for path in sorted(Path(run).rglob("*"))
+        if path.is_file() and path.name not in told
+    }
+
+
+def test_the_whole_stream_and_one_set_after_another_give_the_same_bytes(sets: Path, cli: Callable[..., Any]) -> None:
+    assert cli("run", "all.yaml", "--out", "whole", "--quiet").code == 0
+    assert cli("run", "first.yaml", "--out", "grown", "--quiet").code == 0
+    here = ("--earlier", "pets=pets")
+    assert add(cli, "plants", *here).code == 0
+    assert add(cli, "homes", "--same", "cat", *here, "--earlier", "plants=plants").code == 0
+    assert learned("grown") == learned("whole")
+    described = RunFolder(Path("grown")).stream()
+    assert [task.new for task in described.tasks] == [(1, 2), (3,), (4,)]
+    assert described.tasks[2].annotated == (1, 4)
+    audited = cli("audit", "grown")
+    assert audited.code == 0, audited.out
+
+
+def test_earlier_data_is_not_needed(sets: Path, cli: Callable[..., Any]) -> None:
+    """Without the earlier sets the same weights are learned; only what needs their test cases is missing."""
+    assert cli("run", "all.yaml", "--out", "whole", "--quiet").code == 0
+    assert cli("run", "first.yaml", "--out", "grown", "--quiet").code == 0
+    shutil.rmtree("pets")
+    assert add(cli, "plants").code == 0
+    shutil.rmtree("plants")
+    assert add(cli, "homes", "--same", "all").code == 0
+    for folder in ("00-pets", "01-plants", "02-homes"):
+        ours, theirs = (load_file(Path(run, "tasks", folder, "weights.safetensors")) for run in ("grown", "whole"))
+        assert ours.keys() == theirs.keys() and all((ours[k] == theirs[k]).all() for k in ours)
+    counted = json.loads(Path("grown/tasks/02-homes/counts.json").read_text())["sets"]
+    assert list(counted) == ["homes"]
+    found = read_changes(Path("grown"), RunFolder(Path("grown")).stream(), 2)
+    assert found is not None and [c.before for c in found.classes] == [None] * 3
+    assert all(c.agreement is not None for c in found.classes if c.fall is not None)
+    shown = cli("predict", "grown", "-i", "homes/images", "-o", "masks")
+    assert shown.code == 0, shown.err
+
+
+CASES = {
+    "a name that is taken": (("homes",), 2, "the model has learned cat from 'pets' already", "--same cat"),
+    "a task name that is taken": (("plants", "--name", "pets"), 2, "the run has a task 'pets' already", "--name"),
+    "same of an unknown class": (("homes", "--same", "cow"), 2, "--same cow: the model knows no such class", "known"),
+    "same of a class that is not here": (("plants", "--same", "dog"), 2, "the data set has no such class", ""),
+    "earlier of an unknown task": (("plants", "--earlier", "zoo=pets"), 2, "the run has no task 'zoo'", "pets"),
+    "a rename that is none": (("plants", "--rename", "tree"), 2, "--rename 'tree' cannot be read", "OLD=NEW"),
+    "a key that changes the method": (("plants", "training.lr=3"), 1, "another value of 'training.lr'", "same recipe"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_refused_before_anything_is_written(sets: Path, cli: Callable[..., Any], case: str) -> None:
+    (name, *more), code, what, hint = CASES[case]
+    if not Path(sets, "grown").exists():
+        assert cli("run", "first.yaml", "--out", "grown", "--quiet", "training.steps=1").code == 0
+    before = learned("grown")
+    found = add(cli, name, *more)
+    assert (found.code, what in found.err, hint in found.err) == (code, True, True), found.err
+    assert len(found.err.strip().splitlines()) <= 2
+    assert learned("grown") == before
+
+
+def test_other_folders_and_runs_are_refused(sets: Path, cli: Callable[..., Any]) -> None:
+    Path("empty").mkdir()
+    assert cli("run", "photos.yaml", "--out", "steps", "--quiet").code == 0
+    assert cli("run", "all.yaml", "method=joint", "--out", "joint", "--quiet").code == 0
+    assert cli("run", "first.yaml", "--out", "grown", "--quiet", "training.steps=1").code == 0
+    told = {
+        ("steps", "plants"): "learned the classes of one data set in steps",
+        ("joint", "plants"): "'joint' learns all data sets at once",
+        ("grown", "empty"): "nothing in empty says what kind of data set it is",
+        ("grown", "nowhere"): "nowhere does not exist",
+        ("grown", "voc"): "the data set 'voc' needs a folder",
+        ("nothing", "plants"): "is not a run folder",
+    }
+    for (run, data), what in told.items():
+        found = cli("add", run, "--data", data)
+        assert found.code in (1, 2) and what in found.err, (run, data, found.err)
+
+
+def test_a_fall_is_an_error_only_where_it_is_too_deep(sets: Path, cli: Callable[..., Any]) -> None:
+    assert cli("run", "first.yaml", "--out", "grown", "--quiet").code == 0
+    shutil.copytree("grown", "again")
+    assert add(cli, "plants", "--earlier", "pets=pets", "--at-most", "100").code == 0
+    found = read_changes(Path("grown"), RunFolder(Path("grown")).stream(), 1)
+    assert found is not None
+    falls = [c.fall for c in found.classes if c.fall is not None]
+    shutil.rmtree("grown")
+    shutil.move("again", "grown")
+    deep = add(cli, "plants", "--earlier", "pets=pets", "--at-most", "0")
+    assert deep.code == int(max(falls) > 0)
+    if deep.code:
+        assert "more than 0 points lost" in deep.err
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+@pytest.mark.parametrize("at", ["begin", "train", "seal"])
+def test_a_kill_while_adding_goes_on_to_the_same_bytes(sets: Path, cli: Callable[..., Any], at: str) -> None:
+    """The same command again goes on; it is killed where the model is looked at, while training, and in sealing."""
+    assert cli("run", "first.yaml", "--out", "grown", "--quiet").code == 0
+    shutil.copytree("grown", "quiet")
+    place = {
+        "begin": "perdure.before.Before.take",
+        "train": "perdure.engine.trainer.Trainer.step",
+        "seal": "perdure.sealing.write_ledger",
+    }[at]
+    module, _, name = place.rpartition(".")
+    words = ["add", "grown", "--data", "plants", "--classes", "tree", "--quiet"]
+    script = (
+        "import os, pkgutil, signal\n"
+        f"owner = pkgutil.resolve_name({module!r})\n"
+        f"old = getattr(owner, {name!r})\n"
+        "calls = []\n"
+        "def kill(*a, **k):\n"
+        "    calls.append(1)\n"
+        f"    if len(calls) == {2 if at == 'train' else 1}:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return old(*a, **k)\n"
+        f"setattr(owner, {name!r}, kill)\n"
+        "from perdure.cli import _run\n"
+        f"_run({words!r}, False)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], env={**os.environ}, check=False, capture_output=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    assert add(cli, "plants").code == 0
+    again = cli("add", "quiet", "--data", "plants", "--classes", "tree", "--quiet")
+    assert again.code == 0, again.err
+    assert learned("grown") == learned("quiet")
+    assert not Path("grown/working").exists()
