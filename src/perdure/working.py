@@ -9,7 +9,6 @@ import hashlib
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
 
 from rich.console import Console
 from rich.progress import Progress
@@ -18,10 +17,8 @@ from perdure.data.dataset import members
 from perdure.engine.machine import Machine
 from perdure.errors import RunError
 from perdure.kept.ledger import task_folder
+from perdure.kept.manifest import WORKING
 from perdure.streams.task import Task
-
-WORKING: Final = "working"
-"""Name of the folder inside a run."""
 
 
 class WorkingFolder:

@@ -24,7 +24,8 @@ from perdure.run_folder import LOCK
 
 UNLISTED: Final = frozenset({MANIFEST, SIGNATURE, LOCK})
 """Files that ``files.json`` cannot list: itself, what is made over it, and what every process writes."""
-WORKING: Final = "state of the task under way"
+STATE: Final = "state of the task under way"
+IMAGES: Final = "working files: images of the task under way"
 _EVENTS: Final = re.compile(r"events\.out\.tfevents\.\d{6}\.perdure")
 
 
@@ -91,7 +92,11 @@ def audit_files(
     growing = under_way is not None
     events = {p for p in strange if _may_be_events(p, tracker) and (growing or listed is None or p in listed)}
     working = {p for p in strange if under_way is not None and p not in events and under_way.may_hold(p)}
-    kinds = sealed.kinds | dict.fromkeys(events, TRACKING) | dict.fromkeys(working, WORKING)
+    kinds = (
+        sealed.kinds
+        | dict.fromkeys(events, TRACKING)
+        | {p: IMAGES if under_way is not None and under_way.is_working(p) else STATE for p in working}
+    )
     for place, size in sorted(places.files.items()):
         kind = kinds.get(place, "unknown")
         number, total = found.files.get(kind, (0, 0))

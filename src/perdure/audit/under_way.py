@@ -12,12 +12,14 @@ from perdure.audit.formats import png_problem, read_safetensors
 from perdure.audit.ledgers import SAMPLE
 from perdure.files import TEMPORARY
 from perdure.kept.ledger import LEDGER, task_folder
+from perdure.kept.manifest import WORKING
 from perdure.kept.store import STORE
 
 RESUME: Final = "resume"
 _TASK_FILE: Final = re.compile(
-    rf"(weights\.safetensors|counts\.json|cases\.csv|{LEDGER}|kept/[^/]+\.safetensors|{SAMPLE.pattern})"
+    rf"(weights\.safetensors|counts\.json|cases\.csv|changes\.json|{LEDGER}|kept/[^/]+\.safetensors|{SAMPLE.pattern})"
 )
+_WORKING_FILE: Final = re.compile(r"([\w.-]+/){1,3}[\w.-]+")
 _RESUME_FILE: Final = re.compile(
     rf"{RESUME}/(state\.safetensors|(items|kept)\.jsonl|items/[\w.-]+/\d{{6}}\.safetensors)"
 )
@@ -47,12 +49,20 @@ class UnderWay:
         inside = place.removeprefix(f"tasks/{self.folder}/")
         if inside != place:
             return _TASK_FILE.fullmatch(inside) is not None
+        if self.is_working(place):
+            return _WORKING_FILE.fullmatch(place.removeprefix(f"{WORKING}/")) is not None
         kept = re.fullmatch(rf"{STORE}/{self.number:02d}-\d\d-[^/]+/\d{{6}}\.safetensors", place)
         return kept is not None or _RESUME_FILE.fullmatch(place) is not None
+
+    def is_working(self, place: str) -> bool:
+        """Whether a file is one of the task's working files, which hold images."""
+        return place.startswith(f"{WORKING}/{self.folder}/")
 
     def may_hold_folder(self, place: str) -> bool:
         """Whether a folder may be there."""
         mine = f"tasks/{self.folder}"
+        if place == WORKING or f"{place}/".startswith(f"{WORKING}/{self.folder}/"):
+            return True
         if place in (RESUME, f"{RESUME}/items", mine, f"{mine}/kept", f"{mine}/samples"):
             return True
         return bool(re.fullmatch(rf"({STORE}|{RESUME}/items)/{self.number:02d}-\d\d-[^/]+", place))

@@ -26,6 +26,8 @@ VERSION: Final = 1
 COUNTS: Final = "counts.json"
 CASES: Final = "cases.csv"
 TRACKING: Final = "tracking"
+WORKING: Final = "working"
+"""Folder of working files inside a run: arrays made from images of the task under way, never listed."""
 KINDS: Final[Mapping[str, str]] = {
     "recipe.yaml": "recipe",
     "stream.json": "stream",
