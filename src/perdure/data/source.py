@@ -73,6 +73,8 @@ class Source(ABC):
         patients: True where images come from patients: nothing of them may stay in a run folder.
         other_label: What classes outside the wanted ones become in ``val`` and ``test`` (STAR, spec 1.4): 0 where
             label 0 is a real background, ``IGNORE`` where it means "not annotated" (ADE20K). In training always 0.
+        dims: Spatial axes of its images: 3 for volumes.
+        modality: Names of the channels, as nnU-Net has them (``("CT",)``); ``()`` where they are unknown.
     """
 
     name: str
@@ -80,6 +82,8 @@ class Source(ABC):
     space: LabelSpace
     patients: bool
     other_label: int
+    dims: Literal[2, 3] = 2
+    modality: tuple[str, ...] = ()
 
     @abstractmethod
     def names(self, split: Split) -> Sequence[str]:
