@@ -69,6 +69,8 @@ def run_experiment(recipe: Recipe, out: Path, resume: bool = False, quiet: bool 
         sync_batch_norm(method, machine.device)
         sealed = run.sealed()
         logger.say(f"[bold]{escape(recipe.name)}[/] · {escape(f'{recipe.method.name} -> {run.path}')}")
+        for note in experiment.notes:
+            logger.say(f"[yellow]note[/] {escape(note)}")
         restore_sealed(method, stream.tasks, run, sealed, recipe.seed)
         remaining = stream.tasks[len(sealed) :]
         working = WorkingFolder(run.path, recipe.engine.working)

@@ -141,7 +141,7 @@ def check_recipe(recipe: Recipe, as_json: bool, allow_code: bool = False) -> boo
     except DataError as error:
         problems.append(Problem("train", "", error.what, error.hint))
     problems += _unfetched(recipe) if fetched else []
-    notes = [*told(found.shared), *_unusual(summary)]
+    notes = [*experiment.notes, *told(found.shared), *_unusual(summary)]
     if single and len(summary["tasks"]) == 1 and not experiment.method.sees_all_tasks:
         notes.append("one task only: nothing is learned later; a smaller stream.base leaves classes for later tasks")
     if single and name == "folders" and "values" not in recipe.sets[0].settings:

@@ -16,7 +16,7 @@ from perdure.data.gone import GoneSource
 from perdure.data.preparation import ClassImage, Photo2D, Preparation, read_preparation
 from perdure.data.readers.unlabelled import open_unlabelled
 from perdure.data.source import AbsentSplitError, Kind, Source
-from perdure.errors import PerdureError, UsageError, nearest
+from perdure.errors import DataError, PerdureError, UsageError, nearest
 from perdure.files import home
 from perdure.foreign import is_foreign, load
 from perdure.labels import ClassInfo, LabelSpace
@@ -41,12 +41,14 @@ class Experiment:
         sources: Its data sets, in the order of their tasks.
         stream: The tasks.
         method: The method, with its network.
+        notes: What fits badly, but can be learned.
     """
 
     recipe: Recipe
     sources: tuple[Source, ...]
     stream: Stream
     method: Method[Options]
+    notes: tuple[str, ...] = ()
 
     @property
     def kind(self) -> Kind:
@@ -82,7 +84,7 @@ def build_experiment(
     sources = open_sources(recipe, sealed, known)
     for section, source in zip(recipe.sets, sources, strict=True):
         check_kinds(recipe, section.name, source)
-    stream = build_stream(recipe, sources, sealed, known)
+    stream, notes = build_stream(recipe, sources, sealed, known)
     if recipe.engine.validate_every:
         try:
             for source in sources[sealed if len(sources) > 1 else 0 :]:
@@ -91,7 +93,8 @@ def build_experiment(
             raise UsageError(
                 f"engine.validate_every={recipe.engine.validate_every}: {error.what}", error.hint
             ) from error
-    return Experiment(recipe, sources, stream, build_method(recipe, stream.tasks[0].preparation, pretrained))
+    method = build_method(recipe, stream.tasks[0].preparation, pretrained)
+    return Experiment(recipe, sources, stream, method, tuple(notes))
 
 
 def in_order(recipe: Recipe) -> Recipe:
@@ -178,20 +181,21 @@ def check_kinds(recipe: Recipe, name: str, source: Source) -> None:
 
 def build_stream(
     recipe: Recipe, sources: Sequence[Source], sealed: int = 0, known: DescribedStream | None = None
-) -> Stream:
-    """The recipe's stream over open data sets; upper bounds get it merged into one task."""
+) -> tuple[Stream, list[str]]:
+    """The recipe's stream over open data sets, and notes on it; upper bounds get it merged into one task."""
+    notes: list[str] = []
     if isinstance(recipe.stream, StreamSection):
         stream = build_tasks(recipe, sources[0], sealed)
     else:
-        stream = _data_sets(recipe, recipe.stream, sources, known)
-    return merged(stream) if method_class(recipe.method.name).sees_all_tasks else stream
+        stream, notes = _data_sets(recipe, recipe.stream, sources, known)
+    return (merged(stream) if method_class(recipe.method.name).sees_all_tasks else stream), notes
 
 
 def _data_sets(
     recipe: Recipe, plan: DataSetsSection, sources: Sequence[Source], known: DescribedStream | None
-) -> Stream:
-    """A task for every data set, shown to the network as the recipe says."""
-    shown = _preparations(recipe, sources, known)
+) -> tuple[Stream, list[str]]:
+    """A task for every data set, shown to the network as the recipe says; and what fits badly."""
+    shown, notes = _preparations(recipe, sources, known)
     sets: list[DataSet] = []
     for task, source, preparation in zip(plan.tasks, sources, shown, strict=True):
         if isinstance(source, GoneSource):  # its classes have the names of the model already
@@ -199,18 +203,56 @@ def _data_sets(
         else:
             sets.append(DataSet(source, label(task), task.classes, task.rename, task.annotated, preparation))
     measured = recipe.evaluate.split
-    return partial_labels(sets, preparation=shown[0], union=plan.union, elsewhere=plan.elsewhere, measured=measured)
+    stream = partial_labels(sets, preparation=shown[0], union=plan.union, elsewhere=plan.elsewhere, measured=measured)
+    return stream, notes
 
 
-def _preparations(recipe: Recipe, sources: Sequence[Source], known: DescribedStream | None) -> list[Preparation]:
-    """How the cases of each data set are shown; of tasks that a run knows already as it knows them."""
+def _preparations(
+    recipe: Recipe, sources: Sequence[Source], known: DescribedStream | None
+) -> tuple[list[Preparation], list[str]]:
+    """How the cases of each data set are shown, and what fits badly.
+
+    Tasks that a run knows are shown as it knows them. Others as the first one is, unless each has a plan of its own.
+    """
     shown: list[Preparation] = []
+    notes: list[str] = []
     for index, source in enumerate(sources):
         if known is not None and index < len(known.tasks) and len(known.tasks) == len(known.groups):
             shown.append(read_preparation(known.tasks[index].preparation, "stream.json"))
-        else:
-            shown.append(build_preparation(recipe, source.kind))
-    return shown
+            continue
+        own = _planned(recipe, source)
+        if index and recipe.volumes.plan != "per_task":
+            notes += _misfit(shown[0], source, own)
+            own = shown[0]
+        shown.append(own)
+    return shown, notes
+
+
+def _planned(recipe: Recipe, source: Source) -> Preparation:
+    """The preparation that a data set has alone."""
+    if source.dims == 2 and recipe.volumes.view == "volumes":
+        return build_preparation(recipe, source.kind)
+
+    from perdure.data.volumes.plan import plan_slices, plan_volumes  # these load nnU-Net
+
+    if recipe.volumes.view == "slices":
+        return plan_slices(source, recipe.volumes)
+    return plan_volumes(source, recipe.volumes)
+
+
+def _misfit(first: Preparation, source: Source, own: Preparation) -> list[str]:
+    """What fits badly where a data set is shown as the first one is. Raises DataError where it cannot be."""
+    from perdure.data.volumes.plan import misfit
+    from perdure.data.volumes.sampled import Sampled
+
+    if isinstance(first, Sampled) and isinstance(own, Sampled):
+        return misfit(first, source, own)
+    if (first.dims, first.kind) != (own.dims, own.kind):
+        raise DataError(
+            f"{source.name} has {own.dims} spatial axes ({own.kind}), the first data set has {first.dims} ({first.kind})",
+            "one network needs images of one kind; volumes are cut into slices with volumes.view=slices",
+        )
+    return []
 
 
 def build_tasks(recipe: Recipe, source: Source, sealed: int = 0) -> Stream:
@@ -289,7 +331,11 @@ def build_method(recipe: Recipe, preparation: Preparation, pretrained: bool = Tr
             if preparation.patch:
                 network.check_size(preparation.patch)
         except UsageError as error:
-            raise UsageError(f"augment.crop={recipe.augment.crop}: {error.what}", error.hint) from error
+            volumes = preparation.needs_working_files
+            size = "×".join(map(str, preparation.patch))
+            asked = f"volumes.patch {size}" if volumes else f"augment.crop={recipe.augment.crop}"
+            hint = f"{error.hint}; with volumes.patch" if volumes else error.hint
+            raise UsageError(f"{asked}: {error.what}", hint) from error
         if recipe.training.batch_size < network.least_batch:
             raise UsageError(
                 f"training.batch_size={recipe.training.batch_size}: the network '{recipe.network.name}' cannot train "

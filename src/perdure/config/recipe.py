@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
+from perdure.data.volumes.options import VolumeOptions
 from perdure.engine.options import EngineOptions
 from perdure.errors import odd, plain
 from perdure.files import home
@@ -229,6 +230,7 @@ class Recipe(Options):
     stream: Annotated[StreamSection | DataSetsSection, Field(discriminator="kind")]
     network: NetworkSection = NetworkSection()
     augment: AugmentSection = AugmentSection()
+    volumes: VolumeOptions = VolumeOptions()
     evaluate: EvaluateSection = EvaluateSection()
     method: MethodSection
     training: TrainingOptions = TrainingOptions()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
@@ -58,7 +58,8 @@ class Dataset(TorchDataset[Case]):
         check: Called before every read; raises when the task that owns the data is sealed.
         annotated: Ids that the labels can tell (after the table), see :class:`~perdure.data.case.Case`. Narrowed
             further by cases that state their own.
-        working: Where training samples are read from, if the preparation needs working files.
+        working: Where training samples are cut from, if the preparation has made them
+            (:attr:`~perdure.data.preparation.Preparation.needs_working_files`).
     """
 
     source: Source
@@ -77,17 +78,28 @@ class Dataset(TorchDataset[Case]):
     def __getitem__(self, draw: Draw | int) -> Case:
         """Read, relabel and prepare one sample; the same draw always gives the same tensors."""
         position, seed, _ = Draw.within(draw, len(self.names))
+        if self.training and self.working is not None:
+            self._refuse_if_sealed()
+            sample = self._relabelled(self.working.sample(self.names[position], self.preparation, seed))
+            return replace(sample, label=sample.label.long())
         case = self.read(position)
         with seeded(seed):  # here and not in the loader: the sample is then the same for any number of workers
             return self.preparation.train(case) if self.training else self.preparation.test(case)
 
     def read(self, position: int) -> Case:
         """A case as the source holds it, its labels in the stream's ids. Raises DataError where sizes disagree."""
-        if self.check is not None:
-            self.check()
+        self._refuse_if_sealed()
         raw = self.source.read(self.split, self.names[position])
         if raw.label.ndim and raw.image.shape[1:] != raw.label.shape:
             raise self.source.size_error(self.split, self.names[position], raw.image.shape[1:], raw.label.shape)
+        return self._relabelled(raw)
+
+    def _refuse_if_sealed(self) -> None:
+        if self.check is not None:
+            self.check()
+
+    def _relabelled(self, raw: Case) -> Case:
+        """A case of the source with its labels, and the ids that it annotates, in those of the stream."""
         label = torch.from_numpy(self.table)[raw.label.long()]
         annotated = self.annotated
         if raw.annotated is not None:  # a case states its own ids in those of the source

@@ -42,6 +42,8 @@ class Preparation(BaseModel):
         dims: Spatial dimensions.
         channels: Channels of the prepared image.
         patch: Spatial size of training samples; ``()`` where it is that of the images.
+        needs_working_files: True where whole cases are prepared before training, into
+            :class:`~perdure.data.volumes.working.WorkingFiles`, and samples are cut from those.
         window: Side of the windows in which larger images are predicted, also one per axis; ``None`` for whole images.
         overlap: Share of a window that its neighbour covers again.
         blend: What happens there: scores are averaged, or each pixel takes the class from the window in whose middle it
@@ -50,9 +52,9 @@ class Preparation(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    working: ClassVar[bool] = False
-    """Whether training samples are cut from working files, which are made when a task begins."""
-    kind: Literal["as_is", "photo2d", "class_image"] = "as_is"
+    needs_working_files: ClassVar[bool] = False
+
+    kind: Literal["as_is", "photo2d", "class_image", "volume3d", "slices2d"] = "as_is"
     dims: Literal[2, 3] = 2
     channels: int = Field(3, ge=1, le=LARGEST_SIDE)
     patch: tuple[Side, ...] = ()
@@ -170,14 +172,25 @@ class ClassImage(_Pictures):
 
 
 class _Tag(BaseModel):
-    kind: Literal["as_is", "photo2d", "class_image"]
+    kind: Literal["as_is", "photo2d", "class_image", "volume3d", "slices2d"]
+
+
+def _preparation_class(kind: str) -> type[Preparation]:
+    if kind == "volume3d":  # both are loaded where a run has volumes
+        from perdure.data.volumes.preprocessing import Volume3D
+
+        return Volume3D
+    if kind == "slices2d":
+        from perdure.data.volumes.slices import Slices2D
+
+        return Slices2D
+    return {"as_is": Preparation, "photo2d": Photo2D, "class_image": ClassImage}[kind]
 
 
 def read_preparation(content: object, where: str) -> Preparation:
     """The preparation that was written as plain data. Raises DataError where it is damaged."""
-    kinds = {"as_is": Preparation, "photo2d": Photo2D, "class_image": ClassImage}
     try:
-        return kinds[_Tag.model_validate(content).kind].model_validate(content)
+        return _preparation_class(_Tag.model_validate(content).kind).model_validate(content)
     except ValidationError as error:
         raise DataError(
             f"{where}: the preparation of a task is damaged: {error.errors()[0]['msg']}", "restore the file"

@@ -74,7 +74,7 @@ class Source(ABC):
         other_label: What classes outside the wanted ones become in ``val`` and ``test`` (STAR, spec 1.4): 0 where
             label 0 is a real background, ``IGNORE`` where it means "not annotated" (ADE20K). In training always 0.
         dims: Spatial axes of its images: 3 for volumes.
-        modality: What its channels are, such as ``("CT",)``; empty where nobody says.
+        modality: Names of the channels, as nnU-Net has them (``("CT",)``); ``()`` where they are unknown.
     """
 
     name: str

@@ -191,13 +191,15 @@ def _opener(
 
     def prepare(folder: Path, advance: Callable[[], None]) -> None:
         """Write the working files of the training set."""
-        whole = view(index, "train", None)
-        if whole.preparation.working:
-            from perdure.data.volumes.working import prepare_working_files  # these load nnU-Net
+        from perdure.data.volumes.sampled import Sampled
+        from perdure.data.volumes.working import prepare_working_files
 
-            place = folder / sets[index].label
-            made = prepare_working_files(whole.source, "train", whole.names, whole.preparation, place, advance)
-            ready["train"] = made
+        whole = view(index, "train", None)
+        if isinstance(whole.preparation, Sampled):
+            place, names = folder / sets[index].label, whole.names
+            ready["train"] = prepare_working_files(
+                whole.source, "train", names, whole.preparation, place, lambda *_: advance()
+            )
 
     here = not isinstance(sets[index].source, GoneSource)
     if here:

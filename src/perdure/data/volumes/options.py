@@ -1,0 +1,67 @@
+"""The section ``volumes`` of a recipe. Reading and checking it needs neither torch nor nnU-Net."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Millimetres = Annotated[float, Field(gt=0, le=1000)]
+Side = Annotated[int, Field(ge=1, le=1 << 12)]
+Augment = Literal["nnunet", "mirror", "none"]
+
+
+class VolumeOptions(BaseModel):
+    """How volumes are shown to the network."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    view: Literal["volumes", "slices"] = Field(
+        "volumes", description="volumes: patches for a 3D network; slices: single slices for a 2D network"
+    )
+    plan: Literal["first", "given", "per_task"] = Field(
+        "first",
+        description="where spacing, patch and normalisation come from: nnU-Net's plan for the data of the first task "
+        "(first), of each task (per_task), or spacing and patch below (given)",
+    )
+    spacing: tuple[Millimetres, Millimetres, Millimetres] | None = Field(
+        None,
+        description="size of a voxel in mm that every volume is brought to (depth, height, width); null: as planned",
+    )
+    patch: tuple[Side, Side, Side] | None = Field(
+        None, description="voxels of a training patch (depth, height, width); null: as planned"
+    )
+    normalisation: Literal["auto", "ct", "zscore", "none"] = Field(
+        "auto",
+        description="ct: cut to the usual values of the labelled voxels; zscore: every volume to mean 0, deviation 1; "
+        "auto: by the names of the channels, as in nnU-Net",
+    )
+    foreground: float = Field(
+        0.33, ge=0, le=1, description="share of training samples that are centred on a labelled voxel"
+    )
+    augment: Augment = Field(
+        "nnunet",
+        description="what is varied at random in training: all that nnU-Net varies (mirrored along every axis too), "
+        "mirroring alone, or nothing",
+    )
+    overlap: float = Field(0.5, ge=0, le=0.95, description="prediction: share of a window that its neighbour covers")
+    blend: Literal["average", "centre"] = Field(
+        "average",
+        description="where windows overlap: average their scores, or take the class from the window in whose middle a "
+        "voxel lies most, which needs far less memory where there are many classes",
+    )
+    axis: int = Field(0, ge=0, le=2, description="view=slices: axis that is cut: 0 depth, 1 height, 2 width")
+    intensity: tuple[float, float] = Field(
+        (0.5, 99.5), description="view=slices: percentiles of each volume that become black and white"
+    )
+    size: int = Field(
+        256, ge=8, le=1 << 12, description="view=slices: side of the square that slices are scaled and padded to"
+    )
+
+    @model_validator(mode="after")
+    def _complete(self) -> VolumeOptions:
+        if self.view == "volumes" and self.plan == "given" and (self.spacing is None or self.patch is None):
+            raise ValueError("plan: given needs volumes.spacing and volumes.patch")
+        if not 0 <= self.intensity[0] < self.intensity[1] <= 100:
+            raise ValueError("volumes.intensity must be two percentiles from 0 to 100, smaller one first")
+        return self

@@ -1,0 +1,271 @@
+"""Plans are nnU-Net's own; what a later data set lacks is told in words."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from perdure.data.case import Case, Geometry
+from perdure.data.preparation import read_preparation
+from perdure.data.source import Source
+from perdure.data.volumes.extra import need, nnunet_folders, quiet
+from perdure.data.volumes.options import VolumeOptions
+from perdure.data.volumes.plan import misfit, plan_slices, plan_volumes
+from perdure.data.volumes.preprocessing import Volume3D, fit_patch
+from perdure.errors import DataError, UsageError
+from perdure.labels import IGNORE
+
+from .conftest import Volumes, ellipsoid
+
+PLAIN = VolumeOptions(normalisation="zscore")
+CASES = 8
+
+
+@pytest.fixture
+def few_voxels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Intensities from fewer draws: those of nnU-Net take seconds and a gigabyte."""
+    monkeypatch.setattr("perdure.data.volumes.plan.FOREGROUND_VOXELS", 10_000)
+
+
+@pytest.fixture(scope="module")
+def real(hippocampi: Path) -> Volumes:
+    """Some hippocampi, read by nnU-Net's own reader."""
+    reader = need("nnunetv2.imageio.simpleitk_reader_writer").SimpleITKIO()
+    cases = []
+    for file in sorted((hippocampi / "labelsTr").iterdir())[:CASES]:
+        name = file.name.removesuffix(".nii.gz")
+        image, found = reader.read_images((str(hippocampi / "imagesTr" / f"{name}_0000.nii.gz"),))
+        label = torch.from_numpy(reader.read_seg(str(file))[0][0].astype(np.int16))
+        spacing = tuple(float(value) for value in found["spacing"])
+        cases.append(Case(torch.from_numpy(image), label, name, geometry=Geometry(spacing, "mm"), group=name))
+    return Volumes(cases)
+
+
+@pytest.fixture(scope="module")
+def theirs(hippocampi: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Any]]:
+    """What nnU-Net itself plans for the same files, where their channel has a name."""
+    folder = tmp_path_factory.mktemp("nnunet") / "Dataset004_Hippocampus"
+    folder.mkdir()
+    names = sorted(file.name.removesuffix(".nii.gz") for file in (hippocampi / "labelsTr").iterdir())[:CASES]
+    extraction = need("nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor")
+    planning = need("nnunetv2.experiment_planning.experiment_planners.default_experiment_planner")
+    declared = json.loads((hippocampi / "dataset.json").read_text())
+    declared |= {
+        "numTraining": CASES,
+        "dataset": {
+            name: {
+                "images": [str(hippocampi / "imagesTr" / f"{name}_0000.nii.gz")],
+                "label": str(hippocampi / "labelsTr" / f"{name}.nii.gz"),
+            }
+            for name in names
+        },
+    }
+    done: dict[str, dict[str, Any]] = {}
+
+    def plans(channel: str) -> dict[str, Any]:
+        if channel not in done:
+            (folder / "dataset.json").write_text(json.dumps({**declared, "channel_names": {"0": channel}}))
+            with nnunet_folders(folder.parent), quiet():
+                os.environ["nnUNet_preprocessed"] = str(folder.parent / "prepared")  # put back with the others
+                extraction.DatasetFingerprintExtractor(folder.name, 1).run()  # once: it finds its file afterwards
+                done[channel] = planning.ExperimentPlanner(folder.name).plan_experiment()
+        return done[channel]
+
+    return plans
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("channel", ["MRI", "CT"])
+def test_the_plan_and_the_arrays_are_nnunets(
+    channel: str, real: Volumes, theirs: Callable[[str], dict[str, Any]], hippocampi: Path
+) -> None:
+    plans = theirs(channel)
+    ours = plan_volumes(replace(real, modality=(channel,)), VolumeOptions())
+    wanted = plans["configurations"]["3d_fullres"]
+    assert ours.spacing == tuple(wanted["spacing"]) and ours.axes == tuple(plans["transpose_forward"])
+    assert ours.patch == ours.window == tuple(wanted["patch_size"])
+    assert ours.schemes == tuple(wanted["normalization_schemes"])
+    assert ours.masked == tuple(wanted["use_mask_for_norm"])
+    mine = ours.nnunet_plans()
+    for key in ("resampling_fn_data", "resampling_fn_data_kwargs", "resampling_fn_seg", "resampling_fn_seg_kwargs"):
+        assert mine["configurations"]["3d_fullres"][key] == wanted[key]
+    if channel == "CT":
+        assert ours.intensities[0] is not None
+        measured = plans["foreground_intensity_properties_per_channel"]["0"]
+        assert ours.intensities[0].model_dump() == {k: measured[k] for k in ours.intensities[0].model_dump()}
+
+    manager = need("nnunetv2.utilities.plans_handling.plans_handler").PlansManager(plans)
+    worker = need("nnunetv2.preprocessing.preprocessors.default_preprocessor").DefaultPreprocessor(verbose=False)
+    declared = {**json.loads((hippocampi / "dataset.json").read_text()), "channel_names": {"0": channel}}
+    for case in real.cases:
+        files = hippocampi / "imagesTr" / f"{case.name}_0000.nii.gz", hippocampi / "labelsTr" / f"{case.name}.nii.gz"
+        configuration = manager.get_configuration("3d_fullres")
+        data, seg, found = worker.run_case([str(files[0])], str(files[1]), manager, configuration, declared)
+        ready = ours.ready(case)
+        assert ready.image.dtype == data.dtype and np.array_equal(ready.image, data)
+        assert np.array_equal(ready.label, seg[0])
+        places = {label: at[:, 1:] for label, at in found["class_locations"].items() if len(at)}
+        assert places.keys() == ready.places.keys()
+        assert all(np.array_equal(places[label], ready.places[label]) for label in places)
+
+
+def test_axes_are_turned_and_options_replace_what_is_planned(phantoms: Callable[..., Volumes]) -> None:
+    source = phantoms(size=(26, 22, 10), spacing=(1.0, 1.0, 4.0))
+    options = VolumeOptions(spacing=(1.0, 2.0, 5.0), patch=(16, 12, 8))
+    plan = plan_volumes(source, options)
+    assert plan.axes == (2, 0, 1)  # the axis with the thickest slices comes first
+    assert plan.spacing == (5.0, 1.0, 2.0) and plan.raw_spacing == (1.0, 2.0, 5.0)
+    assert plan.patch == (8, 16, 12)
+    assert plan.schemes == ("ZScoreNormalization",)  # of a channel without a name
+    given = plan_volumes(source, options.model_copy(update={"plan": "given"}))
+    assert given == plan
+
+
+@pytest.mark.usefixtures("few_voxels")
+def test_a_given_plan_reads_one_case_unless_ct_is_normalised(phantoms: Callable[..., Volumes]) -> None:
+    options = VolumeOptions(plan="given", spacing=(2.0, 1.0, 1.0), patch=(8, 16, 16))
+    source = phantoms()
+    assert plan_volumes(source, options).intensities == (None,)
+    assert source.reads == ["patient 0"]
+    plan = plan_volumes(source, options.model_copy(update={"normalisation": "ct"}))
+    assert set(source.reads) == {"patient 0", "patient 1", "patient 2"}
+    assert plan.intensities[0] is not None and 150 < plan.intensities[0].mean < 300
+
+
+def test_planning_leaves_environment_and_output_alone(
+    phantoms: Callable[..., Volumes], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("nnUNet_raw", "of the user")
+    monkeypatch.delenv("nnUNet_preprocessed", raising=False)
+    told: list[tuple[int, int]] = []
+    plan = plan_volumes(phantoms(), PLAIN, lambda done, of: told.append((done, of)))
+    assert len(plan.patch) == 3 and told == [(1, 3), (2, 3), (3, 3)]
+    assert os.environ["nnUNet_raw"] == "of the user" and "nnUNet_preprocessed" not in os.environ
+    assert capfd.readouterr().out == ""
+
+
+def test_body_masks_follow_what_is_cut_away(phantoms: Callable[..., Volumes]) -> None:
+    assert plan_volumes(phantoms(), PLAIN).masked == (False,)
+    assert plan_volumes(phantoms(border=5), PLAIN).masked == (True,)
+
+
+@pytest.mark.usefixtures("few_voxels")
+@pytest.mark.parametrize("make", [plan_volumes, plan_slices])
+def test_plans_are_plain_data(make: Callable[..., Any], phantoms: Callable[..., Volumes]) -> None:
+    plan = make(phantoms(modality=("CT", "PET"), channels=2), VolumeOptions(patch=(8, 16, 16)))
+    written = json.loads(json.dumps(plan.model_dump(mode="json")))
+    assert read_preparation(written, "stream.json") == plan
+    for damage in ({"channels": 3}, {"patch": [4]}, {"kind": "other"}, {"code": "x"}):
+        with pytest.raises(DataError, match=r"stream\.json: the preparation of a task is damaged"):
+            read_preparation({**written, **damage}, "stream.json")
+
+
+def test_patches_fit_networks(phantoms: Callable[..., Volumes]) -> None:
+    assert fit_patch((40, 56, 40), (16, 16, 8)) == (48, 64, 40)
+    assert fit_patch((3, 20, 17), (4, 16, 16)) == (4, 16, 16)
+    plan = plan_volumes(phantoms(), VolumeOptions(patch=(9, 15, 17))).fitted((4, 4, 4))
+    assert plan.patch == plan.window == (8, 16, 16)
+
+
+class Bad(NamedTuple):
+    """Cases that no plan can be made of, and the words that say so."""
+
+    name: str
+    case: Case
+    words: str
+    modality: tuple[str, ...] = ()
+
+
+GOOD = ellipsoid(0)
+BAD = [
+    Bad("nan", replace(GOOD, image=GOOD.image.where(GOOD.image > 90, torch.nan)), "'patient 0' holds voxels that are"),
+    Bad("inf", replace(GOOD, image=GOOD.image / 0), "'patient 0' holds voxels that are no numbers"),
+    Bad("an image", ellipsoid(0, (20, 20), (1.0, 1.0)), "'patient 0' has 2 axes, and images of 3 axes are needed"),
+    Bad("sizes", replace(GOOD, label=GOOD.label[1:]), "image and mask of 'patient 0' differ in size"),
+    Bad("unlabelled", replace(GOOD, label=GOOD.label * 0), "no voxel of the training cases is labelled"),
+    Bad("channels", GOOD, "'patient 0' has 1 channels, and 2 are named", ("T1", "T2")),
+    Bad(
+        "one slice",
+        replace(GOOD, image=GOOD.image[:, 9:10], label=GOOD.label[9:10]),
+        "the volumes have one slice at the planned spacing of 2 × 1 × 1 mm",
+    ),
+]
+
+
+@pytest.mark.parametrize("bad", BAD, ids=[bad.name for bad in BAD])
+def test_what_cannot_be_planned_is_told(bad: Bad) -> None:
+    with pytest.raises(DataError) as told:
+        plan_volumes(Volumes([bad.case], bad.modality), PLAIN)
+    assert bad.words in told.value.what and told.value.hint
+
+
+def test_an_empty_training_set_is_told() -> None:
+    for make in (plan_volumes, plan_slices):
+        with pytest.raises(DataError, match="volumes has no training case"):
+            make(Volumes([]), PLAIN)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"plan": "given"}, "needs volumes.spacing and volumes.patch"),
+        ({"intensity": (99, 1)}, "two percentiles"),
+        ({"spacing": (1, 0, 1)}, "greater than 0"),
+        ({"patch": (16, 16)}, "Field required"),
+        ({"window": 3}, "Extra inputs"),
+    ],
+)
+def test_options_are_checked(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        VolumeOptions(**settings)
+
+
+def test_a_missing_package_is_a_plain_line() -> None:
+    with pytest.raises(UsageError) as told:
+        need("nnunetv2.not_there")
+    assert (told.value.what, told.value.hint) == (
+        "reading volumes needs the extra 'volumes'",
+        "pip install 'perdure[volumes]'",
+    )
+
+
+def volume(modality: tuple[str, ...] = (), **fields: Any) -> Volume3D:
+    settings = {"channels": 1, "patch": (8, 8, 8), "spacing": (3.0, 1.0, 1.0), "schemes": ("ZScoreNormalization",)}
+    settings |= {"masked": (False,), "intensities": (None,), "modality": modality}
+    return Volume3D(**{**settings, **fields})
+
+
+def test_what_fits_badly_is_told() -> None:
+    source: Source = Volumes([])
+    first = volume(("MR",))
+    assert misfit(first, source, volume(("mr",), spacing=(6.0, 1.0, 0.5))) == []
+    (far,) = misfit(first, source, volume(("MR",), spacing=(6.1, 1.0, 1.0)))
+    assert "voxels of 6.1 × 1 × 1 mm" in far and "shown at 3 × 1 × 1 mm" in far
+    # the same voxels, whose axes are turned in one plan: nothing is far away
+    assert misfit(first, source, volume(("MR",), spacing=(3.0, 1.0, 1.0), axes=(1, 0, 2)))
+    (other,) = misfit(first, source, volume(("US",)))
+    assert "holds US, and the first task held MR" in other
+    assert "NoNormalization" in misfit(first, source, volume(schemes=("NoNormalization",)))[0]
+    with pytest.raises(DataError, match="has 2 channels, and the network takes 1"):
+        two = {"channels": 2, "schemes": first.schemes * 2, "masked": (False,) * 2, "intensities": (None,) * 2}
+        misfit(first, source, volume(**two))
+    with pytest.raises(DataError, match="would be shown as slices2d"):
+        misfit(first, source, plan_slices(Volumes([GOOD]), VolumeOptions(view="slices")))
+
+
+def test_ignored_voxels_have_places(phantoms: Callable[..., Volumes]) -> None:
+    source = phantoms(ignored=True)
+    plan = plan_volumes(source, VolumeOptions(patch=(8, 16, 16)))
+    ready = plan.ready(source.cases[0])
+    assert (np.asarray(ready.label) == IGNORE).any() and set(ready.places) == {-1, 1, 2}
+    at = tuple(ready.places[-1].T.astype(int))
+    assert not (np.asarray(ready.label)[at] == IGNORE).any()
