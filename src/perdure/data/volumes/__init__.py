@@ -1,0 +1,1 @@
+"""Volumes: how they are planned, preprocessed and stored while they are needed."""
