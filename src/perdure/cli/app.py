@@ -275,7 +275,7 @@ def phantoms(
             autocompletion=complete.phantoms,
         ),
     ],
-    out: Annotated[Path, typer.Argument(metavar="DIR", parser=_folder, help="folder to write the data sets into")],
+    folder: Annotated[Path, typer.Argument(parser=_folder, help="folder to write the data sets into")],
     train: Annotated[int | None, typer.Option("--train", help="training cases; default 24 volumes, 120 slices")] = None,
     test: Annotated[int | None, typer.Option("--test", help="test cases; default 8 volumes, 40 slices")] = None,
     size: Annotated[int, typer.Option("--size", help="height and width in pixels")] = 64,
@@ -286,8 +286,8 @@ def phantoms(
     from perdure.cli.phantoms import write
 
     options = {"train": train, "test": test, "size": size, "source": source, "seed": seed}
-    for folder in write(what, out, options):
-        _say(f"written: {folder}")
+    for path in write(what, folder, options):
+        _say(f"written: {path}")
 
 
 @app.command()

@@ -73,7 +73,7 @@ def draw_torso(rng: np.random.Generator, size: int, scanner: Scanner) -> Volume:
         fat=rng.uniform(-110, -90),
         muscle=rng.uniform(48, 62),
         liver=rng.uniform(56, 66) + 35 * contrast,
-        spleen=rng.uniform(46, 56) + 50 * contrast,
+        spleen=rng.uniform(46, 56) + 75 * contrast,
         kidneys=rng.uniform(30, 38) + 130 * contrast,
         blood=rng.uniform(38, 46) + 140 * contrast,
         bone=rng.uniform(520, 680),
@@ -206,9 +206,9 @@ def _abdomen(rng: np.random.Generator, scene: Scene, build: Build, tissues: Tiss
     # gas collects at the front of a patient who lies on the back
     scene.blob((stomach[0], stomach[1] + 0.6 * inside[1], stomach[2]), (26 * s, 11 * s, 20 * s), BOWEL_GAS)
 
-    spleen, radii = near(-22, -34, -97 * w), grown(50, 40, 27)
+    spleen, radii = near(-24, -32, -95 * w), grown(56, 45, 32)
     box = scene.box(spleen, radii)
-    stomach_side = scene.ellipsoid((spleen[0], spleen[1] + 24 * s, spleen[2] + 44 * s), (70 * s, 38 * s, 32 * s), box)
+    stomach_side = scene.ellipsoid((spleen[0], spleen[1] + 24 * s, spleen[2] + 44 * s), (74 * s, 38 * s, 30 * s), box)
     scene.paint(np.maximum(scene.ellipsoid(spleen, radii, box), -stomach_side), tissues.spleen, SPLEEN, box)
 
     right, left = near(-38, 4, 66 * w), near(-14, 42, 0)
@@ -219,8 +219,8 @@ def _abdomen(rng: np.random.Generator, scene: Scene, build: Build, tissues: Tiss
 
     for side in (-1, 1):
         kidney = near(-78 if side > 0 else -66, -46, side * 62 * w)
-        scene.blob(kidney, grown(60, 35, 34, spread=0.04), tissues.fat)
-        cortex = grown(52, 27, 26)
+        scene.blob(kidney, grown(63, 37, 36, spread=0.04), tissues.fat)
+        cortex = grown(56, 31, 30, spread=0.06)
         scene.blob(kidney, cortex, tissues.kidneys, KIDNEYS)
         pelvis = (kidney[0], kidney[1] + 4 * s, kidney[2] - side * 17 * s)
         scene.blob(pelvis, (20 * s, 9 * s, 13 * s), tissues.fat + 40)
@@ -261,9 +261,9 @@ def _spine_and_vessels(rng: np.random.Generator, scene: Scene, build: Build, tis
 
 def _lesions(rng: np.random.Generator, scene: Scene, build: Build, tissues: Tissues) -> None:
     """One to three round lesions within the liver, each at least four voxels across along every axis."""
-    darker, count = rng.uniform(36, 48), int(rng.integers(1, 4))
+    darker, count = rng.uniform(38, 50), int(rng.integers(1, 4))
     for side in rng.permutation(3)[:count]:
-        radius = rng.uniform(16, 22)
+        radius = rng.uniform(17, 25)
         turn = rng.uniform(-0.6, 0.6) + 2 * np.pi / 3 * float(side)
         centre = (
             -34 * build.scale + rng.uniform(-14, 14),
