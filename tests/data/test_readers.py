@@ -286,6 +286,7 @@ def test_catalog_opens_what_it_lists(tmp_path: Path) -> None:
         "folders",
         "digits",
         "single_digits",
+        "phantoms",
         "medmnist",
         "class_folders",
     }

@@ -741,6 +741,28 @@ PREDICTION = {
     ),
 }
 RESULTS = {
+    "phantoms of no kind": Case("phantoms slice out", USAGE, ("no phantoms 'slice'", "did you mean 'slices'?")),
+    "phantoms of a wrong size": Case("phantoms torso out --size 8", USAGE, ("phantoms: size is 8", "32 to 256 pixels")),
+    "phantoms of no number": Case(
+        "phantoms slices out --train many", USAGE, ("'--train'", "see perdure phantoms --help")
+    ),
+    "phantoms below nothing": Case("phantoms slices out --test -1", USAGE, ("phantoms: test is -1", "0 to 9999")),
+    "phantoms without training": Case("phantoms slices out --train 0", USAGE, ("--train is 0", "set --train above 0")),
+    "phantoms in a file": Case("phantoms slices tiny.yaml", FAILED, ("could not write tiny.yaml/Dataset011_Cardiac",)),
+    "phantoms over a data set": Case(
+        "phantoms slices out",
+        USAGE,
+        ("out/Dataset013_Prostate is there already", "choose another folder, or delete it"),
+        lambda world: (world / "out/Dataset013_Prostate").mkdir(parents=True),
+    ),
+    "phantoms in a folder": Case(
+        "check phantoms photos",
+        USAGE,
+        ("the data set 'phantoms' is built in and reads no folder", "leave the folder out"),
+    ),
+    "phantoms of no set": Case(
+        "check phantoms set=vessel", USAGE, ("phantoms: unknown set 'vessel'", "did you mean 'vessels'?")
+    ),
     "audit without a run": Case("audit photos", FAILED, ("photos is not a run folder",)),
     "report without a run": Case("report photos", FAILED, ("photos is not a run folder",)),
     "report with a damaged ledger": Case(

@@ -17,7 +17,7 @@ from perdure.config.load import shipped
 from perdure.metrics.definitions import describe
 
 pytestmark = pytest.mark.e2e
-VERBS = ("demo", "list", "check", "run", "compare", "report", "predict", "audit")
+VERBS = ("demo", "list", "check", "run", "compare", "report", "predict", "phantoms", "audit")
 LISTS = ("recipes", "methods", "datasets", "networks", "metrics")
 HEAVY = {"torch", "torchvision", "timm", "accelerate", "matplotlib", "sklearn", "safetensors"}
 ASK = """

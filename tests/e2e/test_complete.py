@@ -45,6 +45,8 @@ def complete(words: list[str], shell: str = "bash") -> list[str]:
         (["check", "class"], ["class_folders"]),
         (["check", "d"], ["demo", "digits"]),
         (["list", "me"], ["methods", "metrics"]),
+        (["phantoms", ""], ["slices", "torso"]),
+        (["check", "phantoms", "s"], ["seed=", "set=", "size=", "source="]),
         (["compare", "run", "--figure", "hio"], ["hiou[bg=in,absent=skip]"]),
         (["run", "demo", "training.ep"], ["training.epochs="]),
         (["run", "demo", "seed=2", "engine.thr"], ["engine.threads="]),

@@ -325,6 +325,30 @@ def predict(
 
 
 @app.command()
+def phantoms(
+    what: Annotated[
+        str,
+        typer.Argument(
+            help="torso (CT in 3D, three partly labelled sets) or slices (heart, eye and prostate in 2D)",
+            autocompletion=complete.phantoms,
+        ),
+    ],
+    folder: Annotated[Path, typer.Argument(parser=_folder, help="folder to write the data sets into")],
+    train: Annotated[int | None, typer.Option("--train", help="training cases; default 24 volumes, 120 slices")] = None,
+    test: Annotated[int | None, typer.Option("--test", help="test cases; default 8 volumes, 40 slices")] = None,
+    size: Annotated[int, typer.Option("--size", help="height and width in pixels")] = 64,
+    source: Annotated[int, typer.Option("--source", help="another number is another scanner with other patients")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="another number gives other patients")] = 0,
+) -> None:
+    """Write built-in look-alikes of medical images as nnU-Net raw folders, one per data set."""
+    from perdure.cli.phantoms import write
+
+    options = {"train": train, "test": test, "size": size, "source": source, "seed": seed}
+    for path in write(what, folder, options):
+        _say(f"written: {path}")
+
+
+@app.command()
 def audit(
     run: Run,
     as_json: Json = False,

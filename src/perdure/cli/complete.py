@@ -40,6 +40,13 @@ def lists(incomplete: str) -> list[str]:
     return _beginning(incomplete, LISTS)
 
 
+def phantoms(incomplete: str) -> list[str]:
+    """What ``perdure phantoms`` takes."""
+    from perdure.cli.phantoms import KINDS
+
+    return _beginning(incomplete, KINDS)
+
+
 def figures(incomplete: str) -> list[str]:
     """Figures that can be compared, each with its default definition: not those with one value per class."""
     from perdure.metrics.definitions import describe

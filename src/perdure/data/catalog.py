@@ -41,6 +41,13 @@ DATASETS: Final[dict[str, Entry]] = {
         "",
         "UCI handwritten digits (CC BY 4.0), shipped with scikit-learn",
     ),
+    "phantoms": Entry(
+        "perdure.data.readers.phantoms:open_phantoms",
+        "built-in look-alikes of medical images, made on the fly: torso CT in 3D in three partly labelled sets, "
+        "slices of heart, eye and prostate in 2D",
+        "",
+        "drawn from formulas, no patient's data",
+    ),
     "medmnist": Entry(
         "perdure.data.readers.medmnist:open_medmnist",
         "MedMNIST's 2D sets for classification, 28 to 224 pixels; any other .npz file in their layout",
