@@ -71,6 +71,8 @@ class Source(ABC):
         kind: What a label describes: every pixel of an image (segmentation) or the image (classification).
         space: Its classes.
         patients: True where images come from patients: nothing of them may stay in a run folder.
+        dims: Spatial axes of its images: 3 for volumes.
+        modality: What each channel shows, such as ``("CT",)``; empty where it is not known.
         other_label: What classes outside the wanted ones become in ``val`` and ``test`` (STAR, spec 1.4): 0 where
             label 0 is a real background, ``IGNORE`` where it means "not annotated" (ADE20K). In training always 0.
     """
@@ -80,6 +82,8 @@ class Source(ABC):
     space: LabelSpace
     patients: bool
     other_label: int
+    dims: Literal[2, 3] = 2
+    modality: tuple[str, ...] = ()
 
     @abstractmethod
     def names(self, split: Split) -> Sequence[str]:
@@ -140,6 +144,10 @@ class Source(ABC):
         """
         return distinct(self.mask(split, name))
 
+    def group(self, split: Split, name: str) -> str:  # noqa: ARG002
+        """What must not be divided between splits, such as a patient; the name if there is nothing larger."""
+        return name
+
     def read(self, split: Split, name: str) -> Case:
         """One case with all that the data set knows of it.
 
@@ -152,7 +160,7 @@ class Source(ABC):
         image, mask = self.image(split, name), self.mask(split, name)
         # negative strides (flipped views of files) cannot become tensors, and torch warns of pixels that Pillow locks
         image, mask = np.require(image, requirements=("C", "W")), np.require(mask, requirements=("C", "W"))
-        return Case(torch.from_numpy(image), torch.from_numpy(mask), name, group=name)
+        return Case(torch.from_numpy(image), torch.from_numpy(mask), name, group=self.group(split, name))
 
 
 def read_arrays(source: Source, split: Split, name: str) -> tuple[Image, Mask]:

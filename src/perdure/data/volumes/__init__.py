@@ -1,0 +1,1 @@
+"""Volumes: their files, and how they become what a network trains on."""
