@@ -71,10 +71,10 @@ class Source(ABC):
         kind: What a label describes: every pixel of an image (segmentation) or the image (classification).
         space: Its classes.
         patients: True where images come from patients: nothing of them may stay in a run folder.
-        dims: Spatial axes of its images: 3 for volumes.
-        modality: What each channel shows, such as ``("CT",)``; empty where it is not known.
         other_label: What classes outside the wanted ones become in ``val`` and ``test`` (STAR, spec 1.4): 0 where
             label 0 is a real background, ``IGNORE`` where it means "not annotated" (ADE20K). In training always 0.
+        dims: Spatial axes of its images: 3 for volumes.
+        modality: What its channels are, such as ``("CT",)``; empty where nobody says.
     """
 
     name: str

@@ -31,8 +31,7 @@ from perdure.data.readers.volumes import (
     patient_of,
 )
 from perdure.data.source import SPLITS, Image, Mask, Split, size_text
-from perdure.data.volumes.extra import need
-from perdure.data.volumes.files import Header, read_image, read_voxels
+from perdure.data.volumes.files import Header, library, read_image, read_voxels
 from perdure.errors import DataError, PerdureError
 from perdure.files import refuse_special
 from perdure.labels import BACKGROUND, IGNORE, IGNORE_IN_FILES, LabelSpace
@@ -115,7 +114,7 @@ class H5Volumes(VolumeSource):
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     """A file that is open while it is read: handles that stay open do not survive worker processes."""
-    h5py = need("h5py")
+    h5py = library("h5py")
     refuse_special(path)
     try:
         with h5py.File(path, "r") as file:
@@ -157,7 +156,7 @@ def open_h5_volumes(
         DataError: There is no file, no class list, or a list names cases that are not there.
         UsageError: There is no such fold, or there are lists.
     """
-    need("h5py")
+    library("h5py")  # a missing package is told before any file
     space = _space(root, classes)
     files, problems = _found(root)
     cases = {name: CaseFiles((path,), path) for name, path in files.items()}

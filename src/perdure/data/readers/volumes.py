@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -38,6 +39,8 @@ _VOLUMES: Final = re.compile(
 )
 """Names of files that somebody may have meant as a case."""
 _CHANNEL: Final = re.compile(r"(.+)_(\d{4})")
+_LONG: Final = 20
+"""Voxels so many times as long as wide are told: such a header is often wrong."""
 _MANY: Final = 50
 """So many numbers without a meaning are not labels: the file is an image."""
 
@@ -143,8 +146,8 @@ class VolumeSource(Source):
                 f"{self.name}: image and mask of '{name}' differ in {what} (image {image.path}, mask {mask.path})",
                 "make the mask on the image's grid"
                 if image.size != mask.size
-                else "if their voxels belong together all the same: `perdure check DATASET PATH --fix DIR` writes "
-                "corrected masks to a new folder",
+                else "if their voxels belong together all the same, this writes corrected masks to a new folder: "
+                f"perdure check {self.name} {self.root} --fix DIR",
             )
         return self.class_ids(mask.path, read_voxels(mask), name)
 
@@ -251,6 +254,44 @@ class VolumeSource(Source):
             return self.layout.splits[split][name]
         except KeyError:
             raise DataError(f"{self.name} has no case '{name}' in split '{split}'") from None
+
+
+def told_of_volumes(source: VolumeSource) -> list[str]:
+    """What a check says of spacings and orientations besides the sizes; damaged files are told elsewhere."""
+    spacings: dict[tuple[float, ...], str] = {}
+    orientations: Counter[str] = Counter()
+    thin: list[str] = []
+    for split, cases in source.layout.splits.items():
+        for name, files in cases.items():
+            try:
+                geometry = source.geometry(split, name)
+                header = read_header(files.images[0]) if geometry.affine else None
+            except DataError:
+                continue
+            spacings.setdefault(geometry.spacing, name)
+            if header is not None:
+                orientations[header.orientation] += 1
+                thin += [name] if min(header.size) == 1 else []
+    if not spacings:
+        return []
+    low, high = min(spacings, key=np.prod), max(spacings, key=np.prod)
+    unit = "mm" if orientations else "in the files' units"
+    lines = [f"voxel spacing {_by(low)}{f' to {_by(high)}' if low != high else ''} {unit} (x×y×z)"]
+    if len(orientations) > 1:
+        counted = ", ".join(f"{count} {code}" for code, count in orientations.most_common())
+        lines.append(f"files of several orientations: {counted}; all are read alike")
+    lines += [
+        f"'{name}' has voxels of {_by(spacing)} mm: is that its spacing?"
+        for spacing, name in spacings.items()
+        if max(spacing) > _LONG * min(spacing)
+    ][:3]
+    if thin:
+        lines.append(f"{len(thin)} cases are one voxel thick (first: '{thin[0]}'): methods for volumes need more")
+    return lines
+
+
+def _by(spacing: Sequence[float]) -> str:
+    return "×".join(f"{part:.4g}" for part in reversed(spacing))
 
 
 def index(folder: Path, endings: Sequence[str], problems: list[DataError]) -> dict[str, Path]:

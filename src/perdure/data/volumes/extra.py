@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from types import ModuleType
 
 from perdure.errors import PerdureError
 
 
-def need(name: str) -> Any:
+def need(name: str) -> ModuleType:
     """Import a package of the extra. Raises PerdureError where it is not installed."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise PerdureError(
-            f"reading volumes needs the extra 'volumes': {error}", "run pip install 'perdure[volumes]'"
-        ) from error
+        raise PerdureError("reading volumes needs the extra 'volumes'", "pip install 'perdure[volumes]'") from error

@@ -7,6 +7,7 @@ memory is refused, before any voxel is decoded. Arrays are those of nnU-Net's ``
 
 from __future__ import annotations
 
+import functools
 import gzip
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,6 +32,8 @@ NEAR: Final = 1e-3
 """Differences of spacing (relative) and of direction (cosine) that are taken for rounding."""
 _LPS: Final = np.diag([-1.0, -1.0, 1.0, 1.0])
 """ITK's axes run to the left and to posterior, those of NIfTI to the right and to anterior."""
+library = functools.cache(need)
+"""A package of the extra, looked up once: files are read in many threads."""
 Voxels = npt.NDArray[Any]
 Affine = npt.NDArray[np.float64]
 
@@ -62,7 +65,7 @@ class Header(NamedTuple):
     @property
     def orientation(self) -> str:
         """Where the axes of the file run to, such as ``LPS``."""
-        codes = need("nibabel").aff2axcodes(matrix(self.geometry))
+        codes = library("nibabel").aff2axcodes(matrix(self.geometry))
         return "".join(codes)
 
 
@@ -225,7 +228,7 @@ def write_volume(path: Path, values: Voxels, affine: Affine) -> None:
     if end not in WRITTEN:
         raise UsageError(f"{path}: volumes are not written in this format", f"use one of {', '.join(WRITTEN)}")
     if end.startswith(".nii"):
-        nib = need("nibabel")
+        nib = library("nibabel")
         image = nib.Nifti1Image(values, affine)
         # both with the code of scanner coordinates: readers differ in which of the two they trust
         image.set_sform(affine, 1)
@@ -236,7 +239,7 @@ def write_volume(path: Path, values: Voxels, affine: Affine) -> None:
         packed = gzip.compress(content, 6, mtime=0) if end == ".nii.gz" else content
         write_atomic(path, lambda part: part.write_bytes(packed))
         return
-    sitk = need("SimpleITK")
+    sitk = library("SimpleITK")
     image = sitk.GetImageFromArray(np.ascontiguousarray(values.transpose(2, 1, 0)))
     lps = _LPS @ affine
     spacing = np.sqrt((lps[:3, :3] ** 2).sum(0))
@@ -251,26 +254,6 @@ def write_volume(path: Path, values: Voxels, affine: Affine) -> None:
             raise OSError(None, f"{_last_line(error)}; is the disk full?") from error
 
     write_atomic(path, fill)
-
-
-def write_label(
-    path: Path, labels: npt.NDArray[np.integer[Any]], geometry: Geometry, largest: int | None = None
-) -> None:
-    """Write a label map of a case on the grid of the file that the case was read from.
-
-    Args:
-        path: See :func:`write_volume`; its format need not be that of the case.
-        labels: ``(D, H, W)``, ids from 0 to 4095.
-        geometry: Of the case.
-        largest: Largest id that may occur in the maps of one model, so that all are of one type: 8 bits up to 255, else
-            16 bits. By default the largest of this map.
-
-    Raises:
-        PerdureError: See :func:`write_volume`.
-    """
-    most = int(labels.max(initial=0)) if largest is None else largest
-    stored = labels.astype(np.uint8 if most <= np.iinfo(np.uint8).max else np.uint16)
-    write_volume(path, turn_back(stored, geometry), matrix(geometry))
 
 
 def free_memory() -> int:
@@ -320,7 +303,7 @@ def _geometry(path: Path, affine: Affine) -> Geometry:
             "resample it to a grid with right angles",
         )
     # along each axis of the file: the axis of the world that it follows, 0 to 2, and 1 or -1 for the sense
-    along = need("nibabel").io_orientation(affine)
+    along = library("nibabel").io_orientation(affine)
     by_world = {int(world): (axis, bool(sense < 0)) for axis, (world, sense) in enumerate(along)}
     axes = tuple(by_world[world] for world in (2, 1, 0))
     return Geometry(tuple(float(spacing[axis]) for axis, _ in axes), "mm", tuple(map(float, affine.ravel())), axes)
@@ -347,7 +330,7 @@ def _header(path: Path, shape: tuple[int, ...], affine: Affine, width: int, load
 
 def _nifti_header(path: Path) -> Header:
     """Header of a NIfTI file, without nibabel's silent repairs: it makes negative spacings positive and zero 1."""
-    nib = need("nibabel")
+    nib = library("nibabel")
     with gzip.open(path) if ending(path) == ".nii.gz" else path.open("rb") as stream:
         start = stream.read(540)
     kinds = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
@@ -374,7 +357,7 @@ def _nifti_header(path: Path) -> Header:
 
 def _itk_header(path: Path) -> Header:
     """Header of a file that SimpleITK reads."""
-    sitk = need("SimpleITK")
+    sitk = library("SimpleITK")
     sitk.ProcessObject.GlobalWarningDisplayOff()  # or ITK writes lines of its own about what is told below
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
