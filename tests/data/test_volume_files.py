@@ -73,9 +73,7 @@ def test_a_label_map_lies_where_the_file_lay(tmp_path: Path, codes: str, ending:
     assert written == tmp_path / "out" / f"y{ending}"
     stored = np.reshape(header.geometry.affine, (4, 4))
     np.testing.assert_allclose(affine_of_itk(written), stored, rtol=1e-6, atol=1e-6)
-    np.testing.assert_array_equal(
-        sitk.GetArrayFromImage(sitk.ReadImage(str(written))).transpose(2, 1, 0), values % 3
-    )
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(written))).transpose(2, 1, 0), values % 3)
     if ending.startswith(".nii"):
         image = nib.load(written)
         np.testing.assert_allclose(image.affine, stored, rtol=1e-6, atol=1e-6)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import gzip
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -282,8 +283,9 @@ def _explained(path: Path) -> Iterator[None]:
 
 
 def _last_line(error: Exception) -> str:
-    """ITK writes its places in source files first, and the reason last."""
-    return (str(error).strip() or type(error).__name__).splitlines()[-1].strip()[:200]
+    """ITK writes its places in source files first and the reason last, but for one of the operating system's."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("Reason: ")]
+    return re.sub(r"\(0x[0-9a-f]+\)", "", lines[-1])[:200] if lines else type(error).__name__
 
 
 def _geometry(path: Path, affine: Affine) -> Geometry:
@@ -393,8 +395,9 @@ def _refuse_cut(path: Path, needed: int) -> None:
         return
     with path.open("rb") as stream:
         start = stream.read(1 << 12)
-    if b"CompressedData = True" not in start and path.stat().st_size < needed:
+    begins = start.find(b"\n", start.find(b"ElementDataFile = LOCAL")) + 1
+    if b"CompressedData = True" not in start and path.stat().st_size < begins + needed:
         raise DataError(
-            f"{path} is not a readable volume: it has {path.stat().st_size} bytes, and its voxels need {needed}",
+            f"{path} is not a readable volume: it has {path.stat().st_size} bytes of {begins + needed}",
             "the file is damaged: copy it again",
         )
