@@ -133,11 +133,20 @@ def check(
         str | None, typer.Argument(help="folder of the data set", autocompletion=complete.overrides)
     ] = None,
     overrides: Overrides = None,
+    fix: Annotated[
+        Path | None,
+        typer.Option(
+            "--fix",
+            parser=_folder,
+            help="only write corrected masks of a data set of volumes to this new folder: on the grid of their images, "
+            "in whole numbers",
+        ),
+    ] = None,
     as_json: Json = False,
     allow_code: AllowCode = False,
 ) -> None:
     """Check a recipe (schema, images of each task, every file) or a data set (layout, files, labels, counts)."""
-    from perdure.cli.check import check_dataset, check_recipe
+    from perdure.cli.check import check_dataset, check_recipe, fix_dataset
     from perdure.config.load import load_recipe, split_override
     from perdure.data.catalog import DATASETS
 
@@ -152,7 +161,13 @@ def check(
                 f"'{what}' is code outside of Perdure", "it would be run; add --allow-code if you trust it"
             )
         options = {key.removeprefix("data."): value for key, value in map(split_override, given)}
-        passed = check_dataset(what, None if path is None else Path(path), options, as_json)
+        root_path = None if path is None else Path(path)
+        if fix is not None:
+            passed = fix_dataset(what, root_path, options, fix, as_json)
+        else:
+            passed = check_dataset(what, root_path, options, as_json)
+    elif fix is not None:
+        raise UsageError(f"--fix corrects a data set, and '{what}' is none", "give its name and its folder")
     else:
         root = [f"data.root={json.dumps(path)}"] if path is not None else []
         passed = check_recipe(load_recipe(what, [*given, *root]), as_json, allow_code)

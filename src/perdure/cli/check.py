@@ -48,11 +48,44 @@ def check_dataset(name: str, root: Path | None, options: Mapping[str, object], a
         )
         whole = sum(sum(report.pixels.values()) for report in found.splits.values())
         notes = _ignored(images, f" ({100 * pixels / whole:.2g} % of pixels)") if images else []
+    if source.dims == 3:
+        notes += _of_volumes(source)
     if as_json:
         open_console().print_json(json.dumps(found.to_dict() | {"notes": notes}))
     else:
         _show_dataset(found, notes, open_console())
     return found.ok
+
+
+def _of_volumes(source: Source) -> list[str]:
+    """Spacings and orientations, where a data set of ours has them."""
+    from perdure.data.readers.volumes import VolumeSource, told_of_volumes
+    from perdure.data.validation import HeldOut
+
+    inner = source.inner if isinstance(source, HeldOut) else source
+    return told_of_volumes(inner) if isinstance(inner, VolumeSource) else []
+
+
+def fix_dataset(name: str, root: Path | None, options: Mapping[str, object], folder: Path, as_json: bool) -> bool:
+    """Write corrected masks of a data set of volumes to a new folder; False if one could not be corrected."""
+    from perdure.data.corrected import write_corrected
+
+    source = open_source(name, root, options)
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        shown = bar.add_task("correcting", total=None)
+        done = write_corrected(source, folder, lambda: bar.advance(shown))
+    if as_json:
+        open_console().print_json(json.dumps({"folder": str(folder), **asdict(done)}))
+        return not done.failed
+    out = open_console()
+    for case, what in done.changed.items():
+        out.print(f"corrected {escape(case)}: {escape(what)}", highlight=False, soft_wrap=True)
+    for case, what in done.failed.items():
+        out.print(f"[red]not written[/] {escape(case)}: {escape(what)}", highlight=False, soft_wrap=True)
+    counts = f"{len(done.changed)} masks corrected, {done.unchanged} copied as they are"
+    out.print(f"{counts}, in {escape(str(folder))}", highlight=False, soft_wrap=True)
+    return not done.failed
 
 
 def _ignored(images: int, share: str = "") -> list[str]:
@@ -64,8 +97,9 @@ def _ignored(images: int, share: str = "") -> list[str]:
 
 def _show_dataset(found: Inspection, notes: Sequence[str], console: Console) -> None:
     whole = found.kind == "classification"  # one class an image: no pixels to count
+    axes = "w×h×d" if any(len(report.largest) == 3 for report in found.splits.values()) else "w×h"
     columns = ["split", "samples", "readable", *([] if whole else ["without any class"]), "exact repeats"]
-    table = Table(*columns, "smallest (w×h)", "largest (w×h)", title=escape(found.dataset))
+    table = Table(*columns, f"smallest ({axes})", f"largest ({axes})", title=escape(found.dataset))
     for split, report in found.splits.items():
         sizes = [size_text(shape) or "–" for shape in (report.smallest, report.largest)]
         empty = [] if whole else [str(len(report.empty))]

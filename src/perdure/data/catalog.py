@@ -90,6 +90,30 @@ DATASETS: Final[dict[str, Entry]] = {
         "images/, masks/, classes.txt, train.txt, test.txt (or train/images/, train/masks/, ...)",
         "yours",
     ),
+    "nnunet": Entry(
+        "perdure.data.readers.nnunet:open_nnunet",
+        "your own volumes (or images) in the raw layout of nnU-Net v2",
+        "dataset.json, imagesTr/, labelsTr/ (and imagesTs/, labelsTs/)",
+        "yours",
+    ),
+    "decathlon": Entry(
+        "perdure.data.readers.decathlon:open_decathlon",
+        "volumes in the layout of the Medical Segmentation Decathlon (nnU-Net v1)",
+        "dataset.json, imagesTr/, labelsTr/",
+        "yours; the Decathlon's own CC BY-SA 4.0",
+    ),
+    "nifti_folders": Entry(
+        "perdure.data.readers.nifti_folders:open_nifti_folders",
+        "your own volumes and masks (.nii.gz, .nii, .mha, .mhd, .nrrd) in plain folders with a class file",
+        "images/, labels/, classes.txt (and train.txt, test.txt)",
+        "yours",
+    ),
+    "h5_volumes": Entry(
+        "perdure.data.readers.h5_volumes:open_h5_volumes",
+        "volumes in HDF5 files with the keys image and label",
+        "*.h5 or DIR/*.h5 (and train.list, test.list)",
+        "yours",
+    ),
 }
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from perdure.data.source import AbsentSplitError, Image, Kind, Labels, Mask, Source, Split
 from perdure.errors import UsageError
@@ -22,8 +22,9 @@ class HeldOut(Source):
     """A source whose every ``every``-th training image is a validation image instead.
 
     The rule: the names of the training images are sorted, and those at positions 0, ``every``, 2 · ``every``, ... are
-    for validation. It draws nothing, and it does not know which images belong together: frames of one video or images
-    of one patient can be on both sides.
+    for validation. Where the data set knows which images belong together (:meth:`Source.group`), the groups are sorted
+    and taken whole instead, so that no patient is on both sides. It draws nothing. Where the data set knows nothing of
+    groups, frames of one video can be on both sides.
 
     Args:
         inner: The data set.
@@ -37,14 +38,19 @@ class HeldOut(Source):
     space: LabelSpace = field(init=False)
     patients: bool = field(init=False)
     other_label: int = field(init=False)
+    dims: Literal[2, 3] = field(init=False)
+    modality: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        for key in ("name", "kind", "space", "patients", "other_label"):
+        for key in ("name", "kind", "space", "patients", "other_label", "dims", "modality"):
             object.__setattr__(self, key, getattr(self.inner, key))  # the class is frozen
 
     @cached_property
     def _held(self) -> frozenset[str]:
-        return frozenset(sorted(self.inner.names("train"))[:: self.every])
+        groups: dict[str, list[str]] = {}
+        for name in self.inner.names("train"):
+            groups.setdefault(self.inner.group("train", name), []).append(name)
+        return frozenset(name for group in sorted(groups)[:: self.every] for name in groups[group])
 
     def names(self, split: Split) -> Sequence[str]:
         """Names of a split, in the order of the data set."""
@@ -76,6 +82,10 @@ class HeldOut(Source):
     def distinct_labels(self, split: Split, name: str) -> Labels:
         """See :class:`~perdure.data.source.Source`."""
         return self.inner.distinct_labels(_stored(split), name)
+
+    def group(self, split: Split, name: str) -> str:
+        """See :class:`~perdure.data.source.Source`."""
+        return self.inner.group(_stored(split), name)
 
     def read(self, split: Split, name: str) -> Case:
         """See :class:`~perdure.data.source.Source`."""

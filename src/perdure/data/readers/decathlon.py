@@ -1,0 +1,107 @@
+"""Medical Segmentation Decathlon (the layout of nnU-Net v1): ``TaskXX_NAME`` with ``dataset.json``.
+
+``training`` lists images and masks, ``labels`` the classes by number, ``modality`` the channels, which are the last
+axis of a 4D image. The images under ``test`` have no masks and are left out.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from perdure.data.readers.folds import by_fold
+from perdure.data.readers.imagefiles import sample_name
+from perdure.data.readers.volumes import (
+    CaseFiles,
+    Layout,
+    VolumeSource,
+    alike_names,
+    annotated_classes,
+    class_list,
+    patient_of,
+)
+from perdure.data.volumes.files import ENDINGS, ending
+from perdure.errors import DataError
+from perdure.files import read_json
+from perdure.labels import BACKGROUND
+
+
+def open_decathlon(root: Path, fold: int = 0, patients: bool = True) -> VolumeSource:
+    """Open a task of the Medical Segmentation Decathlon.
+
+    Args:
+        root: The folder that holds ``dataset.json``.
+        fold: The fold whose validation cases are the test cases, from 0. From ``splits_final.json`` in ``root``,
+            otherwise nnU-Net's own five (fewer where there are fewer patients). With ``patients.json`` in ``root``,
+            ``{case: patient}``, no patient is divided.
+        patients: False if the images may be shown; otherwise a run stores no picture of them.
+
+    Raises:
+        DataError: The folder or ``dataset.json`` is not as the Decathlon has it.
+        UsageError: There is no such fold.
+    """
+    path = root / "dataset.json"
+    if not path.is_file():
+        raise DataError(f"{root} has no dataset.json", "give the folder TaskXX_NAME")
+    content = read_json(path)
+    for key, kind in (("training", list), ("labels", dict), ("modality", dict)):
+        if not isinstance(content, dict) or not isinstance(content.get(key), kind) or not content[key]:
+            new = isinstance(content, dict) and "channel_names" in content
+            raise DataError(
+                f"{path} has no '{key}'",
+                "it is in the layout of nnU-Net v2: use the data set nnunet"
+                if new
+                else "the Decathlon has training, labels and modality in it",
+            )
+    labels: dict[int, str] = {}
+    for number, name in content["labels"].items():
+        if not str(number).isdecimal() or not isinstance(name, str):
+            raise DataError(f"{path}: label '{number}' is {name}", 'write "labels": {"0": "background", "1": "liver"}')
+        labels[int(number)] = name
+    background = labels.pop(BACKGROUND, "background")
+    space = class_list(path, labels, background)
+    problems: list[DataError] = []
+    cases: dict[str, CaseFiles] = {}
+    listed: list[str] = []
+    for entry in content["training"]:
+        match entry:
+            case {"image": str(image), "label": str(mask)}:
+                files = CaseFiles((root / image,), root / mask)
+            case _:
+                raise DataError(
+                    f"{path}: {entry} in 'training' is no case", 'expected {"image": "...", "label": "..."}'
+                )
+        name = sample_name(files.mask, files.mask.name.removesuffix(ending(files.mask)))
+        if name in listed:
+            raise DataError(f"{path} lists '{name}' a second time", "remove the line")
+        listed.append(name)
+        if fault := _fault(files):
+            problems.append(fault)
+        else:
+            cases[name] = files
+    problems += alike_names(listed)
+    patient = patient_of(root, listed, problems)
+    modality = tuple(str(content["modality"][key]) for key in sorted(content["modality"], key=str))
+    return VolumeSource(
+        "decathlon",
+        root,
+        space,
+        Layout(by_fold(root, cases, patient, fold, problems), problems),
+        {k: k for k in (BACKGROUND, *space.ids)},
+        f"add the label to {path}, or correct the mask",
+        len(modality),
+        modality,
+        annotated_classes(root, listed, space, problems),
+        patient,
+        patients,
+    )
+
+
+def _fault(files: CaseFiles) -> DataError | None:
+    """The error of a case that lacks a file; None where all are there."""
+    for file in (*files.images, files.mask):
+        if not ending(file):
+            return DataError(f"{file} is not a volume that is read", f"read are {', '.join(ENDINGS)}")
+        if not file.is_file():
+            what = "is a link that leads nowhere" if file.is_symlink() else "does not exist"
+            return DataError(f"{file} {what}", "restore the file, or remove the case from dataset.json")
+    return None
