@@ -134,7 +134,7 @@ class Shifted(Preparation):
 
     shift: float
 
-    def show(self, image: torch.Tensor) -> torch.Tensor:
+    def normalised(self, image: torch.Tensor) -> torch.Tensor:
         return image - self.shift
 
 

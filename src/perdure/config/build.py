@@ -56,7 +56,22 @@ def build_experiment(recipe: Recipe, sealed: int = 0, pretrained: bool = True) -
             raise UsageError(
                 f"engine.validate_every={recipe.engine.validate_every}: {error.what}", error.hint
             ) from error
-    return Experiment(recipe, source, stream, build_method(recipe, stream.tasks[0].preparation, pretrained))
+    method = build_method(recipe, stream.tasks[0].preparation, pretrained)
+    check_recurring(recipe.method.name, method, stream)
+    return Experiment(recipe, source, stream, method)
+
+
+def check_recurring(name: str, method: Method[Options], stream: Stream) -> None:
+    """Raise UsageError where a task labels classes that an earlier one taught and the method cannot learn that."""
+    for task in stream.tasks:
+        again = next((c for c in task.old if c in task.annotated), None)
+        if again is None or method.recurring == "learned" or (task.new and method.recurring == "beside_new"):
+            continue
+        labels = f"labels '{stream.space.name(again)}' again, which an earlier task taught"
+        raise UsageError(
+            f"{name} learns new classes only; task '{task.name}' {labels if task.new else 'teaches none'}",
+            "use lwf, or finetune with its default method.channels=seen",
+        )
 
 
 def check_kinds(recipe: Recipe, source: Source) -> None:
