@@ -101,9 +101,12 @@ class Lwf(Method[LwfOptions]):
         return {"current": current, "distill": self.options.distill * distill}
 
     def _whole_images(self, logits: Tensor, old_logits: Tensor | None, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """Cross-entropy of the classes that learn, and softened cross-entropy of the others with the old network."""
-        channels = [self.class_ids.index(c) for c in self.learning]
-        current = F.cross_entropy(logits[:, channels].float(), channels_of(batch.labels, self.learning))
+        """Cross-entropy of all classes, and softened cross-entropy with the old network of those without new labels.
+
+        Published for tasks that are known in prediction, with a softmax per task. Here no task is known: softmaxes of
+        their own would leave the logits of different tasks without a common scale.
+        """
+        current = F.cross_entropy(logits.float(), channels_of(batch.labels, self.class_ids))
         if old_logits is None:
             return current, None
         rest = [i for i, c in enumerate(self.old) if c not in self.learning]
@@ -125,7 +128,7 @@ class Lwf(Method[LwfOptions]):
         """Unbiased cross-entropy with the labels, and unbiased distillation."""
         told = self._told(batch, self.class_ids)
         full = _with_background(upsample(logits.float(), batch.labels.shape[1:]))
-        current = marginal_cross_entropy(full, batch.labels, self.class_ids, told)
+        current = marginal_cross_entropy(full, batch.labels, self.class_ids, told, self.training_options.pos_weight)
         if old_logits is None:
             return current, None
         labels = F.interpolate(batch.labels[:, None].float(), logits.shape[2:], mode="nearest-exact")[:, 0]
@@ -213,7 +216,9 @@ def unbiased_distillation(
     return temperature**2 * (loss * unlabelled).sum() / unlabelled.sum().clamp_min(1)
 
 
-def marginal_cross_entropy(logits: Tensor, labels: Tensor, class_ids: Sequence[int], told: Tensor) -> Tensor:
+def marginal_cross_entropy(
+    logits: Tensor, labels: Tensor, class_ids: Sequence[int], told: Tensor, pos_weight: float = 1.0
+) -> Tensor:
     """Cross-entropy in which a background pixel may be background or any class that its image does not annotate.
 
     Args:
@@ -221,6 +226,7 @@ def marginal_cross_entropy(logits: Tensor, labels: Tensor, class_ids: Sequence[i
         labels: ``(N, *S)`` int64 global ids; ignored pixels do not count.
         class_ids: Global id of each of the K classes.
         told: ``(N, K)`` bool: whether the labels of an image say where a class is.
+        pos_weight: Weight of pixels that are labelled as a class, as in :func:`~perdure.methods.losses.class_bce`.
 
     Returns:
         Scalar float32, mean over pixels; 0 if none counts.
@@ -231,7 +237,7 @@ def marginal_cross_entropy(logits: Tensor, labels: Tensor, class_ids: Sequence[i
     channels = channels_of(labels, class_ids)
     picked = log_p.gather(1, (channels + 1).clamp_min(0).unsqueeze(1))[:, 0]
     valid = labels != IGNORE
-    return -(torch.where(channels < 0, background, picked) * valid).sum() / valid.sum().clamp_min(1)
+    return -(torch.where(channels < 0, background, pos_weight * picked) * valid).sum() / valid.sum().clamp_min(1)
 
 
 def _with_background(logits: Tensor) -> Tensor:
