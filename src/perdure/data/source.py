@@ -144,6 +144,10 @@ class Source(ABC):
         """
         return distinct(self.mask(split, name))
 
+    def group(self, split: Split, name: str) -> str:  # noqa: ARG002
+        """What must not be divided between splits, such as a patient; the name if there is nothing larger."""
+        return name
+
     def read(self, split: Split, name: str) -> Case:
         """One case with all that the data set knows of it.
 
@@ -156,7 +160,7 @@ class Source(ABC):
         image, mask = self.image(split, name), self.mask(split, name)
         # negative strides (flipped views of files) cannot become tensors, and torch warns of pixels that Pillow locks
         image, mask = np.require(image, requirements=("C", "W")), np.require(mask, requirements=("C", "W"))
-        return Case(torch.from_numpy(image), torch.from_numpy(mask), name, group=name)
+        return Case(torch.from_numpy(image), torch.from_numpy(mask), name, group=self.group(split, name))
 
 
 def read_arrays(source: Source, split: Split, name: str) -> tuple[Image, Mask]:

@@ -18,6 +18,16 @@ METHODS: Final[dict[str, Entry]] = {
         "perdure.methods.finetune:Finetune", "learns each task and protects nothing: the lower bound", "-"
     ),
     "joint": Entry("perdure.methods.joint:Joint", "learns all tasks at once: the upper bound", "-"),
+    "independent": Entry(
+        "perdure.methods.independent:Independent",
+        "learns a model of its own for each task: what plasticity is measured against",
+        "-",
+    ),
+    "lwf": Entry(
+        "perdure.methods.lwf:Lwf",
+        "agrees with its frozen predecessor about earlier classes; keeps nothing but weights",
+        "LwF, ECCV 2016",
+    ),
     "star": Entry(
         "perdure.methods.star:Star", "prototype replay with balanced binary cross-entropy", "STAR, NeurIPS 2023"
     ),

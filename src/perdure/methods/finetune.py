@@ -25,6 +25,11 @@ class FinetuneOptions(Options):
         "seen",
         description="which classifiers learn: of all classes seen so far, with old ones as negatives, or the newest",
     )
+    unlabelled: Literal["left_out", "background"] = Field(
+        "background",
+        description="what a pixel without label says about classes that its image does not annotate: nothing "
+        "(left_out) or, masks taken at their word, that they are absent (background): earlier structures then collapse",
+    )
     ignore_as_negative: bool = Field(True, description="count ignored pixels as negatives, as STAR does")
 
 
@@ -38,6 +43,7 @@ class Finetune(Method[FinetuneOptions]):
         super().__init__(setup)
         self.network = setup.network(GrowingNetwork)
         self.learning: tuple[int, ...] = ()
+        self.recurring = "learned" if self.options.channels == "seen" else "refused"
 
     def begin(self, task: Task) -> None:
         """Append a classifier for the task's classes."""
@@ -45,6 +51,7 @@ class Finetune(Method[FinetuneOptions]):
         self.class_ids = task.seen
         self.learning = task.seen
         if self.options.channels == "new":
+            # a task without new classes is refused before the run: there would be nothing to learn
             self.learning = task.new
             self.network.freeze_old_classifiers()
 
@@ -55,6 +62,8 @@ class Finetune(Method[FinetuneOptions]):
     def loss(self, batch: Batch) -> Terms:
         """The loss of the learning classes on the current task's images."""
         first, keep = -1 if self.options.channels == "new" else 0, self.options.ignore_as_negative
+        if self.options.unlabelled == "background":
+            batch = batch._replace(annotated=None)
         loss = training.current_loss(self.network, batch, self.learning, self.training_options, keep, first)
         return {"current": loss}
 

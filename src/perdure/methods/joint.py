@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -20,6 +21,11 @@ from perdure.streams.task import Task
 class JointOptions(Options):
     """Settings of joint training."""
 
+    unlabelled: Literal["left_out", "background"] = Field(
+        "left_out",
+        description="what a pixel without label says about classes that its image does not annotate: nothing "
+        "(left_out) or, masks taken at their word, that they are absent (background)",
+    )
     ignore_as_negative: bool = Field(True, description="count ignored pixels as negatives, as STAR does")
 
 
@@ -46,6 +52,8 @@ class Joint(Method[JointOptions]):
     def loss(self, batch: Batch) -> Terms:
         """The loss of all classes."""
         keep = self.options.ignore_as_negative
+        if self.options.unlabelled == "background":
+            batch = batch._replace(annotated=None)
         return {"current": training.current_loss(self.network, batch, self.class_ids, self.training_options, keep)}
 
     def predict(self, images: Tensor) -> Prediction:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from typing import ClassVar, Generic, Self, TypeVar
+from typing import ClassVar, Generic, Literal, Self, TypeVar
 
 from torch import Tensor
 
@@ -23,6 +23,7 @@ from perdure.networks.frozen import Frozen
 from perdure.streams.task import Task
 
 OptionsT = TypeVar("OptionsT", bound=Options)
+Recurring = Literal["learned", "beside_new", "refused"]
 
 
 class Method(Stateful, ABC, Generic[OptionsT]):
@@ -39,6 +40,9 @@ class Method(Stateful, ABC, Generic[OptionsT]):
         sees_all_tasks: True for upper bounds that train on all tasks at once; the stream is then merged.
         averages_images: True where it keeps statistics that look like images, such as class means. Of patients they
             need many images per class (``Kept.from_images``), which is then checked before anything is trained.
+        recurring: Whether it can use labels of classes that an earlier task taught: learn them, also in a task that
+            teaches no new class; bear them in a task that teaches new ones (``beside_new``); or neither. A stream that
+            asks for more is refused before anything is trained. May depend on the options.
         options: This run's settings.
         training_options: Settings of optimisation, shared by all methods.
         class_ids: Classes seen so far in learning order; a method sets them in ``begin``.
@@ -48,6 +52,7 @@ class Method(Stateful, ABC, Generic[OptionsT]):
     kinds: ClassVar[frozenset[Kind]] = frozenset({"segmentation"})
     sees_all_tasks: ClassVar[bool] = False
     averages_images: ClassVar[bool] = False
+    recurring: Recurring = "learned"
 
     def __init__(self, setup: Setup[OptionsT]) -> None:
         super().__init__()

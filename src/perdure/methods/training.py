@@ -22,8 +22,13 @@ from perdure.streams.task import Task
 
 
 def grow(network: GrowingNetwork[FeaturesT], task: Task, training: TrainingOptions) -> None:
-    """Append the task's classifier and, after the first task, freeze what the training says: norms, dropout."""
-    network.grow(len(task.new))
+    """Append the task's classifier and, after the first task, freeze what the training says: norms, dropout.
+
+    A task without new classes (the same classes from another source) gets no classifier, so there may be fewer
+    classifiers than tasks.
+    """
+    if task.new:
+        network.grow(len(task.new))
     if task.index == 0:
         return
     if training.freeze_norm:
@@ -44,18 +49,19 @@ def base_lr(training: TrainingOptions, later: bool) -> float:
     return training.lr / 10 if training.later_lr is None else training.later_lr
 
 
-def make_optimizer(network: Network, training: TrainingOptions, later: bool) -> Optimizer:
+def make_optimizer(network: Network, training: TrainingOptions, later: bool, grown: bool = True) -> Optimizer:
     """Optimiser with one learning rate per part of the network (STAR, spec 5.1).
 
     The neck learns ``neck_lr`` times faster than the backbone, classifiers ``classifier_lr`` times, and at later
     tasks the newest classifier ``new_classifier_lr`` times; the scale of cosine logits ``scale_lr`` times. Other parts
-    learn as fast as the backbone. Frozen parameters are in no group.
+    learn as fast as the backbone. Frozen parameters are in no group. Where the task has not ``grown`` the network, the
+    last classifier is no newer than the others.
     """
     lr = base_lr(training, later)
     factors = {
         "neck": training.neck_lr,
         "old_classifiers": training.classifier_lr,
-        "new_classifier": training.new_classifier_lr if later else training.classifier_lr,
+        "new_classifier": training.new_classifier_lr if later and grown else training.classifier_lr,
         "scale": training.scale_lr,
     }
     parts = network.parameter_groups()
@@ -73,16 +79,20 @@ def train_phase(
     training: TrainingOptions,
     loss: Callable[[Batch], Terms],
     data: Callable[[], Batches | Mix] | None = None,
+    fresh: bool = False,
 ) -> Train:
-    """Phase ``train`` of a task with the recipe's length, schedule, groups and clipping; on ``data`` if given."""
-    later = task.index > 0
+    """Phase ``train`` of a task with the recipe's length, schedule, groups and clipping; on ``data`` if given.
+
+    A network that starts from ``fresh`` weights trains as in a first task.
+    """
+    later = task.index > 0 and not fresh
     epochs = (training.later_epochs or training.epochs) if later else training.epochs
     steps = (training.later_steps or training.steps) if later else training.steps
     return Train(
         name="train",
         module=module,
         loss=loss,
-        optimizer=lambda: make_optimizer(network, training, later),
+        optimizer=lambda: make_optimizer(network, training, later, bool(task.new)),
         data=data or (lambda: batches(task, training)),
         schedule=by_name(training.schedule, training.warmup, training.stairs),
         epochs=None if steps else epochs,

@@ -77,6 +77,7 @@ class Ccsi(Method[CcsiOptions]):
     Options = CcsiOptions
     kinds = frozenset({"classification"})
     averages_images = True
+    recurring = "refused"
     counts: Tensor | None
     replay_images: Tensor | None
     replay_labels: Tensor | None

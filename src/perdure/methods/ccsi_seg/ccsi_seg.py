@@ -82,6 +82,7 @@ class CcsiSeg(Method[CcsiSegOptions]):
     Options = CcsiSegOptions
     dims: ClassVar[tuple[int, ...]] = (2,)
     averages_images = True
+    recurring = "refused"
     previews: Tensor | None
     yields: Tensor
     images: Tensor | None

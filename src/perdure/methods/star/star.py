@@ -6,6 +6,10 @@ mean and deviation of the features' norms and a number of cells are kept, and on
 Later tasks train *new* classifiers against features drawn from these, in the quantity in which the old classes
 would have appeared (4.2), hold the features of old classes in place (OCFM, 4.3) and push new classes away from old
 prototypes (SAD, 4.4). Old classifiers get no loss at all.
+
+A class that comes back with labels in a later task (partial labels) is not learned again, for its classifier is frozen:
+its labels take the place of the old network's pseudo-labels. A task without new classes has nothing to learn and is
+refused.
 """
 
 from __future__ import annotations
@@ -69,6 +73,7 @@ class Star(Method[StarOptions]):
     """
 
     Options = StarOptions
+    recurring = "beside_new"
     prototypes: Tensor
     spreads: Tensor
     norms: Tensor
@@ -82,6 +87,7 @@ class Star(Method[StarOptions]):
         self.network = setup.network(Segmenter)
         self.old: tuple[int, ...] = ()
         self.new: tuple[int, ...] = ()
+        self.again: tuple[int, ...] = ()
         self.old_network: Frozen[Segmenter] | None = None
         width = self.network.width
         for name, shape in zip(KEPT_BUFFERS, [(0, width), (0, width), (0, 2), (0,), ()], strict=True):
@@ -92,6 +98,7 @@ class Star(Method[StarOptions]):
     def begin(self, task: Task) -> None:
         """Freeze a copy of the network, append the new classifier, freeze normalisation and old classifiers."""
         self.class_ids, self.old, self.new = task.seen, task.old, task.new
+        self.again = tuple(c for c in task.old if c in task.annotated)
         self.replay_amounts = self.repeat_factor = None
         self.old_network = Frozen(self.network) if task.index > 0 else None
         training.grow(self.network, task, self.training_options)
@@ -124,7 +131,7 @@ class Star(Method[StarOptions]):
         old_features, pseudo_labels = self._ask_old_network(batch)
         features = self.network.features(batch.images)
         logits = self.network.classify(features, first=-1)
-        labels = core_pixels(batch.labels, self.network.stride)
+        labels = self._unless_again(core_pixels(batch.labels, self.network.stride))
         unlabelled = labels == BACKGROUND
 
         # 4.2: current images, replayed prototypes, repeated true background; shares of the grid's cells S
@@ -180,12 +187,26 @@ class Star(Method[StarOptions]):
 
     @torch.no_grad()
     def _ask_old_network(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The old network's features ``(N, D, *s)`` and pseudo-labels q at the core pixels ``(P, N, *s)``."""
+        """The old network's features ``(N, D, *s)`` and pseudo-labels q at the core pixels ``(P, N, *s)``.
+
+        Where an image annotates an old class, its labels say where it is, and not the old network.
+        """
         assert self.old_network is not None
         old = self.old_network.module
         features = old.features(batch.images)
         logits = core_logits(old.classify(features), self.network.stride)
-        return features, statistics.pseudo_labels(logits, self.options.threshold)
+        if not self.again:
+            return features, statistics.pseudo_labels(logits, self.options.threshold)
+        told = torch.tensor([c in self.again for c in self.old], device=logits.device).expand(len(batch.images), -1)
+        if batch.annotated is not None:
+            told = told & batch.annotated[:, list(self.old)]
+        logits = logits.masked_fill(told.view(1, *told.shape, *[1] * (logits.dim() - 3)), -torch.inf)
+        rows = channels_of(core_pixels(batch.labels, self.network.stride), self.old)
+        return features, torch.where(rows < 0, statistics.pseudo_labels(logits, self.options.threshold), rows + 1)
+
+    def _unless_again(self, labels: Tensor) -> Tensor:
+        """Labels without classes of earlier tasks: such pixels are background here, their pseudo-label is the truth."""
+        return torch.where(channels_of(labels, self.again) < 0, labels, BACKGROUND) if self.again else labels
 
     # What is stored -------------------------------------------------------------------------------------------
 
@@ -199,7 +220,7 @@ class Star(Method[StarOptions]):
         found = {"labels": statistics.tally(channels_of(labels, (BACKGROUND, *self.new)), 1 + len(self.new))}
         if self.old:
             pseudo_labels = self._ask_old_network(batch)[1][-1]
-            unlabelled = torch.where(labels == BACKGROUND, pseudo_labels, -1)
+            unlabelled = torch.where(self._unless_again(labels) == BACKGROUND, pseudo_labels, -1)
             found["predicted"] = statistics.tally(unlabelled, 1 + len(self.old))
         return found
 

@@ -1,0 +1,250 @@
+"""Learning without Forgetting: agree with the network as it was before the task about the classes it knew.
+
+Li and Hoiem: "Learning without Forgetting", ECCV 2016. A frozen copy of the network from before the task looks at the
+new images; what it says about earlier classes is the target where the labels of the new images say nothing about them.
+Nothing is kept but the weights.
+
+Segmentation has two forms:
+
+* ``sigmoid``: one binary problem per class, as the network's classifiers are trained by other methods here. The old
+  probability of an old class is the target of its binary cross-entropy.
+* ``softmax``: background has the fixed logit 0 and competes with all classes. What was background to the old network
+  may be a new class now, so its background is compared with the sum of background and new classes, and pixels
+  labelled background count for background or any class that their image does not annotate: the unbiased distillation
+  and cross-entropy of Cermelli et al., "Modeling the Background for Incremental Learning in Semantic Segmentation"
+  (MiB), CVPR 2020; with partial labels the cross-entropy is the marginal loss of Shi et al., MedIA 2021.
+
+An image that annotates an old class teaches it by its labels; the old network is not asked about that class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from perdure.data.case import Batch
+from perdure.engine.phases import Phase, Terms
+from perdure.labels import BACKGROUND, IGNORE
+from perdure.methods import training
+from perdure.methods.losses import channels_of, class_bce
+from perdure.methods.method import Method
+from perdure.methods.options import Options, Setup
+from perdure.methods.prediction import Prediction
+from perdure.networks.frozen import Frozen
+from perdure.networks.network import GrowingNetwork
+from perdure.networks.segmenter import upsample
+from perdure.streams.task import Task
+
+
+class LwfOptions(Options):
+    """Settings of the method."""
+
+    form: Literal["sigmoid", "softmax"] = Field(
+        "sigmoid",
+        description="segmentation: one binary problem per class, or all classes and background in one softmax; whole "
+        "images always have one softmax",
+    )
+    distill: float = Field(1.0, ge=0, description="weight of agreeing with the old network about old classes")
+    temperature: float = Field(2.0, gt=0, description="softmax: both networks' logits are divided by it")
+    ignore_as_negative: bool = Field(
+        True, description="form sigmoid: count ignored pixels as negatives, as STAR does; softmax leaves them out"
+    )
+
+
+class Lwf(Method[LwfOptions]):
+    """The plain loss of the classes that the task annotates, distillation of the others.
+
+    Attributes:
+        old: Classes of earlier tasks.
+        learning: Classes seen so far that the task annotates, old ones that come back included.
+    """
+
+    Options = LwfOptions
+    kinds = frozenset({"segmentation", "classification"})
+
+    def __init__(self, setup: Setup[LwfOptions]) -> None:
+        super().__init__(setup)
+        self.network = setup.network(GrowingNetwork)
+        self.old: tuple[int, ...] = ()
+        self.learning: tuple[int, ...] = ()
+        self.old_network: Frozen[GrowingNetwork[Tensor]] | None = None
+
+    def begin(self, task: Task) -> None:
+        """Freeze a copy of the network, then append a classifier for the task's new classes, if it has any."""
+        self.old, self.class_ids = task.old, task.seen
+        self.learning = tuple(c for c in task.seen if c in task.annotated)
+        self.old_network = Frozen(self.network) if task.index > 0 else None
+        training.grow(self.network, task, self.training_options)
+
+    def phases(self, task: Task) -> Sequence[Phase]:
+        """One training phase."""
+        return [training.train_phase(self, self.network, task, self.training_options, self.loss)]
+
+    def loss(self, batch: Batch) -> Terms:
+        """The loss of the labels, and at later tasks the distance from the old network."""
+        logits = self.network.classify(self.network.features(batch.images))
+        old_logits = None
+        if self.old_network is not None:
+            old = self.old_network.module
+            with torch.no_grad():
+                old_logits = old.classify(old.features(batch.images))
+        whole = self.network.kind == "classification"
+        form = self._whole_images if whole else {"sigmoid": self._sigmoid, "softmax": self._softmax}[self.options.form]
+        current, distill = form(logits, old_logits, batch)
+        if distill is None:
+            return {"current": current}
+        return {"current": current, "distill": self.options.distill * distill}
+
+    def _whole_images(self, logits: Tensor, old_logits: Tensor | None, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """Cross-entropy of all classes, and softened cross-entropy with the old network of those without new labels.
+
+        Published for tasks that are known in prediction, with a softmax per task. Here no task is known: softmaxes of
+        their own would leave the logits of different tasks without a common scale.
+        """
+        current = F.cross_entropy(logits.float(), channels_of(batch.labels, self.class_ids))
+        if old_logits is None:
+            return current, None
+        rest = [i for i, c in enumerate(self.old) if c not in self.learning]
+        return current, softmax_distillation(logits[:, rest], old_logits[:, rest], self.options.temperature)
+
+    def _sigmoid(self, logits: Tensor, old_logits: Tensor | None, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """Binary cross-entropy per class: with the labels, and with the old network's probabilities."""
+        channels, weight = [self.class_ids.index(c) for c in self.learning], self.training_options.pos_weight
+        keep, mine = self.options.ignore_as_negative, logits[:, channels]
+        current = class_bce(mine, batch.labels, self.learning, weight, keep, batch.annotated).sum()
+        if old_logits is None:
+            return current, None
+        # cells of the classifiers' grid: distilling needs no full-size logits
+        labels = F.interpolate(batch.labels[:, None].float(), logits.shape[2:], mode="nearest-exact")[:, 0]
+        open_ = ~self._told(batch, self.old)
+        return current, sigmoid_distillation(logits[:, : len(self.old)], old_logits, _unlabelled(labels), open_)
+
+    def _softmax(self, logits: Tensor, old_logits: Tensor | None, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """Unbiased cross-entropy with the labels, and unbiased distillation."""
+        told = self._told(batch, self.class_ids)
+        full = _with_background(upsample(logits.float(), batch.labels.shape[1:]))
+        current = marginal_cross_entropy(full, batch.labels, self.class_ids, told, self.training_options.pos_weight)
+        if old_logits is None:
+            return current, None
+        labels = F.interpolate(batch.labels[:, None].float(), logits.shape[2:], mode="nearest-exact")[:, 0]
+        maps = _with_background(logits), _with_background(old_logits)
+        open_ = ~told[:, : len(self.old)]
+        return current, unbiased_distillation(*maps, _unlabelled(labels), open_, self.options.temperature)
+
+    def _told(self, batch: Batch, class_ids: Sequence[int]) -> Tensor:
+        """Whether the labels of each image say where each class is, ``(N, len(class_ids))`` bool."""
+        told = torch.tensor([c in self.learning for c in class_ids], device=batch.labels.device)
+        told = told.expand(len(batch.labels), -1)
+        return told if batch.annotated is None else told & batch.annotated[:, list(class_ids)]
+
+    def predict(self, images: Tensor) -> Prediction:
+        """Scores of all classes seen so far.
+
+        Sigmoid scores beside 0.5 for background also in the form ``softmax``: with background's logit at 0 the same
+        class wins, and the scores of a class do not need those of all others.
+        """
+        return training.scores(self.network, images, self.class_ids)
+
+
+def softmax_distillation(logits: Tensor, old_logits: Tensor, temperature: float) -> Tensor:
+    """Cross-entropy of softened class probabilities, mean over images, times T² (Li and Hoiem, eq. 2 and 3).
+
+    Args:
+        logits: ``(N, K)``.
+        old_logits: ``(N, K)`` of the old network.
+        temperature: T. The square keeps the size of the gradients (Hinton et al. 2015).
+
+    Returns:
+        Scalar float32; 0 where K is below 2, for then there is nothing to tell apart.
+    """
+    if logits.shape[1] < 2:
+        return logits.float().sum() * 0.0
+    wanted = (old_logits.float() / temperature).softmax(1)
+    return temperature**2 * F.cross_entropy(logits.float() / temperature, wanted)
+
+
+def sigmoid_distillation(logits: Tensor, old_logits: Tensor, unlabelled: Tensor, open_: Tensor) -> Tensor:
+    """Binary cross-entropy of each class with its old probability, mean over positions, sum over classes.
+
+    Args:
+        logits: ``(N, K, *s)``.
+        old_logits: ``(N, K, *s)`` of the old network.
+        unlabelled: ``(N, *s)`` bool. Elsewhere the label names another class, so that the target is 0 whatever the old
+            network says.
+        open_: ``(N, K)`` bool: images whose labels do not say where a class is; others do not count.
+
+    Returns:
+        Scalar float32; 0 if nothing counts.
+    """
+    wanted = old_logits.float().sigmoid() * unlabelled.unsqueeze(1)
+    loss = F.binary_cross_entropy_with_logits(logits.float(), wanted, reduction="none").flatten(2).mean(2)
+    return ((loss * open_).sum(0) / open_.sum(0).clamp_min(1)).sum()
+
+
+def unbiased_distillation(
+    logits: Tensor, old_logits: Tensor, unlabelled: Tensor, open_: Tensor, temperature: float
+) -> Tensor:
+    """Cross-entropy with the old network's probabilities of open classes and of everything else, times T² (MiB).
+
+    Everything else is background and, for the old network, classes that the labels tell; for the new one also its new
+    classes.
+
+    Args:
+        logits: ``(N, 1 + K, *s)``, background first.
+        old_logits: ``(N, 1 + K_old, *s)`` of the old network, background first.
+        unlabelled: ``(N, *s)`` bool: positions that count, those that are labelled as no class.
+        open_: ``(N, K_old)`` bool: images whose labels do not say where an old class is.
+        temperature: T.
+
+    Returns:
+        Scalar float32, mean over the positions; 0 if there are none.
+    """
+    old = open_.shape[1]
+    student = (logits.float() / temperature).log_softmax(1)
+    teacher = (old_logits.float() / temperature).log_softmax(1)
+    alone = open_.view(*open_.shape, *[1] * (logits.dim() - 2))
+    rest_is = teacher[:, 1:].masked_fill(alone, -torch.inf)
+    rest_wanted = torch.cat([teacher[:, :1], rest_is], 1).logsumexp(1).exp()
+    more = [student[:, :1], student[:, 1 : 1 + old].masked_fill(alone, -torch.inf), student[:, 1 + old :]]
+    by_class = (teacher[:, 1:].exp() * student[:, 1 : 1 + old] * alone).sum(1)
+    loss = -(rest_wanted * torch.cat(more, 1).logsumexp(1) + by_class)
+    return temperature**2 * (loss * unlabelled).sum() / unlabelled.sum().clamp_min(1)
+
+
+def marginal_cross_entropy(
+    logits: Tensor, labels: Tensor, class_ids: Sequence[int], told: Tensor, pos_weight: float = 1.0
+) -> Tensor:
+    """Cross-entropy in which a background pixel may be background or any class that its image does not annotate.
+
+    Args:
+        logits: ``(N, 1 + K, *S)``, background first.
+        labels: ``(N, *S)`` int64 global ids; ignored pixels do not count.
+        class_ids: Global id of each of the K classes.
+        told: ``(N, K)`` bool: whether the labels of an image say where a class is.
+        pos_weight: Weight of pixels that are labelled as a class, as in :func:`~perdure.methods.losses.class_bce`.
+
+    Returns:
+        Scalar float32, mean over pixels; 0 if none counts.
+    """
+    log_p = logits.float().log_softmax(1)
+    known = told.view(*told.shape, *[1] * (labels.dim() - 1))
+    background = torch.cat([log_p[:, :1], log_p[:, 1:].masked_fill(known, -torch.inf)], 1).logsumexp(1)
+    channels = channels_of(labels, class_ids)
+    picked = log_p.gather(1, (channels + 1).clamp_min(0).unsqueeze(1))[:, 0]
+    valid = labels != IGNORE
+    return -(torch.where(channels < 0, background, pos_weight * picked) * valid).sum() / valid.sum().clamp_min(1)
+
+
+def _with_background(logits: Tensor) -> Tensor:
+    """``(N, K, *s)`` -> ``(N, 1 + K, *s)``: background's logit is 0, as where sigmoids are compared with one half."""
+    return torch.cat([logits.new_zeros(len(logits), 1, *logits.shape[2:]), logits], 1)
+
+
+def _unlabelled(labels: Tensor) -> Tensor:
+    """Where labels name no class."""
+    return (labels == BACKGROUND) | (labels == IGNORE)
