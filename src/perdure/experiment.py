@@ -123,7 +123,13 @@ def _prepared(
     sealed = len(run.sealed()) if resume and run.recipe_file.exists() else 0
     try:
         described = describe(
-            experiment.stream, recipe.data.name, source.patients, source.kind, data_of_task(recipe), sealed
+            experiment.stream,
+            recipe.data.name,
+            source.patients,
+            source.kind,
+            data_of_task(recipe),
+            sealed,
+            recipe.evaluate.tolerance,
         )
     except DataError:
         _refuse_damaged(experiment, quiet)  # which tells of all damaged files, not of the first one that was looked at

@@ -1,0 +1,1 @@
+"""Volumes: what reading and preparing them needs."""
