@@ -275,8 +275,11 @@ def group_matrix(results: RunResults, of: str = "miou") -> dict[int, Row]:
     matrix: dict[int, Row] = {}
     for t, counts in results.counts.items():
         row: Row = []
+        gone = [gone.labels for gone in results.gone.get(t, ())]
         for group in results.stream.groups:
             known = all(c in counts.labels for c in group)
+            # without one of their test sets the classes' figure would be of other images than before
+            known &= not any(labels is None or labels & set(group) for labels in gone)
             row.append(_over_classes(by_class[of], counts, group).value if known else None)
         matrix[t] = row
     return matrix
