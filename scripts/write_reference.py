@@ -107,10 +107,9 @@ def figures_page() -> str:
         "A figure's full name carries its definition. Options that are not written have the first value listed.\n",
     ]
     for row in describe():
-        low, high = row["range"]
         lines = [
             f"## `{row['name']}`\n",
-            f"{row['meaning']} In {row['unit']}, {low:g} to {high:g}, {row['better']} is better.",
+            f"{row['meaning']} In {row['unit']}, {row['bounds']}, {row['better']} is better.",
             f"Source: {row['source']}.",
         ]
         if row["options"]:

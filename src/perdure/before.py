@@ -46,7 +46,7 @@ class Before:
         self.experiment.method.to(machine.device).eval()
         recipe, predict = self.experiment.recipe, self.experiment.method.predict
         at_once, workers = recipe.evaluate.batch_size, recipe.engine.workers
-        self.as_it_was = count(predict, self._tests, self.task.old, machine, at_once, workers, self._keep).matrix
+        self.as_it_was = count(predict, self._tests, self.task.old, machine, at_once, workers, each=self._keep).matrix
         return self.as_it_was
 
     def compare(self, position: int, labels: Tensor) -> None:

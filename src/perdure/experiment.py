@@ -150,8 +150,8 @@ def _prepared(
     recipe, stream = experiment.recipe, experiment.stream
     sealed = len(run.sealed()) if resume and run.recipe_file.exists() else 0
     try:
-        data = data_of_tasks(recipe, len(stream))
-        described = describe(stream, experiment.dataset, experiment.patients, experiment.kind, data, sealed)
+        data, tolerance = data_of_tasks(recipe, len(stream)), recipe.evaluate.tolerance
+        described = describe(stream, experiment.dataset, experiment.patients, experiment.kind, data, sealed, tolerance)
     except DataError:
         _refuse_damaged(experiment, quiet)  # which tells of all damaged files, not of the first one that was looked at
         raise

@@ -27,11 +27,11 @@ from perdure.kept.method_state import read_files, read_kept, weight_names, write
 from perdure.methods.method import Method
 from perdure.methods.options import Options
 from perdure.metrics.cases import write_cases
-from perdure.metrics.confusion import ConfusionMatrix, pooled, read_counts, write_counts
+from perdure.metrics.confusion import ConfusionMatrix, pooled, write_counts
 from perdure.metrics.evaluate import Counted, count
-from perdure.metrics.figures import at_zero, class_values, headline, run_results
+from perdure.metrics.figures import at_zero, class_values, headline
 from perdure.metrics.figures import evaluate as value_of
-from perdure.metrics.results import write_results
+from perdure.metrics.results import gather_results, write_results
 from perdure.report.page import write_model_card, write_report
 from perdure.report.samples import write_class_samples, write_samples
 from perdure.run_folder import RunFolder
@@ -73,10 +73,10 @@ def seal(
     """Write weights, kept items, ledger, counts, samples and results of a task; the mark ``done`` comes last."""
     method = experiment.method
     method.eval()
-    counted: dict[str, Counted] = {}
+    tolerance, counted = experiment.recipe.evaluate.tolerance, dict[str, Counted]()
     for name, dataset in task.tests().items():
         each = before.compare if before is not None and name == task.name else None
-        counted[name] = _count(experiment, dataset, task, machine, each)
+        counted[name] = _count(experiment, dataset, task, machine, tolerance, each)
     counts = {name: sum_of.matrix for name, sum_of in counted.items()}
     changed = None if before is None else before.finished(machine)
     if machine.main:
@@ -157,12 +157,13 @@ def _count(
     dataset: Dataset,
     task: Task,
     machine: Machine,
+    tolerance: float | None = None,
     each: Callable[[int, Tensor], None] | None = None,
 ) -> Counted:
-    """Counts of the present model over a test or validation set."""
+    """Counts of the present model over a test or validation set; with a tolerance surfaces are measured too."""
     at_once, workers = experiment.recipe.evaluate.batch_size, experiment.recipe.engine.workers
     predict = experiment.method.predict
-    return count(predict, dataset, task.seen, machine, at_once, workers, each)
+    return count(predict, dataset, task.seen, machine, at_once, workers, tolerance, each)
 
 
 def _samples(experiment: Experiment, task: Task, machine: Machine, folder: Path) -> list[Path]:
@@ -230,10 +231,9 @@ def refuse_pictures_of_few(experiment: Experiment, sealed: int = 0) -> None:
 
 
 def record(run: RunFolder, task: Task) -> dict[str, float]:
-    """Write the result files from the counts of all sealed tasks; return the headline figures after ``task``."""
+    """Write the result files from what all sealed tasks hold; return the headline figures after ``task``."""
     stream = run.stream()
-    counts = {i: read_counts(folder / "counts.json") for i, folder in enumerate(run.sealed())}
-    write_results(run.path, stream, counts)
-    results = run_results(stream, counts)
+    results = gather_results(stream, run.sealed())
+    write_results(run.path, results)
     values = {name: value_of(name, results, task.index).value for name in headline(stream)}
     return {name: value for name, value in values.items() if value is not None}

@@ -93,7 +93,7 @@ def test_headline_and_matrix(stream: DescribedStream, counts: Any) -> None:
 
 
 def test_result_files_hold_what_makes_sense_for_images(stream: DescribedStream, counts: Any, tmp_path: Path) -> None:
-    write_results(tmp_path, stream, counts)
+    write_results(tmp_path, run_results(stream, counts))
     rows = read_results(tmp_path / "results.csv")
     names = {row.figure.partition("[")[0] for row in rows}
     assert names == {

@@ -18,6 +18,15 @@ def test_full_name_carries_every_option() -> None:
     assert str(figure("intransigence[of=miou]")) == "intransigence"
 
 
+def test_a_tolerance_is_any_number_above_0() -> None:
+    assert str(figure("nsd")) == "nsd[mm,2]"
+    assert str(figure("nsd[3.50]")) == str(figure("nsd[mm,tolerance=3.5]")) == "nsd[mm,3.5]"
+    assert str(figure("nsd[mm,1,ci-low]")) == "nsd[mm,1,ci-low]"
+    assert "Within 3.5 mm of" in figure("nsd[3.5]").meaning
+    assert [str(fig) for fig in variants(DEFINITIONS["nsd"], tolerance=1.5)][:2] == ["nsd[mm,1.5]", "nsd[mm,1.5,sd]"]
+    assert str(figure("hd95")) == "hd95[mm]" and str(figure("dice.cases[sd]")) == "dice.cases[sd]"
+
+
 def test_default_of_bg_follows_the_data_but_never_overrides_what_is_written() -> None:
     assert str(figure("miou.all", background=False)) == "miou.all[bg=out,absent=skip]"
     assert str(figure("miou.all[bg=in]", background=False)) == "miou.all[bg=in,absent=skip]"
@@ -29,7 +38,8 @@ def test_names_of_all_variants_parse_back_and_differ(definition) -> None:
     assert len(set(names)) == len(names) >= 1
     assert [str(figure(n)) for n in names] == names
     assert definition.meaning.endswith(".")
-    assert definition.range[0] < definition.range[1]
+    low, high = definition.range
+    assert low is None or high is None or low < high
     assert all(meaning.endswith(".") for o in definition.options for meaning in o.meaning.values())
 
 
@@ -48,6 +58,10 @@ def test_names_of_all_variants_parse_back_and_differ(definition) -> None:
         ("fwt[before]", "the figure 'fwt' is not offered", "would be 0 by construction"),
         ("accuracy.average[of=miou]", "has no option 'of=miou'", "write miou.average"),
         ("accuracy.average[of=balanced,bg=out]", "has no option 'of=balanced'", "write balanced.average"),
+        ("hd95[px]", "figure 'hd95' has no option 'px'", "known: ci-high, ci-low, mean, mm, sd"),
+        ("nsd[mm,0]", "figure 'nsd' has no option '0'", "known: 2, ci-high, ci-low, mean, mm, sd"),
+        ("nsd[tolerance=-1]", "'nsd' has no tolerance=-1", "give a number above 0"),
+        ("nsd[mm,2,3]", "option 'tolerance' is given twice", "give each option once"),
         ("mIoU (all)", "'mIoU (all)' is not a figure's name", "write it like"),
     ],
 )
@@ -63,6 +77,8 @@ def test_table_is_plain_and_complete() -> None:
     wanted = {"miou.all", "miou.old", "miou.new", "hiou", "dice.all", "accuracy.all", "accuracy.mean", "iou", "dice"}
     wanted |= {"forgetting", "bwt", "intransigence", "recall", "precision"}
     wanted |= {"miou.average", "dice.average", "accuracy.average", "balanced.average"}
+    wanted |= {"dice.cases", "hd95", "asd", "nsd", "dice.tasks", "wcd", "bwtr", "rma", "e-fwt", "mpe", "drr"}
+    wanted |= {"forgetting.appearance", "forgetting.semantics"}
     assert set(table) == wanted
     assert table["forgetting"]["better"] == "lower"
     assert table["forgetting"]["unit"] == "points"
@@ -75,7 +91,7 @@ def test_table_is_plain_and_complete() -> None:
 def test_variants_that_fit_images_with_one_class() -> None:
     assert [d.name for d in DEFINITIONS.values() if variants(d, "classification")] == [
         *("accuracy.all", "accuracy.mean", "accuracy.average", "balanced.average", "forgetting", "bwt"),
-        *("intransigence", "recall", "precision"),
+        *("intransigence", "mpe", "drr", "recall", "precision"),
     ]
     assert list(map(str, variants(DEFINITIONS["accuracy.all"], "classification"))) == ["accuracy.all[bg=out]"]
     assert list(map(str, variants(DEFINITIONS["intransigence"], "classification"))) == [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, get_args
 
 import numpy as np
@@ -10,11 +11,14 @@ import pytest
 
 from perdure.data.source import Kind
 from perdure.errors import DataError, PerdureError, UsageError
+from perdure.metrics.cases import CaseTable
 from perdure.metrics.confusion import ConfusionMatrix
+from perdure.metrics.continual import KeptCounts
 from perdure.metrics.definitions import DEFINITIONS, Definition, Scope, variants
 from perdure.metrics.figures import (
     UNDEFINED,
     at_zero,
+    case_values,
     class_values,
     evaluate,
     forgetting_by_group,
@@ -145,17 +149,37 @@ def test_a_figure_without_computation_is_an_error_and_not_another_figures_value(
         class_values("made.up", TWO.counts[1]) if scope == "class" else evaluate("made.up", TWO, 1)
 
 
+def one_case(counts: ConfusionMatrix) -> CaseTable:
+    """All pixels as two equal cases with distances."""
+    right, both = np.diagonal(counts.matrix), counts.truth + counts.matrix.sum(0)
+    dice = np.where(both > 0, 200 * right / np.maximum(both, 1), np.nan)
+    values = np.stack([dice, dice, dice, dice], 1)[None].repeat(2, 0)
+    return CaseTable(("all", "all"), counts.labels, values)
+
+
 def test_every_defined_figure_is_computed() -> None:
     joint = run_results(stream([[1], [2], [3]], merged=True), {0: hits({1: 85, 2: 75, 3: 45})})
+    # figures of tasks that annotate what earlier ones do, or all the same, need such streams
+    recurring = {"forgetting.appearance": [[1], [1, 2], [2, 3]], "e-fwt": [[1, 2, 3]] * 3}
+    counts = {t: {"all": c} for t, c in THREE.counts.items()}
+    kept = {t: KeptCounts(10, False) for t in counts}
     for kind in get_args(Kind):
-        described = stream([[1], [2], [3]], background=None).model_copy(update={"kind": kind})
-        run = run_results(described, {t: {"all": c} for t, c in THREE.counts.items()}, reference=joint)
         for definition in DEFINITIONS.values():
+            described = stream([[1], [2], [3]], background=None).model_copy(update={"kind": kind})
+            if annotated := recurring.get(definition.name):
+                tasks = zip(described.tasks, annotated, strict=True)
+                again = [task.model_copy(update={"annotated": tuple(ids)}) for task, ids in tasks]
+                described = described.model_copy(update={"tasks": tuple(again)})
+            cases = {t: one_case(c) for t, c in THREE.counts.items()}
+            run = run_results(described, counts, joint, cases, kept)
+            run = replace(run, alone=run, untrained=[1.0, 2.0, 3.0])
             for wanted in variants(definition, kind):
                 if definition.scope == "class":
                     assert class_values(definition.name, run.counts[2])[1].value is not None
-                else:
-                    assert evaluate(wanted, run, 2).value is not None, str(wanted)
+                    continue
+                assert evaluate(wanted, run, 2).value is not None, (str(wanted), evaluate(wanted, run, 2).why)
+                if definition.scope == "case":
+                    assert case_values(wanted, run, 2)[1].value is not None, str(wanted)
 
 
 def test_a_figure_of_the_other_kind_of_labels_is_refused_with_the_nearest_name() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from perdure.errors import DataError
 from perdure.metrics.confusion import ConfusionMatrix
+from perdure.metrics.figures import run_results
 from perdure.metrics.results import COLUMNS, ResultRow, read_results, results_rows, to_csv, write_results
 from perdure.streams.description import DescribedStream, parse_stream
 
@@ -32,7 +33,7 @@ def counts() -> dict[int, dict[str, ConfusionMatrix]]:
 
 
 def test_rows_hold_figures_without_class_and_values_of_classes(stream, counts) -> None:
-    rows = results_rows(stream, counts)
+    rows = results_rows(run_results(stream, counts))
     assert ResultRow(0, "first", 4, 'a,"b"', "iou", 50.0, 3) in rows
     assert ResultRow(1, "then", 0, "ground", "recall", pytest.approx(800 / 9), 9) in rows
     by_name = {(r.after_task, r.figure): r for r in rows if r.class_id is None}
@@ -46,16 +47,16 @@ def test_rows_hold_figures_without_class_and_values_of_classes(stream, counts) -
 
 
 def test_partly_done_runs_have_the_rows_so_far(stream, counts) -> None:
-    assert results_rows(stream, {}) == []
-    assert {r.after_task for r in results_rows(stream, {0: counts[0]})} == {0}
+    assert results_rows(run_results(stream, {})) == []
+    assert {r.after_task for r in results_rows(run_results(stream, {0: counts[0]}))} == {0}
 
 
 def test_files_read_back_exactly_and_have_equal_bytes(stream, counts, tmp_path: Path) -> None:
-    rows = write_results(tmp_path, stream, counts)
+    rows = write_results(tmp_path, run_results(stream, counts))
     first = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     assert set(first) == {"results.csv", "results.json"}
     assert read_results(tmp_path / "results.csv") == rows
-    write_results(tmp_path, stream, counts)
+    write_results(tmp_path, run_results(stream, counts))
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == first
     document = json.loads(first["results.json"])
     assert document["group_miou"] == {"0": [50.0, None], "1": [100.0, None]}
@@ -94,7 +95,7 @@ def test_missing_table_is_a_plain_error(tmp_path: Path) -> None:
 
 
 def test_csv_is_plain(stream, counts) -> None:
-    lines = to_csv(results_rows(stream, counts)).split("\n")
+    lines = to_csv(results_rows(run_results(stream, counts))).split("\n")
     assert lines[0] == "after_task,task,class_id,class_name,figure,value,n,split"
     assert lines[-1] == ""
     assert '0,first,4,"a,""b""",iou,50.0,3,test' in lines

@@ -20,6 +20,7 @@ from perdure.kept.ledger import Entry, preview_entry, write_ledger
 from perdure.kept.method_state import write_kept
 from perdure.labels import IGNORE, label_space
 from perdure.metrics.confusion import ConfusionMatrix, write_counts
+from perdure.metrics.figures import run_results
 from perdure.metrics.results import write_results
 from perdure.report.samples import write_class_samples, write_samples
 from perdure.streams.description import parse_stream
@@ -131,7 +132,7 @@ def build(path: Path, method: str = "star", seed: int = 1, sealed: int = 4, **st
             items.append(preview_entry(folder, file, parsed.patients))
         write_ledger(folder, task.name, items, parsed.patients)
         write_json(folder / "done", {"task": task.index})
-    write_results(path, parsed, counts)
+    write_results(path, run_results(parsed, counts))
     return path
 
 
@@ -196,7 +197,7 @@ def build_classes(
             entries += [preview_entry(folder, file, parsed.patients) for file in files]
         write_ledger(folder, task.name, entries, parsed.patients)
         write_json(folder / "done", {"task": task.index})
-    write_results(path, parsed, counts)
+    write_results(path, run_results(parsed, counts))
     return path
 
 

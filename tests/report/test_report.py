@@ -247,7 +247,10 @@ def test_dice_of_single_images_is_shown_with_its_spread(make_run, check_page) ->
     pixels[0, 4] = [8, 8, 2]
     write_cases(next(run.glob("tasks/03*")) / "cases.csv", {"test": CaseCounts(tuple(range(11)), pixels)})
     part = check_page(write_report(run)).partition('id="cases"')[2].partition("</section>")[0]
-    zero, three = (row for row in part.split("<tr>")[2:])
+    part, _, statistics = part.partition('id="case-figures"')
+    assert "dice.cases" in statistics and "hd95" not in statistics, "no spacing in mm"
+    assert re.search(r"50\.0 <span class=\"sd\">± 50\.0</span> \[0\.0, 100\.0\]", statistics)
+    zero, three = (row for row in part.partition("</table>")[0].split("<tr>")[2:])
     assert [cell.partition("<")[0].strip() for cell in zero.split('<td class="n">')[1:]] == [
         *("3", "50.0", "0.0", "25.0", "50.0", "75.0")
     ]

@@ -17,9 +17,7 @@ from typing import Final
 from perdure.audit.findings import Audit
 from perdure.audit.formats import png_problem
 from perdure.errors import PerdureError
-from perdure.kept.manifest import COUNTS
-from perdure.metrics.confusion import read_counts
-from perdure.metrics.results import write_results
+from perdure.metrics.results import gather_results, write_results
 from perdure.report.page import CARD, REPORT, write_model_card, write_report
 from perdure.streams.description import DescribedStream
 
@@ -43,7 +41,7 @@ def _audit_results(
 ) -> None:
     """Result files hold what the counts give, to the byte."""
     try:
-        write_results(folder, stream, {task: read_counts(path / COUNTS) for task, path in enumerate(sealed)})
+        write_results(folder, gather_results(stream, sealed))
     except PerdureError:
         return  # told of the counts themselves
     for name in ("results.csv", "results.json"):

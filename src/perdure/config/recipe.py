@@ -188,6 +188,12 @@ class EvaluateSection(Options):
         "pixel lies most, which is faster where there are many classes",
     )
     batch_size: int = Field(1, ge=1, description="most test images per forward pass; those of one size go together")
+    tolerance: float = Field(
+        2.0,
+        gt=0,
+        le=1000,
+        description="images with a spacing in mm: surfaces so far apart, in mm, agree (surface Dice)",
+    )
 
     @model_validator(mode="after")
     def _crop_has_a_size(self) -> EvaluateSection:

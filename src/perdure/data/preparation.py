@@ -14,7 +14,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
-from perdure.data.case import Case, Grid
+from perdure.data.case import Case, Geometry, Grid
 from perdure.data.transforms import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -145,7 +145,9 @@ class Photo2D(_Pictures):
         image = centre(resize(case.image, height, width), self.size)
         label = centre(resize_label(case.label, height, width), self.size)
         grid = Grid((self.size, self.size))
-        return replace(case, image=normalise(image, self.mean, self.std), label=label.long(), grid=grid)
+        image = normalise(image, self.mean, self.std)
+        # the spacing is that of the raw image, and this one was scaled
+        return replace(case, image=image, label=label.long(), grid=grid, geometry=Geometry())
 
     def normalised(self, image: Tensor) -> Tensor:
         """Shorter side scaled to ``size`` where there is one, then normalised."""

@@ -46,6 +46,18 @@ def confusion(labels: Tensor, predictions: Tensor, ids: tuple[int, ...], annotat
     Raises:
         PerdureError: The shapes differ, or a prediction is not in ``ids``.
     """
+    return tally(*paired(labels, predictions, ids, annotated), len(ids))
+
+
+def paired(
+    labels: Tensor, predictions: Tensor, ids: tuple[int, ...], annotated: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Ground truth and prediction as rows and columns of the counts; arguments and errors as in :func:`confusion`.
+
+    Returns:
+        Two int64 tensors ``(N, *S)``: the row of each pixel, -1 where it is dropped, and its column, ``len(ids)`` where
+        a class was predicted that the case does not label.
+    """
     import torch
 
     if labels.shape != predictions.shape:
@@ -67,6 +79,13 @@ def confusion(labels: Tensor, predictions: Tensor, ids: tuple[int, ...], annotat
         guess = guess.where(known.gather(1, guess.flatten(1)).view_as(guess), count)
         dropped = (truth == 0) & (guess == count) | ~known.gather(1, truth.clamp_min(0).flatten(1)).view_as(truth)
         truth = truth.masked_fill(dropped, -1)
+    return truth, guess
+
+
+def tally(truth: Tensor, guess: Tensor, count: int) -> Tensor:
+    """Count the pairs of :func:`paired` over ``count`` labels: int64 ``(K, K + 1)``."""
+    import torch
+
     kept = truth >= 0
     pairs = truth[kept] * (count + 1) + guess[kept]
     return torch.bincount(pairs, minlength=count * (count + 1)).reshape(count, count + 1)

@@ -5,8 +5,10 @@ A figure's full name carries its definition, e.g. ``miou.all[bg=in,absent=skip]`
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -15,7 +17,10 @@ from perdure.errors import UsageError, nearest
 if TYPE_CHECKING:
     from perdure.data.source import Kind
 
-Scope = Literal["class", "task", "stream"]
+Scope = Literal["class", "task", "stream", "case"]
+Unit = Literal["%", "points", "mm"]
+TOLERANCE: Final = 2.0
+"""Of surface Dice, in mm, where a recipe names no other."""
 _NAME: Final = re.compile(r"\s*([A-Za-z0-9_.-]+)\s*(?:\[(.*)\])?\s*")
 
 
@@ -28,17 +33,32 @@ class Option:
         meaning: Value -> sentence. The first value is the default.
         bare: Written as the value alone (``forgetting[max-last]``) instead of ``key=value``.
         quiet: Left out of the full name where it has its default.
+        number: Any number above 0 may stand for the default, which stands in the meaning as ``{}``.
     """
 
     key: str
     meaning: dict[str, str]
     bare: bool = False
     quiet: bool = False
+    number: bool = False
 
     @property
     def default(self) -> str:
         """The value that holds where none is written."""
         return next(iter(self.meaning))
+
+    def known(self, text: str) -> str | None:
+        """A value as full names write it; ``None`` if the option does not have it."""
+        if not self.number:
+            return text if text in self.meaning else None
+        with suppress(ValueError):
+            if 0 < float(text) < math.inf:
+                return f"{float(text):g}"
+        return None
+
+    def means(self, value: str) -> str:
+        """The sentence of a value."""
+        return next(iter(self.meaning.values())).format(value) if self.number else self.meaning[value]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +68,15 @@ class Definition:
     Args:
         name: Name without options.
         title: Short words for headings.
-        scope: ``class``: one value per class; ``task``: one value after each task; ``stream``: compares tasks.
+        scope: ``class``: one value per class; ``task``: one value after each task; ``stream``: compares tasks;
+            ``case``: over the figures of single cases, one value per class and one for all of them.
         meaning: The definition in one sentence.
         source: Where the definition comes from.
         options: Its variants.
         kinds: What has to be labelled for it to make sense: pixels (segmentation), images (classification) or either.
-        unit: ``"%"``, or ``"points"`` for differences of percentages.
+        unit: ``"%"``, ``"points"`` for differences of percentages, or ``"mm"``.
         better: Which direction is good.
+        limits: Lowest and highest possible value where the unit does not say it; ``None`` for no limit.
     """
 
     name: str
@@ -64,13 +86,22 @@ class Definition:
     source: str
     options: tuple[Option, ...] = ()
     kinds: tuple[Kind, ...] = ("segmentation", "classification")
-    unit: Literal["%", "points"] = "%"
+    unit: Unit = "%"
     better: Literal["higher", "lower"] = "higher"
+    limits: tuple[float | None, float | None] | None = None
 
     @property
-    def range(self) -> tuple[float, float]:
-        """Lowest and highest possible value."""
-        return (0.0, 100.0) if self.unit == "%" else (-100.0, 100.0)
+    def range(self) -> tuple[float | None, float | None]:
+        """Lowest and highest possible value; ``None`` for no limit."""
+        return self.limits or {"%": (0.0, 100.0), "points": (-100.0, 100.0), "mm": (0.0, None)}[self.unit]
+
+    @property
+    def bounds(self) -> str:
+        """The range in words."""
+        low, high = self.range
+        if low is None:
+            return "no limits"
+        return f"from {low:g}" if high is None else f"{low:g} to {high:g}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +124,7 @@ class Figure:
     @property
     def meaning(self) -> str:
         """The definition's sentence followed by what the chosen options mean."""
-        return " ".join([self.definition.meaning, *(o.meaning[self.choices[o.key]] for o in self.definition.options)])
+        return " ".join([self.definition.meaning, *(o.means(self.choices[o.key]) for o in self.definition.options)])
 
 
 # fmt: off
@@ -121,6 +152,22 @@ _BWT: Final = Option("rule", {
     "last-diagonal": "Mean over earlier tasks j < t of R[t][j] - R[j][j] (GEM, Mammoth).",
     "all-pairs": "Mean over all pairs j < i <= t of R[i][j] - R[j][j] (Diaz-Rodriguez et al. 2018, continuum).",
 }, bare=True)
+_STATISTIC: Final = Option("statistic", {
+    "mean": "The mean over the cases in which ground truth or prediction holds the class; of the model the mean over "
+            "the classes seen so far.",
+    "sd": "The standard deviation (n - 1) over these cases; of the model that of the cases' means over their classes.",
+    "ci-low": "The lower limit of the 95 % confidence interval of the mean: percentile bootstrap over cases, 1,000 "
+              "resamples, fixed seed.",
+    "ci-high": "The upper limit of the 95 % confidence interval of the mean.",
+}, bare=True, quiet=True)
+_MM: Final = Option("unit", {
+    "mm": "Only of cases whose spacing is known in mm, at their own grid and spacing.",
+}, bare=True)
+_TOLERANCE: Final = Option("tolerance", {"2": "Within {} mm of the other surface."}, bare=True, number=True)
+_D: Final = (
+    "d[t][j] is the Dice of task j after task t, in %: the mean, over the structures that task j annotates, of their "
+    "mean Dice over the cases of task j's own test set."
+)
 _OF_KINDS: Final[dict[Kind, tuple[str, ...]]] = {"segmentation": ("miou",), "classification": ("accuracy", "balanced")}
 """Which values of ``of`` stand in a result file."""
 _STAR: Final = "DKD (NeurIPS 2022), STAR (NeurIPS 2023)"
@@ -128,6 +175,11 @@ _GEM: Final = "GEM, Lopez-Paz and Ranzato (NeurIPS 2017)"
 _CHAUDHRY: Final = "Chaudhry et al. (ECCV 2018)"
 _ICARL: Final = "iCaRL (CVPR 2017)"
 _SO_FAR: Final = "over all tasks so far, each taken right after its task."
+_BENCHMARK: Final = "benchmark of continual medical segmentation (arXiv 2605.06160)"
+_ONE_EMPTY: Final = (
+    "A structure that only one of the two holds counts the diagonal of the image, so that missing it never makes the "
+    "figure better; one in neither is left out. Label 0 has none."
+)
 _NO_TRUTH: Final = "of one class; undefined where the ground truth does not hold the class."
 _TABLE: Final = (
     Definition("miou.all", "mIoU, all classes", "task",
@@ -172,6 +224,62 @@ _TABLE: Final = (
                "Mean over tasks j <= t of a joint run's figure on task j's classes minus R[j][j]: what the run failed "
                "to learn. The joint run is one model trained on all tasks at once.",
                _CHAUDHRY, (_OF,), unit="points", better="lower"),
+    Definition("dice.cases", "Dice over cases", "case",
+               "Dice = 2 TP / (2 TP + FP + FN) of each single case. A class that only one of ground truth and "
+               "prediction holds counts 0; one in neither is left out.",
+               "Dice 1945", (_STATISTIC,), kinds=("segmentation",)),
+    Definition("hd95", "HD95 over cases", "case",
+               "Of each case the larger one of the 95th percentiles of the distances from ground truth to prediction "
+               f"and back, between surface pixels. {_ONE_EMPTY}",
+               "Huttenlocher et al. 1993, as in MONAI", (_MM, _STATISTIC), kinds=("segmentation",), unit="mm",
+               better="lower"),
+    Definition("asd", "average surface distance over cases", "case",
+               "Of each case the mean distance of all surface pixels of ground truth and prediction to the surface of "
+               f"the other (symmetric). {_ONE_EMPTY}",
+               "MONAI, symmetric=True", (_MM, _STATISTIC), kinds=("segmentation",), unit="mm", better="lower"),
+    Definition("nsd", "surface Dice over cases", "case",
+               "Of each case the share of all surface pixels of ground truth and prediction that lie near the surface "
+               "of the other. A structure that only one of the two holds counts 0; one in neither is left out. Label 0 "
+               "has none.",
+               "Nikolov et al. 2018, as in MONAI (use_subvoxels=False)", (_MM, _TOLERANCE, _STATISTIC),
+               kinds=("segmentation",)),
+    Definition("dice.tasks", "A-Dice", "task", f"Mean over tasks j <= t of d[t][j]. {_D}",
+               f"A-Dice of the {_BENCHMARK}", kinds=("segmentation",)),
+    Definition("wcd", "whole-class Dice", "task",
+               "Mean over all classes seen so far of their mean Dice over the cases of all test sets, in the one "
+               "output of the model, without label 0: a model that confuses classes of two tasks can win dice.tasks "
+               "and lose this.",
+               f"WCD of the {_BENCHMARK}", kinds=("segmentation",)),
+    Definition("bwtr", "relative backward transfer", "stream",
+               f"Mean over earlier tasks j < t of (d[t][j] - d[j][j]) / d[j][j]; negative means forgetting. {_D}",
+               f"BWTR of the {_BENCHMARK}", kinds=("segmentation",), limits=(-100.0, None)),
+    Definition("rma", "relative plasticity", "stream",
+               "Mean over tasks j from the second to t of d[j][j] / d of a model that learned task j alone (a run of "
+               f"the method 'independent' on the same stream). {_D}",
+               f"RMA of the {_BENCHMARK}, with the division that its text has and its code lacks",
+               kinds=("segmentation",), limits=(0.0, None)),
+    Definition("e-fwt", "forward generalisation", "stream",
+               "Mean over pairs of tasks l < j <= t of d[l][j] minus the Dice of the untrained model on task j, for "
+               f"streams whose tasks all annotate the same classes. {_D}",
+               f"E-FWT of the {_BENCHMARK}", kinds=("segmentation",), unit="points"),
+    Definition("mpe", "growth of the model", "stream",
+               "Mean over later tasks t of (P_t - P_(t-1)) / P_1, P_t being the number of floating-point values in the "
+               "weights after task t: parameters, and running statistics of normalisation layers.",
+               f"MPE of the {_BENCHMARK}", better="lower", limits=(None, None)),
+    Definition("drr", "replay burden", "stream",
+               "Mean over later tasks of replayed samples divided by new training samples. 0 where no earlier task "
+               "left raw or synthetic samples; features drawn from statistics are no samples.",
+               f"DRR of the {_BENCHMARK}", better="lower", limits=(0.0, None)),
+    Definition("forgetting.appearance", "forgetting of appearance", "stream",
+               "Points of Dice that were lost on earlier test sets on structures that a later task annotates too, such "
+               "as the same organ from another scanner. R[l][j] is d[l][j] over those structures of task j that a task "
+               f"from j + 1 to t annotates; mean over tasks j < t that have any. {_D}",
+               _CHAUDHRY, (_FORGETTING,), kinds=("segmentation",), unit="points", better="lower"),
+    Definition("forgetting.semantics", "forgetting of semantics", "stream",
+               "Points of Dice that were lost on structures that no later task annotates. R[l][j] is d[l][j] over "
+               "those structures of task j that no task from j + 1 to t annotates; mean over tasks j < t that have "
+               f"any. {_D}",
+               _CHAUDHRY, (_FORGETTING,), kinds=("segmentation",), unit="points", better="lower"),
     Definition("iou", "IoU", "class", f"TP / (TP + FP + FN) {_NO_TRUTH}", "Jaccard 1912", kinds=("segmentation",)),
     Definition("dice", "Dice", "class", f"2 TP / (2 TP + FP + FN) {_NO_TRUTH}", "Dice 1945", kinds=("segmentation",)),
     Definition("recall", "recall", "class", f"TP / (TP + FN) {_NO_TRUTH}", "-"),
@@ -212,7 +320,7 @@ def figure(text: str, background: bool = True) -> Figure:
     for part in filter(None, (p.strip() for p in (match[2] or "").split(","))):
         key, equals, value = (piece.strip() for piece in part.partition("="))
         if not equals:  # the value alone: of the option that may be written so
-            value, key = key, next((o.key for o in definition.options if o.bare and key in o.meaning), "")
+            value, key = key, next((o.key for o in definition.options if o.bare and o.known(key) is not None), "")
         if not options:
             raise UsageError(f"figure '{definition.name}' has no options", f"write '{definition.name}' alone")
         if key == "of" and definition.name == "accuracy.average":  # it was one figure for all means over tasks
@@ -222,12 +330,14 @@ def figure(text: str, background: bool = True) -> Figure:
         if key not in options:
             known = [v if o.bare else f"{o.key}={v}" for o in definition.options for v in o.meaning]
             raise UsageError(f"figure '{definition.name}' has no option '{part}'", nearest(part, known))
-        if value not in options[key].meaning:
-            raise UsageError(f"'{definition.name}' has no {key}={value}", nearest(value, options[key].meaning))
+        written = options[key].known(value)
+        if written is None:
+            hint = "give a number above 0" if options[key].number else nearest(value, options[key].meaning)
+            raise UsageError(f"'{definition.name}' has no {key}={value}", hint)
         if key in given:
             raise UsageError(f"option '{key}' is given twice in '{text}'", "give each option once")
         given.add(key)
-        chosen[key] = value
+        chosen[key] = written
     return Figure(definition, chosen)
 
 
@@ -242,10 +352,11 @@ def fitting(wanted: Figure, kind: Kind) -> Figure:
     return wanted
 
 
-def variants(definition: Definition, kind: Kind = "segmentation") -> list[Figure]:
+def variants(definition: Definition, kind: Kind = "segmentation", tolerance: float = TOLERANCE) -> list[Figure]:
     """Variants of a definition that stand in the result file of a run; none where it makes no sense for the kind.
 
     The option ``of`` takes what fits the kind. Images with one class have no background, so ``bg`` is ``out`` there.
+    Surface Dice has the tolerance, in mm, that the run measured with.
     """
     if kind not in definition.kinds:
         return []
@@ -256,6 +367,8 @@ def variants(definition: Definition, kind: Kind = "segmentation") -> list[Figure
             values = _OF_KINDS[kind]
         elif option.key == "bg" and kind == "classification":
             values = ["out"]
+        elif option.number:
+            values = [f"{tolerance:g}"]
         combined = [chosen | {option.key: value} for chosen in combined for value in values]
     return [Figure(definition, chosen) for chosen in combined]
 
@@ -270,11 +383,14 @@ def describe() -> list[dict[str, Any]]:
             "meaning": d.meaning,
             "unit": d.unit,
             "range": list(d.range),
+            "bounds": d.bounds,
             "better": d.better,
             "source": d.source,
             "kinds": list(d.kinds),
             "default": str(figure(d.name)),
-            "options": [{"name": o.key, "default": o.default, "values": dict(o.meaning)} for o in d.options],
+            "options": [
+                {"name": o.key, "default": o.default, "values": {v: o.means(v) for v in o.meaning}} for o in d.options
+            ],
         }
         for d in _TABLE
     ]

@@ -15,7 +15,8 @@ from perdure.engine.loader import read_cases
 from perdure.engine.machine import Machine
 from perdure.inference.case import Predict, predict_cases
 from perdure.metrics.cases import CaseCounts
-from perdure.metrics.confusion import ConfusionMatrix, confusion
+from perdure.metrics.confusion import ConfusionMatrix, confusion, paired, tally
+from perdure.metrics.surfaces import in_mm, surface_figures
 
 
 class Counted(NamedTuple):
@@ -32,9 +33,12 @@ def count(
     machine: Machine,
     batch_size: int,
     workers: int,
+    tolerance: float | None = None,
     each: Callable[[int, Tensor], None] | None = None,
 ) -> Counted:
     """Confusion counts of a model on a test set, over all processes; fp32, no gradients.
+
+    Cases are read, predicted and counted one batch after another: no more than that is ever in memory.
 
     Args:
         predict: The model in evaluation mode.
@@ -43,15 +47,20 @@ def count(
         machine: Where to compute.
         batch_size: Most images per forward pass and process.
         workers: Processes that read.
+        tolerance: Of the surface Dice, in mm; ``None`` if surfaces are not to be measured. They are only where a case
+            has its spacing in mm.
         each: Called with the position of a case and the predicted labels ``(*S)``, in segmentation.
 
     Raises:
         DataError: The set is empty.
+        UsageError: Surfaces are to be measured, and the packages for it are not installed.
     """
     counts = ConfusionMatrix.empty(class_ids)
     total = torch.zeros(len(counts.labels), len(counts.labels) + 1, dtype=torch.int64, device=machine.device)
     whole = dataset.source.kind == "classification"
     by_case = torch.zeros(0 if whole else len(dataset), len(counts.labels), 3, dtype=torch.int64, device=machine.device)
+    # -1 where there is no figure, which can be summed over processes; a case that nobody measured stays 0
+    surfaces = torch.zeros(by_case.shape, dtype=torch.float64)
     place = {name: position for position, name in enumerate(dataset.names)}
     reads = read_cases(dataset, batch_size, workers, machine.rank, machine.world)
     with torch.no_grad(), machine.autocast("fp32"):
@@ -64,20 +73,28 @@ def count(
                 if whole:
                     total += confusion(batch.labels, predicted, counts.labels, batch.annotated)
                     continue
-                for k, name in enumerate(batch.names):
+                for k, case in enumerate(same):
                     known = None if batch.annotated is None else batch.annotated[k : k + 1]
                     if each is not None:
-                        each(place[name], predicted[k])
-                    one = confusion(batch.labels[k : k + 1], predicted[k : k + 1], counts.labels, known)
+                        each(place[case.name], predicted[k])
+                    pairs = paired(batch.labels[k : k + 1], predicted[k : k + 1], counts.labels, known)
+                    one = tally(*pairs, len(counts.labels))
                     total += one
                     # the last column: predicted where the case does not label that class, so it is no pixel of it
-                    by_case[place[name]] = torch.stack([one.sum(1), one[:, :-1].sum(0), one.diagonal()], 1)
+                    by_case[place[case.name]] = torch.stack([one.sum(1), one[:, :-1].sum(0), one.diagonal()], 1)
+                    if tolerance is not None and in_mm(case.geometry, case.label.ndim):
+                        truth, guess = (part[0] for part in pairs)
+                        found = surface_figures(truth, guess, len(counts.labels), case.geometry.spacing, tolerance)
+                        surfaces[place[case.name]] = torch.from_numpy(found).nan_to_num(-1)
     counts.add(machine.total(total))
     counts.cases, counts.annotated = len(dataset), dataset.annotated
     if whole:
         return Counted(counts, None)
     # each process has the rows of its own cases, the others are zero
-    return Counted(counts, CaseCounts(counts.labels, machine.total(by_case).cpu().numpy()))
+    distances = machine.total(surfaces.to(machine.device)).cpu() if machine.world > 1 else surfaces
+    measured = distances[:, :1, :1] < 0  # label 0 never has a figure where a case was measured
+    distances = distances.masked_fill(~measured | (distances < 0), torch.nan)
+    return Counted(counts, CaseCounts(counts.labels, machine.total(by_case).cpu().numpy(), distances.numpy()))
 
 
 def _of_one_size(cases: Sequence[Case]) -> Iterator[list[Case]]:

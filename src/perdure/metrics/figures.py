@@ -5,9 +5,9 @@ Nothing here is ever NaN: a figure that does not exist is ``Value(None, 0)``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Final, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,10 @@ import numpy.typing as npt
 from perdure.data.source import Kind
 from perdure.errors import DataError, PerdureError, UsageError
 from perdure.labels import BACKGROUND
+from perdure.metrics import continual
+from perdure.metrics.cases import CaseTable
 from perdure.metrics.confusion import ConfusionMatrix, pooled
+from perdure.metrics.continual import Gone, Impossible, KeptCounts, TaskDice
 from perdure.metrics.definitions import Figure, figure, fitting
 from perdure.streams.description import DescribedStream
 
@@ -27,14 +30,39 @@ class Value(NamedTuple):
     """A figure's value, ``None`` where it does not exist, and over how many things it was taken.
 
     ``n`` counts ground-truth pixels (images in classification) for a class and for accuracy, predicted ones for
-    precision, classes for means over classes, tasks or pairs of tasks for figures of a stream.
+    precision, classes for means over classes, tasks or pairs of tasks for figures of a stream, cases for figures over
+    cases.
     """
 
     value: float | None
     n: int
 
+    @property
+    def why(self) -> str:
+        """Why there is no value, where more can be said than that nothing was there to measure."""
+        return ""
+
+
+class NotComputable(Value):
+    """No value, and the reason."""
+
+    reason: str
+
+    def __new__(cls, reason: str) -> Self:
+        """A value of nothing, equal to any other one, that knows the reason."""
+        made = super().__new__(cls, None, 0)
+        made.reason = reason
+        return made
+
+    @property
+    def why(self) -> str:
+        """The reason."""
+        return self.reason
+
 
 UNDEFINED: Final = Value(None, 0)
+_DIGITS: Final = 6
+"""After the point, of means over cases: a sum in another order gives the same file."""
 _AVERAGED: Final = {
     "miou.average": "miou.all",
     "dice.average": "dice.all",
@@ -59,26 +87,54 @@ class RunResults:
 
     Args:
         stream: Which task teaches what.
-        counts: Confusion matrices pooled over test sets, by the task after which they were taken.
+        counts: Confusion matrices pooled over the test sets that were there, by the task after which they were taken.
         reference: Results of a joint run over the same groups, for intransigence.
+        gone: Test sets that earlier tasks were measured on and this one was not, by task.
+        cases: Figures of single cases, by task; of runs that recorded them.
+        kept: What sealed tasks keep, by task.
+        alone: Results of a model per task on the same stream (method ``independent``), for plasticity.
+        untrained: Dice of the untrained model on the test cases of each task, in percent.
     """
 
     stream: DescribedStream
     counts: Mapping[int, ConfusionMatrix]
     reference: RunResults | None = None
+    gone: Mapping[int, tuple[Gone, ...]] = field(default_factory=dict)
+    cases: Mapping[int, CaseTable] = field(default_factory=dict)
+    kept: Mapping[int, KeptCounts] = field(default_factory=dict)
+    alone: RunResults | None = None
+    untrained: Sequence[float] | None = None
 
     @property
     def last(self) -> int | None:
         """The latest task that was measured."""
         return max(self.counts, default=None)
 
+    @property
+    def task_dice(self) -> TaskDice:
+        """d[t][j] of the run."""
+        return TaskDice(self.stream, self.cases, self.gone)
+
+    def class_values(self, name: str, after: int) -> dict[int, Value]:
+        """:func:`class_values` after a task; no value for classes that a test set labels which is gone.
+
+        Counts of other test sets are another measurement, and would be compared with those of before.
+        """
+        values = class_values(name, self.counts[after])
+        for gone in self.gone.get(after, ()):
+            for label in values if gone.labels is None else gone.labels & values.keys():
+                values[label] = NotComputable(gone.why(self.stream))
+        return values
+
 
 def run_results(
     stream: DescribedStream,
     counts_by_task: Mapping[int, Mapping[str, ConfusionMatrix]],
     reference: RunResults | None = None,
+    cases: Mapping[int, CaseTable] | None = None,
+    kept: Mapping[int, KeptCounts] | None = None,
 ) -> RunResults:
-    """Pool the test sets of each task.
+    """Pool the test sets of each task, and find out which of them are no longer there.
 
     Raises:
         DataError: There are counts of a task that the stream does not have, or they lack a class learned by then.
@@ -93,7 +149,20 @@ def run_results(
         if lacking:
             raise DataError(f"the counts after task {t + 1} lack class {lacking[0]}, which was learned by then",
                             "counts.json of this task was changed or is damaged: restore it")  # fmt: skip
-    return RunResults(stream, counts, reference)
+    return RunResults(stream, counts, reference, _gone(counts_by_task), cases or {}, kept or {})
+
+
+def _gone(counts_by_task: Mapping[int, Mapping[str, ConfusionMatrix]]) -> dict[int, tuple[Gone, ...]]:
+    """Test sets of earlier tasks that a later one was not measured on, or on fewer cases: by task."""
+    known: dict[str, ConfusionMatrix] = {}
+    gone: dict[int, tuple[Gone, ...]] = {}
+    for t, sets in sorted(counts_by_task.items()):
+        lacking = [name for name, before in known.items() if name not in sets or sets[name].cases < before.cases]
+        if lacking:
+            left = {name: sets[name].cases if name in sets else 0 for name in lacking}
+            gone[t] = tuple(Gone(name, known[name].annotated, left[name]) for name in lacking)
+        known |= {name: counts for name, counts in sets.items() if name not in lacking}
+    return gone
 
 
 def headline(stream: DescribedStream) -> list[str]:
@@ -132,7 +201,67 @@ def evaluate(wanted: Figure | str, results: RunResults, after: int) -> Value:
         raise UsageError(f"'{fig}' has one value for each class", "ask for miou.all, dice.all or accuracy.mean instead")
     if after not in results.counts:
         return UNDEFINED
+    if fig.definition.scope == "case":
+        return case_values(fig, results, after)[None]
+    if fig.definition.name in _OF_DICE:
+        return _of_dice(fig, results, after)
+    # means over tasks and R[t][j] take the counts of all tasks so far
+    first = after if fig.definition.scope == "task" else 0
+    for gone in (gone for t in range(first, after + 1) for gone in results.gone.get(t, ())):
+        return NotComputable(gone.why(results.stream))
     return (_task_figure if fig.definition.scope == "task" else _stream_figure)(fig, results, after)
+
+
+def case_values(wanted: Figure | str, results: RunResults, after: int) -> dict[int | None, Value]:
+    """A figure over the cases after a task: of each label, and under ``None`` of the model."""
+    fig = figure(wanted) if isinstance(wanted, str) else wanted
+    name, nothing = fig.definition.name.removesuffix(".cases"), UNDEFINED
+    table, stream = results.cases.get(after), results.stream
+    if table is None:
+        nothing = NotComputable(f"the cases after task {after + 1} were not recorded")
+    elif "tolerance" in fig.choices and float(fig.choices["tolerance"]) != results.stream.tolerance:
+        nothing = NotComputable(f"the run was measured with evaluate.tolerance={results.stream.tolerance:g}")
+    elif "unit" in fig.choices and not np.isfinite(table.values[..., 1]).any():
+        nothing = NotComputable("the spacing of the images is not known in mm")
+    values: dict[int | None, Value] = dict.fromkeys((None, *results.counts[after].labels), nothing)
+    if table is None or nothing is not UNDEFINED:
+        return values
+    found = table.statistics(name)
+    chosen = {"mean": found.mean, "sd": found.sd, "ci-low": found.low, "ci-high": found.high}[fig.choices["statistic"]]
+    for label, value, n in zip((*table.labels, None), chosen.tolist(), found.n.tolist(), strict=True):
+        values[label] = UNDEFINED if np.isnan(value) else Value(value, n)
+    for gone in results.gone.get(after, ()):
+        for label in values if gone.labels is None else {None, *gone.labels} & values.keys():
+            values[label] = NotComputable(gone.why(stream))
+    return values
+
+
+_OF_DICE: Final[Mapping[str, Callable[[Figure, RunResults, int], list[float]]]] = {
+    "dice.tasks": lambda _, r, t: continual.average_dice(r.task_dice, t),
+    "wcd": lambda _, r, t: continual.whole_class(r.cases.get(t), r.stream.tasks[t].seen, t),
+    "bwtr": lambda _, r, t: continual.relative_backward(r.task_dice, t),
+    "rma": lambda _, r, t: continual.plasticity(r.task_dice, r.alone.task_dice if r.alone else None, t),
+    "e-fwt": lambda _, r, t: continual.forward(r.task_dice, r.untrained, t),
+    "mpe": lambda _, r, t: continual.growth(r.kept, t),
+    "drr": lambda _, r, t: continual.replay(r.kept, t),
+    "forgetting.appearance": lambda f, r, t: continual.lost(r.task_dice, t, True, f.choices["rule"]),
+    "forgetting.semantics": lambda f, r, t: continual.lost(r.task_dice, t, False, f.choices["rule"]),
+}
+"""Terms whose mean a figure of continual segmentation is."""
+
+
+def _of_dice(fig: Figure, results: RunResults, after: int) -> Value:
+    """A figure of continual segmentation, or why it is none."""
+    if fig.definition.scope == "stream" and not after:
+        return UNDEFINED  # it compares tasks
+    if fig.definition.name == "wcd":
+        for gone in results.gone.get(after, ()):
+            return NotComputable(gone.why(results.stream))
+    try:
+        terms = _OF_DICE[fig.definition.name](fig, results, after)
+    except Impossible as error:
+        return NotComputable(str(error))
+    return Value(round(continual.mean(terms), _DIGITS), len(terms))
 
 
 def group_matrix(results: RunResults, of: str = "miou") -> dict[int, Row]:
@@ -146,8 +275,11 @@ def group_matrix(results: RunResults, of: str = "miou") -> dict[int, Row]:
     matrix: dict[int, Row] = {}
     for t, counts in results.counts.items():
         row: Row = []
+        gone = [gone.labels for gone in results.gone.get(t, ())]
         for group in results.stream.groups:
             known = all(c in counts.labels for c in group)
+            # without one of their test sets the classes' figure would be of other images than before
+            known &= not any(labels is None or labels & set(group) for labels in gone)
             row.append(_over_classes(by_class[of], counts, group).value if known else None)
         matrix[t] = row
     return matrix

@@ -6,15 +6,19 @@ import csv
 import io
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from perdure.errors import DataError, PerdureError
 from perdure.files import write_json, write_text
-from perdure.metrics.confusion import ConfusionMatrix
-from perdure.metrics.definitions import DEFINITIONS, figure, variants
-from perdure.metrics.figures import class_values, evaluate, group_matrix, headline, run_results
+from perdure.kept.ledger import LEDGER, Ledger, read_ledger
+from perdure.kept.manifest import CASES, COUNTS
+from perdure.metrics.cases import read_cases
+from perdure.metrics.confusion import read_counts
+from perdure.metrics.continual import KeptCounts
+from perdure.metrics.definitions import DEFINITIONS, Definition, Figure, figure, variants
+from perdure.metrics.figures import RunResults, case_values, evaluate, group_matrix, headline, run_results
 from perdure.streams.description import DescribedStream
 
 COLUMNS: Final = ("after_task", "task", "class_id", "class_name", "figure", "value", "n", "split")
@@ -37,12 +41,31 @@ class ResultRow(NamedTuple):
     split: str = "test"
 
 
-def results_rows(
-    stream: DescribedStream, counts_by_task: Mapping[int, Mapping[str, ConfusionMatrix]]
-) -> list[ResultRow]:
+def gather_results(stream: DescribedStream, sealed: Sequence[Path]) -> RunResults:
+    """What the folders of the sealed tasks of a run hold for figures.
+
+    Raises:
+        DataError: A file is damaged, or contradicts the stream.
+    """
+    folders = dict(enumerate(sealed))
+    counts = {t: read_counts(folder / COUNTS) for t, folder in folders.items() if (folder / COUNTS).is_file()}
+    cases = {t: read_cases(folder / CASES) for t, folder in folders.items() if (folder / CASES).is_file()}
+    kept = {t: _kept(read_ledger(folder)) for t, folder in folders.items() if (folder / LEDGER).is_file()}
+    return run_results(stream, counts, cases=cases, kept=kept)
+
+
+def _kept(ledger: Ledger) -> KeptCounts:
+    tensors = [tensor for item in ledger["items"] if item["kind"] == "weights" for tensor in item["tensors"]]
+    # whole numbers, such as how many batches a normalisation layer has seen, are no parameters
+    parameters = sum(math.prod(tensor["shape"]) for tensor in tensors if "float" in tensor["dtype"])
+    return KeptCounts(parameters, any(item["kind"] in ("exemplars", "synthetic") for item in ledger["items"]))
+
+
+def results_rows(results: RunResults) -> list[ResultRow]:
     """All figures that exist after each measured task: first those of the model, then those of each class."""
-    results = run_results(stream, counts_by_task)
-    of_model = [f for d in DEFINITIONS.values() if d.scope != "class" for f in variants(d, stream.kind)]
+    stream = results.stream
+    of_model = [fig for d in DEFINITIONS.values() if d.scope != "class" for fig in _variants(d, stream)]
+    of_cases = [fig for fig in of_model if fig.definition.scope == "case"]
     of_class = [d.name for d in DEFINITIONS.values() if d.scope == "class" and stream.kind in d.kinds]
     names = stream.names
     rows: list[ResultRow] = []
@@ -52,7 +75,8 @@ def results_rows(
             value, n = evaluate(fig, results, t)
             if value is not None:
                 rows.append(ResultRow(t, task, None, "", str(fig), value, n, stream.measured))
-        by_class = {name: class_values(name, counts) for name in of_class}
+        by_class = {str(fig): case_values(fig, results, t) for fig in of_cases}
+        by_class |= {name: dict(results.class_values(name, t).items()) for name in of_class}
         for label in counts.labels:
             for name, values in by_class.items():
                 value, n = values[label]
@@ -62,14 +86,23 @@ def results_rows(
     return rows
 
 
-def results_document(
-    stream: DescribedStream, counts_by_task: Mapping[int, Mapping[str, ConfusionMatrix]], rows: Sequence[ResultRow]
-) -> dict[str, object]:
+def _variants(definition: Definition, stream: DescribedStream) -> list[Figure]:
+    return variants(definition, stream.kind, stream.tolerance)
+
+
+def not_computable(results: RunResults) -> dict[str, dict[str, str]]:
+    """Why figures do not exist after each measured task, by task and full name, where more can be said than that."""
+    figures = [fig for d in DEFINITIONS.values() if d.scope != "class" for fig in _variants(d, results.stream)]
+    said = {str(t): {str(fig): evaluate(fig, results, t).why for fig in figures} for t in results.counts}
+    return {t: {name: why for name, why in reasons.items() if why} for t, reasons in said.items()}
+
+
+def results_document(results: RunResults, rows: Sequence[ResultRow]) -> dict[str, object]:
     """Content of ``results.json``: the rows, R[t][j], the headline figures' names and every definition used.
 
     R[t][j] stands under ``group_miou``, in classification under ``group_accuracy``.
     """
-    results = run_results(stream, counts_by_task)
+    stream = results.stream
     of = "accuracy" if stream.kind == "classification" else "miou"
     figures: dict[str, dict[str, str]] = {}
     for row in rows:
@@ -86,17 +119,16 @@ def results_document(
         "headline": headline(stream),
         f"group_{of}": {str(t): row for t, row in group_matrix(results, of).items()},
         "figures": figures,
+        "not_computable": not_computable(results),
         "rows": [row._asdict() for row in rows],
     }
 
 
-def write_results(
-    run: Path, stream: DescribedStream, counts_by_task: Mapping[int, Mapping[str, ConfusionMatrix]]
-) -> list[ResultRow]:
-    """Write ``results.csv`` and ``results.json`` into a run folder; equal counts give equal bytes."""
-    rows = results_rows(stream, counts_by_task)
+def write_results(run: Path, results: RunResults) -> list[ResultRow]:
+    """Write ``results.csv`` and ``results.json`` into a run folder; equal results give equal bytes."""
+    rows = results_rows(results)
     write_text(run / "results.csv", to_csv(rows))
-    write_json(run / "results.json", results_document(stream, counts_by_task, rows))
+    write_json(run / "results.json", results_document(results, rows))
     return rows
 
 

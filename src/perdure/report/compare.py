@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from perdure.errors import UsageError
 from perdure.metrics.definitions import Figure, figure
@@ -18,6 +18,10 @@ from perdure.streams.description import DescribedStream
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+
+INDEPENDENT: Final = "independent"
+"""The method that learns each task with a model of its own."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,13 @@ class Group:
             return Score(None, None, tuple(values))
         return Score(statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None, tuple(values))
 
+    def why_not(self, figure: Figure) -> str:
+        """Why a figure does not exist after the compared task, where more can be said than that."""
+        if self.after is None or (self.stream.merged and figure.definition.scope == "stream"):
+            return ""
+        reasons = (evaluate(figure, run.results, self.after).why for run in self.runs)
+        return next(filter(None, reasons), "")
+
     def kept_bytes(self, weights: bool) -> int | None:
         """Mean bytes in the ledger after the compared task: weights, or what is kept besides weights and previews."""
         totals = []
@@ -156,9 +167,10 @@ def group_runs(runs: Sequence[RunData]) -> tuple[list[Group], list[str]]:
     stepwise = [r for r in runs if len(r.stream.tasks) == tasks]
     after = min(r.results.last or 0 for r in stepwise)  # a task that one of them lacks says nothing of the others
     joint = next((r.results for r in runs if r.stream.merged), None)
+    alone = next((r.results for r in runs if r.method == INDEPENDENT and not r.stream.merged), None)
     alike: dict[tuple[str, str, bool], list[RunData]] = {}
-    for run in runs:  # the joint run is what intransigence is measured against
-        known = replace(run, results=replace(run.results, reference=joint))
+    for run in runs:  # what intransigence and relative plasticity are measured against
+        known = replace(run, results=replace(run.results, reference=joint, alone=alone))
         alike.setdefault((run.method, run.settings, run.stream.merged), []).append(known)
     whole = after == tasks - 1
     methods = [members[0].method for members in alike.values()]
@@ -242,6 +254,15 @@ def compare_groups(groups: Sequence[Group], notes: Sequence[str], figures: Seque
         )
         for group in groups
     )
+    told = list(notes)
+    for fig in wanted:
+        reasons: dict[str, list[str]] = {}
+        for group in groups:
+            if why := group.why_not(fig):
+                reasons.setdefault(why, []).append(group.label)
+        for why, labels in reasons.items():
+            of = "" if len(labels) == len(groups) else f" of {', '.join(labels)}"
+            told.append(f"{fig}{of} is not computable: {why}")
     best: dict[str, str] = {}
     for fig in wanted:
         means = [(m, e.label) for e in entries if not e.reference and (m := e.scores[str(fig)].mean) is not None]
@@ -259,7 +280,7 @@ def compare_groups(groups: Sequence[Group], notes: Sequence[str], figures: Seque
         figures=tuple(map(str, wanted)),
         entries=entries,
         best=best,
-        notes=tuple(notes),
+        notes=tuple(told),
     )
 
 

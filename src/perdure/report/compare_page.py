@@ -8,7 +8,6 @@ from pathlib import Path
 
 from perdure.labels import BACKGROUND
 from perdure.metrics.definitions import figure
-from perdure.metrics.figures import class_values
 from perdure.report.compare import Comparison, Group, compare_groups, group_runs
 from perdure.report.kept_items import Column, PictureRow, picture_rows, what_they_are
 from perdure.report.plots import Line, curves
@@ -105,7 +104,7 @@ def difference_rows(groups: Sequence[Group]) -> list[HeatRow]:
 def _class_means(group: Group) -> dict[int, float]:
     """Mean IoU (recall) over an entry's runs of each class that all of them measured."""
     by_class = WORDS[group.stream.kind].by_class
-    values = [class_values(by_class, r.results.counts[group.after or 0]) for r in group.runs]
+    values = [r.results.class_values(by_class, group.after or 0) for r in group.runs]
     means: dict[int, float] = {}
     for c in values[0]:
         known = [v for run in values if (v := run[c].value) is not None]

@@ -10,7 +10,7 @@ import yaml
 
 from perdure.engine.duration import in_words
 from perdure.metrics.definitions import figure
-from perdure.metrics.figures import RunResults, at_zero, evaluate, forgetting_by_group, group_matrix, headline
+from perdure.metrics.figures import RunResults, Value, at_zero, evaluate, forgetting_by_group, group_matrix, headline
 from perdure.report import kept_items
 from perdure.report.plots import Line, curves
 from perdure.report.render import WORDS, definitions, render
@@ -21,6 +21,9 @@ from perdure.streams.description import DescribedStream, DescribedTask
 
 REPORT: Final = "report.html"
 CARD: Final = "MODEL_CARD.md"
+CONTINUAL: Final = ("dice.tasks", "wcd", "bwtr", "forgetting.appearance", "forgetting.semantics", "rma", "e-fwt", "mpe",
+                    "drr")  # fmt: skip
+"""Figures of the benchmark of continual medical segmentation, and what forgetting is made of."""
 TRANSDUCTIVE: Final = (
     "the protocol is transductive: test images, without their labels, take part in training, so figures may be better "
     "than on images that the model never met"
@@ -50,13 +53,20 @@ def write_report(run: Path, page: Path | None = None, name: str | None = None) -
     distances = kept_items.memorisation(stream, shown)
     tasks = [t for t in data.samples if data.samples[t]]
     names = list(data.samples[tasks[-1]])[:MOST_SAMPLES] if tasks else []
+    table = None if last is None else results.cases.get(last)
+    cases = [] if table is None else case_rows(stream, table)
+    measured, continual = case_figures(stream)[: len(cases[0].figures) if cases else 0], continual_figures(results)
     values = _common(data) | {
         "last_name": None if last is None else stream.tasks[last].spoken,
         "cards": [] if last is None else [(figure(n), evaluate(n, results, last)) for n in headline(stream)],
         "curves": run_curves(results),
         "confusion": confusion_tables(results),
         "mistakes": mistakes(results),
-        "cases": [] if last is None else case_rows(stream, data.dice.get(last, {})),
+        "cases": cases,
+        "case_figures": measured,
+        "continual": continual,
+        "figure": figure,
+        "definitions": definitions([*headline(stream), WORDS[stream.kind].by_class, *measured, *dict(continual)]),
         "sample_tasks": [stream.tasks[t] for t in tasks],
         "samples": sample_table(names, [(stream, t, data.samples[t]) for t in tasks])
         if tasks
@@ -115,7 +125,7 @@ def _common(data: RunData) -> dict[str, object]:
         "took": {t: in_words(s) for t, s in data.seconds.items()},
         "took_all": in_words(sum(data.seconds.values())) if len(data.seconds) == data.sealed > 0 else None,
         "unlearned": unlearned(results),
-        "warnings": warnings(stream),
+        "warnings": warnings(stream) + [gone_sets(results)] * any(results.gone.values()),
         "images": stream.measured_images,
         "ledger": ledger_table(data.ledgers),
         "definitions": definitions([*shown, words.by_class]),
@@ -136,6 +146,27 @@ def warnings(stream: DescribedStream) -> list[str]:
     transductive = TRANSDUCTIVE.replace("test images", f"{stream.measured_images} images")
     said = [(stream.measured != "test", VALIDATED), ("transductive" in stream.protocol, transductive)]
     return [text for holds, text in said if holds]
+
+
+def gone_sets(results: RunResults) -> str:
+    """What a reader has to know where test sets of earlier tasks are no longer there."""
+    why = dict.fromkeys(gone.why(results.stream) for sets in results.gone.values() for gone in sets)
+    return f"{'; '.join(why)}: figures that need them are left out, with this reason, since then"
+
+
+def case_figures(stream: DescribedStream) -> list[str]:
+    """Full names of the figures over cases, in the order of :data:`perdure.metrics.cases.MEASURES`."""
+    return ["dice.cases", "hd95[mm]", "asd[mm]", f"nsd[mm,{stream.tolerance:g}]"]
+
+
+def continual_figures(results: RunResults) -> list[tuple[str, Value]]:
+    """Figures of continual segmentation after the last task, with the reason where there is no value.
+
+    None of joint runs, nor of runs that did not record single cases.
+    """
+    if results.last not in results.cases or results.last is None or len(results.stream.tasks) == 1:
+        return []
+    return [(str(figure(name)), evaluate(name, results, results.last)) for name in CONTINUAL]
 
 
 def run_curves(results: RunResults) -> list[tuple[str, str]]:

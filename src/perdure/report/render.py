@@ -223,5 +223,5 @@ def definitions(names: Iterable[str]) -> list[Explanation]:
     for name in names:
         fig = figure(name)
         entry = shown.setdefault(fig.definition.name, Explanation(fig.definition))
-        entry.variants.append((str(fig), " ".join(o.meaning[fig.choices[o.key]] for o in fig.definition.options)))
+        entry.variants.append((str(fig), " ".join(o.means(fig.choices[o.key]) for o in fig.definition.options)))
     return list(shown.values())

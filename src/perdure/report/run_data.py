@@ -16,10 +16,8 @@ from pydantic import JsonValue, TypeAdapter, ValidationError
 from perdure.errors import DataError, RunError
 from perdure.files import parse_yaml, read_json
 from perdure.kept.ledger import LEDGER, sealed_folders
-from perdure.kept.manifest import CASES
-from perdure.metrics.cases import read_dice
-from perdure.metrics.confusion import read_counts
-from perdure.metrics.figures import RunResults, run_results
+from perdure.metrics.figures import RunResults
+from perdure.metrics.results import gather_results
 from perdure.report.kept_items import KeptItem, read_items
 from perdure.report.samples import Sample, read_samples
 from perdure.streams.description import DescribedStream, read_stream
@@ -35,11 +33,10 @@ class RunData:
 
     Args:
         name: Name of the folder.
-        results: Its classes and tasks, and counts after each measured task.
+        results: Its classes and tasks, counts after each measured task, figures of cases of runs that recorded them.
         sealed: Number of tasks that are done.
         ledgers: Kept items by task.
         samples: Test samples by task and name; empty where none may be shown.
-        dice: Dice in percent by task and class, a value for each case; of runs that recorded it.
         shown: Kept items that the report shows, by task; without raw images of patients, unless they may be shown.
         seconds: Time that each task took, by task, as the log says; of those whose end it holds.
         recipe: The resolved recipe.
@@ -51,7 +48,6 @@ class RunData:
     sealed: int
     ledgers: Mapping[int, tuple[KeptItem, ...]]
     samples: Mapping[int, dict[str, Sample]]
-    dice: Mapping[int, dict[int, list[float]]]
     shown: Mapping[int, tuple[KeptItem, ...]]
     seconds: Mapping[int, float]
     recipe: Mapping[str, JsonValue]
@@ -118,16 +114,14 @@ def load_run(path: Path) -> RunData:
         raise DataError(f"{path / 'recipe.yaml'} is not a recipe: it must be a mapping of keys") from error
     environment = read_json(path / "environment.json") if (path / "environment.json").is_file() else {}
     folders = dict(enumerate(sealed_folders(path, [task.name for task in stream.tasks])))
-    counts = {t: read_counts(f / "counts.json") for t, f in folders.items() if (f / "counts.json").is_file()}
     ledgers = {t: read_items(f) for t, f in folders.items() if (f / LEDGER).is_file()}
     # pictures of patients leave the run folder with the page: only where the recipe says so
     open_to_all = not stream.patients or bool(section(recipe, "report").get("patient_samples"))
     return RunData(
         name=path.resolve().name,
-        results=run_results(stream, counts),
+        results=gather_results(stream, list(folders.values())),
         sealed=len(folders),
         ledgers=ledgers,
-        dice={t: read_dice(f / CASES) for t, f in folders.items() if (f / CASES).is_file()},
         samples={t: read_samples(f / "samples") for t, f in folders.items()} if open_to_all else {},
         shown={t: _shown(items, stream.patients, open_to_all) for t, items in ledgers.items()},
         seconds=_seconds(path / "log.jsonl"),

@@ -13,8 +13,8 @@ import numpy as np
 
 from perdure.kept.ledger import sample_pictures
 from perdure.labels import BACKGROUND
-from perdure.metrics.cases import Spread, spread
-from perdure.metrics.figures import RunResults, Value, class_values
+from perdure.metrics.cases import MEASURES, CaseTable, Spread, spread
+from perdure.metrics.figures import RunResults, Value
 from perdure.report.kept_items import KeptItem
 from perdure.report.render import NONE, WORDS, hex_color
 from perdure.streams.description import DescribedStream, DescribedTask
@@ -91,12 +91,22 @@ class Mistake:
 
 
 @dataclass(frozen=True)
+class CaseStatistic:
+    """A figure of one class over cases; ``sd`` and ``interval`` (95 %) are ``None`` for a single case."""
+
+    mean: float
+    sd: float | None
+    interval: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
 class CaseRow:
-    """Dice of one class over cases."""
+    """One class over cases: its Dice, and HD95, ASD and NSD where the spacing is known in mm."""
 
     name: str
     color: str
     spread: Spread
+    figures: tuple[CaseStatistic | None, ...]
 
 
 @dataclass(frozen=True)
@@ -154,7 +164,7 @@ def heat_rows(results: RunResults) -> list[HeatRow]:
     """
     stream, last = results.stream, results.last
     words, colors, names = WORDS[stream.kind], class_colors(stream), stream.names
-    values = {t: class_values(words.by_class, counts) for t, counts in results.counts.items()}
+    values = {t: results.class_values(words.by_class, t) for t in results.counts}
     firsts = {group[0] for group in stream.groups if group}
     rows = []
     for class_id in ([BACKGROUND] if stream.background is not None else []) + list(stream.order):
@@ -167,9 +177,10 @@ def heat_rows(results: RunResults) -> list[HeatRow]:
             elif t not in values:
                 cells.append(Cell("", title="this task is not done yet", kind="pending"))
             else:
-                value, n = values[t].get(class_id, Value(None, 0))
+                value, n = found = values[t].get(class_id, Value(None, 0))
                 if value is None:
-                    cells.append(Cell(NONE, title=f"no {words.one} of this class in the ground truth", kind="none"))
+                    why = found.why or f"no {words.one} of this class in the ground truth"
+                    cells.append(Cell(NONE, title=why, kind="none"))
                 else:
                     title = f"{words.title} {value:.2f} % over {n:,} {words.many}"
                     cells.append(Cell(f"{value:.0f}", heat(value), title, "taught" if t == taught else ""))
@@ -253,11 +264,28 @@ def mistakes(results: RunResults) -> list[Mistake]:
     return sorted(found, key=lambda mistake: mistake.recall)
 
 
-def case_rows(stream: DescribedStream, dice: Mapping[int, Sequence[float]]) -> list[CaseRow]:
-    """Spread of the Dice over cases of each class that any case shows, background first, in learning order."""
+def case_rows(stream: DescribedStream, table: CaseTable) -> list[CaseRow]:
+    """Figures over cases of each class that any case shows, background first, in learning order."""
     colors = class_colors(stream)
     order = ([BACKGROUND] if stream.background is not None else []) + list(stream.order)
-    return [CaseRow(stream.names[c], colors[c], spread(dice[c])) for c in order if dice.get(c)]
+    shown = [c for c in order if len(table.of("dice", c))]
+    in_mm = any(len(table.of("hd95", c)) for c in shown)
+    measured = MEASURES if in_mm else MEASURES[:1]
+    rows = []
+    for c in shown:
+        figures = [case_statistic(table, measure, c) for measure in measured]
+        rows.append(CaseRow(stream.names[c], colors[c], spread(table.of("dice", c)), tuple(figures)))
+    return rows
+
+
+def case_statistic(table: CaseTable, measure: str, class_id: int) -> CaseStatistic | None:
+    """Mean, deviation and confidence interval of one class; ``None`` where no case has the figure."""
+    found, at = table.statistics(measure), table.labels.index(class_id)
+    if not found.n[at]:
+        return None
+    several = found.n[at] > 1
+    interval = (float(found.low[at]), float(found.high[at])) if several else None
+    return CaseStatistic(float(found.mean[at]), float(found.sd[at]) if several else None, interval)
 
 
 def ledger_table(ledgers: Mapping[int, Sequence[KeptItem]]) -> LedgerTable:

@@ -109,6 +109,7 @@ class DescribedStream(BaseModel):
         background: Name of label 0, or ``None`` where every pixel has a class.
         patients: True where images come from patients.
         measured: The split that figures are measured on.
+        tolerance: Of surface Dice, in mm.
         classes: All classes, in label order.
         tasks: The tasks in order.
         groups: Classes by the task that teaches them; several groups and one task mean joint training.
@@ -122,6 +123,7 @@ class DescribedStream(BaseModel):
     background: str | None
     patients: bool
     measured: Measured = "test"  # nor do runs made before the choice came say it
+    tolerance: float = 2.0  # nor this
     classes: tuple[ClassInfo, ...]
     tasks: tuple[DescribedTask, ...]
     groups: tuple[tuple[int, ...], ...]
@@ -184,7 +186,7 @@ class DescribedStream(BaseModel):
         Raises:
             RunError: The streams differ in what has been learned or is being learned.
         """
-        whole = {"protocol", "kind", "background"}
+        whole = {"protocol", "kind", "background", "tolerance"}
         here, there = self.model_dump(include=whole), other.model_dump(include=whole)
         for key, value in here.items():
             if value != there[key]:
@@ -222,6 +224,7 @@ def describe(
     kind: Kind = "segmentation",
     data: Sequence[Mapping[str, JsonValue]] = (),
     sealed: int = 0,
+    tolerance: float = 2.0,
 ) -> DescribedStream:
     """All that prediction and figures need to know of a stream.
 
@@ -232,6 +235,7 @@ def describe(
         kind: What a label describes: every pixel, or the image.
         data: For each task the part of the recipe that names its data, without places on a machine.
         sealed: So many tasks have been learned; their images may be gone and are not looked at.
+        tolerance: Of surface Dice, in mm.
 
     Raises:
         DataError: An image is damaged.
@@ -272,6 +276,7 @@ def describe(
         background=stream.space.background,
         patients=patients,
         measured=stream.measured,
+        tolerance=tolerance,
         classes=stream.space.classes,
         tasks=tuple(tasks),
         groups=stream.groups,
