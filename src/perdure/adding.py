@@ -8,7 +8,8 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from perdure.config.build import label, method_class
+from perdure.config.build import method_class
+from perdure.config.data_sets import label
 from perdure.config.load import override, parse_recipe, read_raw, split_override
 from perdure.config.recipe import DataSetsSection, Recipe, TaskSection
 from perdure.data.catalog import open_source

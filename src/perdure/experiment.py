@@ -11,7 +11,8 @@ from rich.markup import escape
 from rich.progress import Progress
 
 from perdure.before import Before
-from perdure.config.build import Experiment, build_experiment, in_order
+from perdure.config.build import Experiment, build_experiment
+from perdure.config.data_sets import in_order
 from perdure.config.load import data_of_tasks
 from perdure.config.recipe import Recipe
 from perdure.data.catalog import DATASETS, needs_folder

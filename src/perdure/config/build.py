@@ -4,31 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-import torch
 from pydantic import ValidationError
 
+from perdure.config.data_sets import data_sets, label, open_sources
 from perdure.config.load import explain
-from perdure.config.recipe import DataSection, DataSetsSection, Recipe, StreamSection, TaskSection
-from perdure.data.catalog import HELD_OUT, needs_folder, open_source
-from perdure.data.gone import GoneSource
-from perdure.data.preparation import ClassImage, Photo2D, Preparation, read_preparation
+from perdure.config.preparations import build_preparation
+from perdure.config.recipe import Recipe, StreamSection
+from perdure.data.preparation import Preparation
 from perdure.data.readers.unlabelled import open_unlabelled
 from perdure.data.source import AbsentSplitError, Kind, Source
-from perdure.errors import DataError, PerdureError, UsageError, nearest
+from perdure.errors import UsageError, nearest
 from perdure.files import home
 from perdure.foreign import is_foreign, load
-from perdure.labels import ClassInfo, LabelSpace
 from perdure.methods import METHODS
 from perdure.methods.method import Method
 from perdure.methods.options import Options, Setup
 from perdure.networks.build import NETWORKS, build_network
 from perdure.networks.network import Network
 from perdure.seeds import derive_seed, seeded
-from perdure.streams.class_incremental import Pool, class_incremental, slug
+from perdure.streams.class_incremental import Pool, class_incremental
 from perdure.streams.description import DescribedStream
-from perdure.streams.partial_labels import DataSet, partial_labels
 from perdure.streams.task import Stream, merged
 
 
@@ -111,68 +107,6 @@ def check_recurring(name: str, method: Method[Options], stream: Stream) -> None:
         )
 
 
-def in_order(recipe: Recipe) -> Recipe:
-    """The recipe with its data sets in the order in which they are learned, so that further ones come at the end."""
-    plan = recipe.stream
-    if isinstance(plan, StreamSection) or plan.order == "natural":
-        return recipe
-    tasks = list(plan.tasks)
-    match plan.order:
-        case "reversed":
-            tasks.reverse()
-        case "shuffled":
-            generator = torch.Generator().manual_seed(derive_seed(recipe.seed, "order of data sets"))
-            tasks = [tasks[k] for k in torch.randperm(len(tasks), generator=generator).tolist()]
-        case names:
-            by_name = {label(task): task for task in tasks}
-            if sorted(names) != sorted(by_name):
-                raise UsageError(
-                    f"stream.order={list(names)} does not name each task once", f"tasks: {', '.join(by_name)}"
-                )
-            tasks = [by_name[name] for name in names]
-    ordered = plan.model_copy(update={"tasks": tuple(tasks), "order": "natural"})
-    return recipe.model_copy(update={"stream": ordered})
-
-
-def label(task: TaskSection) -> str:
-    """Name of the task of a data set."""
-    return slug(task.name or task.data.name)
-
-
-def open_sources(recipe: Recipe, sealed: int = 0, known: DescribedStream | None = None) -> tuple[Source, ...]:
-    """The data sets of a recipe; those of sealed tasks that are not at hand without their images."""
-    plan = recipe.stream
-    if isinstance(plan, StreamSection):
-        return (_opened(recipe.sets[0], recipe.sets[0].root),)
-    if not plan.tasks:
-        raise UsageError("the recipe names no data set", "give its folder: --data DIR")
-    sources: list[Source] = []
-    for index, task in enumerate(plan.tasks):
-        root = task.data.root if plan.root is None or task.data.root is None else plan.root / task.data.root
-        absent = needs_folder(task.data.name) if root is None else not root.exists()
-        if known is not None and index < sealed and absent:
-            sources.append(_gone(known, index))
-            continue
-        try:
-            sources.append(_opened(task.data, root))
-        except PerdureError as error:
-            raise type(error)(f"task {index + 1} ('{label(task)}'): {error.what}", error.hint) from error
-    return tuple(sources)
-
-
-def _opened(section: DataSection, root: Path | None) -> Source:
-    held_out = {} if section.validation is None else {HELD_OUT: section.validation}
-    return open_source(section.name, root, {**section.settings, **held_out})
-
-
-def _gone(known: DescribedStream, index: int) -> Source:
-    """What is known of a data set that was learned: the classes that it annotates, the new ones in learning order."""
-    task, space = known.tasks[index], known.space
-    ids = (*(c for c in task.annotated if c not in task.new), *task.new)
-    classes = tuple(ClassInfo(k, space.name(c), space[c].kind, space[c].color) for k, c in enumerate(ids, 1))
-    return GoneSource(task.name, known.kind, LabelSpace(classes, known.background), known.patients)
-
-
 def check_kinds(recipe: Recipe, name: str, source: Source) -> None:
     """Raise UsageError unless method and network are made for what the data set's labels describe."""
     labels = {"segmentation": "labels every pixel", "classification": "has one class an image"}[source.kind]
@@ -201,72 +135,8 @@ def build_stream(
     if isinstance(recipe.stream, StreamSection):
         stream = build_tasks(recipe, sources[0], sealed)
     else:
-        stream, notes = _data_sets(recipe, recipe.stream, sources, known)
+        stream, notes = data_sets(recipe, recipe.stream, sources, known)
     return (merged(stream) if method_class(recipe.method.name).sees_all_tasks else stream), notes
-
-
-def _data_sets(
-    recipe: Recipe, plan: DataSetsSection, sources: Sequence[Source], known: DescribedStream | None
-) -> tuple[Stream, list[str]]:
-    """A task for every data set, shown to the network as the recipe says; and what fits badly."""
-    shown, notes = _preparations(recipe, sources, known)
-    sets: list[DataSet] = []
-    for task, source, preparation in zip(plan.tasks, sources, shown, strict=True):
-        if isinstance(source, GoneSource):  # its classes have the names of the model already
-            sets.append(DataSet(source, label(task), absent=task.annotated, preparation=preparation))
-        else:
-            sets.append(DataSet(source, label(task), task.classes, task.rename, task.annotated, preparation))
-    measured = recipe.evaluate.split
-    stream = partial_labels(sets, preparation=shown[0], union=plan.union, elsewhere=plan.elsewhere, measured=measured)
-    return stream, notes
-
-
-def _preparations(
-    recipe: Recipe, sources: Sequence[Source], known: DescribedStream | None
-) -> tuple[list[Preparation], list[str]]:
-    """How the cases of each data set are shown, and what fits badly.
-
-    Tasks that a run knows are shown as it knows them. Others as the first one is, unless each has a plan of its own.
-    """
-    shown: list[Preparation] = []
-    notes: list[str] = []
-    for index, source in enumerate(sources):
-        if known is not None and index < len(known.tasks) and len(known.tasks) == len(known.groups):
-            shown.append(read_preparation(known.tasks[index].preparation, "stream.json"))
-            continue
-        own = _planned(recipe, source)
-        if index and recipe.volumes.plan != "per_task":
-            notes += _misfit(shown[0], source, own)
-            own = shown[0]
-        shown.append(own)
-    return shown, notes
-
-
-def _planned(recipe: Recipe, source: Source) -> Preparation:
-    """The preparation that a data set has alone."""
-    if source.dims == 2 and recipe.volumes.view == "volumes":
-        return build_preparation(recipe, source.kind)
-
-    from perdure.data.volumes.plan import plan_slices, plan_volumes  # these load nnU-Net
-
-    if recipe.volumes.view == "slices":
-        return plan_slices(source, recipe.volumes)
-    return plan_volumes(source, recipe.volumes)
-
-
-def _misfit(first: Preparation, source: Source, own: Preparation) -> list[str]:
-    """What fits badly where a data set is shown as the first one is. Raises DataError where it cannot be."""
-    from perdure.data.volumes.plan import misfit
-    from perdure.data.volumes.sampled import Sampled
-
-    if isinstance(first, Sampled) and isinstance(own, Sampled):
-        return misfit(first, source, own)
-    if (first.dims, first.kind) != (own.dims, own.kind):
-        raise DataError(
-            f"{source.name} has {own.dims} spatial axes ({own.kind}), the first data set {first.dims} ({first.kind})",
-            "one network needs images of one kind; volumes are cut into slices with volumes.view=slices",
-        )
-    return []
 
 
 def build_tasks(recipe: Recipe, source: Source, sealed: int = 0) -> Stream:
@@ -302,27 +172,6 @@ def build_tasks(recipe: Recipe, source: Source, sealed: int = 0) -> Stream:
         pool=pool,
         measured=recipe.evaluate.split,
         sealed=sealed,
-    )
-
-
-def build_preparation(recipe: Recipe, kind: Kind) -> Preparation:
-    """How images are shown to the network: from the sections ``augment`` and ``evaluate``."""
-    augment, evaluate = recipe.augment, recipe.evaluate
-    channels, patch = len(augment.mean), (augment.crop, augment.crop)
-    if kind == "classification":
-        return ClassImage(channels=channels, patch=patch, flip=augment.flip, mean=augment.mean, std=augment.std)
-    return Photo2D(
-        channels=channels,
-        patch=patch,
-        area=augment.area,
-        flip=augment.flip,
-        mean=augment.mean,
-        std=augment.std,
-        size=evaluate.size,
-        protocol=evaluate.protocol,
-        window=evaluate.window,
-        overlap=evaluate.overlap,
-        blend=evaluate.blend,
     )
 
 
