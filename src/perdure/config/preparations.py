@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from perdure.config.recipe import Recipe
+from perdure.config.recipe import DataSetsSection, Recipe
 from perdure.data.preparation import ClassImage, Photo2D, Preparation, read_preparation
 from perdure.data.source import Kind, Source
 from perdure.errors import DataError
@@ -18,6 +18,8 @@ def preparations(
 
     Tasks that a run knows are shown as it knows them. Others as the first one is, unless each has a plan of its own.
     """
+    plan = recipe.stream
+    names = [task.name or task.data.name for task in plan.tasks] if isinstance(plan, DataSetsSection) else []
     shown: list[Preparation] = []
     notes: list[str] = []
     for index, source in enumerate(sources):
@@ -26,7 +28,7 @@ def preparations(
             continue
         own = _planned(recipe, source)
         if index and recipe.volumes.plan != "per_task":
-            notes += _misfit(shown[0], source, own)
+            notes += [f"{names[index]}: {note}" for note in _misfit(shown[0], source, own)]
             own = shown[0]
         shown.append(own)
     return shown, notes
