@@ -80,6 +80,9 @@ def test_what_cannot_be_corrected(raw: Callable[..., Path], tmp_path: Path, cli:
     ):
         done = cli("check", *arguments)
         assert done.code == code and what in done.err and "Traceback" not in done.err, done.err
+    (root / "labelsTr" / "case1.nii.gz").unlink()
+    done = cli("check", "nnunet", root, "validation=2", "--fix", tmp_path / "fixed")
+    assert done.code == 1 and "image without mask" in done.err
     assert not (tmp_path / "fixed").exists() and not (root / "fixed").exists()
 
 
