@@ -173,6 +173,11 @@ CASES: dict[str, Bad] = {
         lambda r: image(r).write_bytes(gzip.compress(gzip.decompress(image(r).read_bytes())[:500])),
         "case1_0000", "not a readable volume", "copy it again",
     ),
+    "colour image": Bad(
+        rewrite(image, lambda v: np.zeros(v.shape, [("R", "u1"), ("G", "u1"), ("B", "u1")])),
+        "case1_0000", "one number per voxel", "grey values",
+    ),
+    "complex mask": Bad(rewrite(mask, lambda v: v.astype(np.complex64)), "case1.nii.gz", "complex64", "whole numbers"),
     "larger than memory": Bad(huge, "case1_0000", "(30000×30000×30000 voxels), and", "crop or resample"),
     "no voxels": Bad(header(image, 40, struct.pack("<4h", 3, 7, 0, 5)), "case1_0000", "shape 7×0×5", "of its own"),
     "not annotated": Bad(text("annotated.json", '{"case1": ["liver"]}'), "case1.nii.gz", "shows 'spleen'", "add"),

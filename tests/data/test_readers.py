@@ -289,6 +289,10 @@ def test_catalog_opens_what_it_lists(tmp_path: Path) -> None:
         "phantoms",
         "medmnist",
         "class_folders",
+        "nnunet",
+        "decathlon",
+        "nifti_folders",
+        "h5_volumes",
     }
     assert open_source("camvid", camvid(tmp_path / "c", False)).name == "camvid"
     source = open_source(

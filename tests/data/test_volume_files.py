@@ -8,7 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from perdure.data.volumes.files import difference, place, read_header, read_image, read_voxels, turn_back, write_volume
+from perdure.data.volumes.files import (
+    companions,
+    difference,
+    place,
+    read_header,
+    read_image,
+    read_voxels,
+    turn_back,
+    write_volume,
+)
+from perdure.errors import UsageError
 from perdure.outputs.volumes import write_label_volume
 
 nib = pytest.importorskip("nibabel")
@@ -119,6 +129,16 @@ def test_places_are_compared_in_the_world(tmp_path: Path) -> None:
     rounded = np.round(affine, 3)
     write_volume(tmp_path / "rounded.nii.gz", values, rounded)
     assert difference(headers["RAS"], read_header(tmp_path / "rounded.nii.gz")) == ""
+
+
+def test_the_voxels_of_a_header_file_belong_to_it(tmp_path: Path) -> None:
+    values = np.arange(60, dtype=np.int16).reshape(3, 4, 5)
+    sitk.WriteImage(sitk.GetImageFromArray(values), str(tmp_path / "x.mhd"))
+    assert companions(tmp_path / "x.mhd") == [tmp_path / "x.mhd", tmp_path / "x.raw"]
+    np.testing.assert_array_equal(read_voxels(read_header(tmp_path / "x.mhd")), values[:, ::-1, ::-1])
+    assert companions(tmp_path / "y.nii.gz") == [tmp_path / "y.nii.gz"]
+    with pytest.raises(UsageError, match="not written in this format"):
+        write_volume(tmp_path / "y.mhd", values, np.eye(4))
 
 
 def nnunet_folders(shared: Path) -> list[Path]:

@@ -43,7 +43,7 @@ def complete(words: list[str], shell: str = "bash") -> list[str]:
         (["run", "dem"], ["demo"]),
         (["run", "star/camvid"], ["star/camvid-6-1"]),
         (["check", "class"], ["class_folders"]),
-        (["check", "d"], ["demo", "digits"]),
+        (["check", "d"], ["decathlon", "demo", "digits"]),
         (["list", "me"], ["methods", "metrics"]),
         (["phantoms", ""], ["slices", "torso"]),
         (["check", "phantoms", "s"], ["seed=", "set=", "size=", "source="]),

@@ -12,6 +12,7 @@ import numpy as np
 
 from perdure.data.readers.volumes import CaseFiles, VolumeSource
 from perdure.data.source import Source
+from perdure.data.validation import HeldOut
 from perdure.data.volumes.files import (
     WRITTEN,
     Voxels,
@@ -49,9 +50,11 @@ def write_corrected(source: Source, folder: Path, advance: Callable[[], None] | 
         advance: Called after each case, for a progress bar.
 
     Raises:
+        DataError: A case lacks a file.
         UsageError: The folder is not new or lies in the data set, or the data set is none of volume files.
         PerdureError: The disk is full or the folder cannot be written.
     """
+    source = source.inner if isinstance(source, HeldOut) else source
     if not isinstance(source, VolumeSource) or source.dims == 2 or not _is_placed(source):
         raise UsageError(
             f"'{source.name}' has no files with a place in the world to correct",
@@ -59,6 +62,7 @@ def write_corrected(source: Source, folder: Path, advance: Callable[[], None] | 
         )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} is there already", "give a new folder: nothing is written over")
+    source.names("train")  # a mask without an image has no grid to come out on
     root = source.root.resolve()
     if folder.resolve() == root or root in folder.resolve().parents:
         raise UsageError(f"{folder} is in the data set {source.root}", "give a folder outside of it")

@@ -67,9 +67,9 @@ class H5Volumes(VolumeSource):
             )
         return self.class_ids(path, read_voxels(mask), name)
 
-    def geometry(self, split: Split, name: str) -> Geometry:
-        """The spacing; these files know no place in the world."""
-        return self._header(self.case(split, name).mask, "image").geometry
+    def header(self, split: Split, name: str) -> Header:
+        """Size and spacing of the image; these files know no place in the world."""
+        return self._header(self.case(split, name).mask, "image")
 
     def mask_digest(self, split: Split, name: str) -> bytes:
         """Digest of the label array: the image in the same file does not count."""

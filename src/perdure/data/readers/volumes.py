@@ -25,7 +25,7 @@ from perdure.data.readers.imagefiles import read_image as read_picture
 from perdure.data.readers.imagefiles import read_index_mask, sample_name, to_grey
 from perdure.data.readers.pairs import PairingError
 from perdure.data.source import Image, Kind, Mask, Source, Split, UnknownLabelError, distinct, no_validation
-from perdure.data.volumes.files import Header, difference, read_header, read_image, read_voxels
+from perdure.data.volumes.files import Header, companions, difference, read_header, read_image, read_voxels
 from perdure.errors import DataError, nearest
 from perdure.files import read_json, refuse_special
 from perdure.labels import BACKGROUND, IGNORE, ClassInfo, LabelSpace, spread_colors, wrong_name
@@ -209,7 +209,11 @@ class VolumeSource(Source):
 
     def geometry(self, split: Split, name: str) -> Geometry:
         """Where the voxels of a case lie; of a picture, nothing is known."""
-        return Geometry() if self.dims == 2 else read_header(self.case(split, name).images[0]).geometry
+        return Geometry() if self.dims == 2 else self.header(split, name).geometry
+
+    def header(self, split: Split, name: str) -> Header:
+        """What the file of a volume's first channel says."""
+        return read_header(self.case(split, name).images[0])
 
     def group(self, split: Split, name: str) -> str:  # noqa: ARG002
         """The patient, if ``patients.json`` tells it."""
@@ -231,17 +235,19 @@ class VolumeSource(Source):
 
     def mask_digest(self, split: Split, name: str) -> bytes:
         """Digest of the mask of a case as it is stored."""
-        path = self.case(split, name).mask
-        refuse_special(path)
-        try:
-            return hashlib.blake2b(path.read_bytes(), digest_size=16).digest()
-        except OSError as error:
-            raise DataError(f"{path} cannot be read: {error.strerror}", "restore the file") from error
+        digest = hashlib.blake2b(digest_size=16)
+        for path in companions(self.case(split, name).mask):
+            refuse_special(path)
+            try:
+                digest.update(path.read_bytes())
+            except OSError as error:
+                raise DataError(f"{path} cannot be read: {error.strerror}", "restore the file") from error
+        return digest.digest()
 
     def files(self, split: Split, name: str) -> Sequence[Path]:
         """Every channel and the mask."""
         images, mask = self.case(split, name)
-        return (*images, mask)
+        return tuple(file for path in (*images, mask) for file in companions(path))
 
     def reading(self) -> bytes:
         """Also the meaning of the numbers in masks, the channels and what cases annotate."""
@@ -262,16 +268,15 @@ def told_of_volumes(source: VolumeSource) -> list[str]:
     orientations: Counter[str] = Counter()
     thin: list[str] = []
     for split, cases in source.layout.splits.items():
-        for name, files in cases.items():
+        for name in cases:
             try:
-                geometry = source.geometry(split, name)
-                header = read_header(files.images[0]) if geometry.affine else None
+                header = source.header(split, name)
             except DataError:
                 continue
-            spacings.setdefault(geometry.spacing, name)
-            if header is not None:
+            spacings.setdefault(header.geometry.spacing, name)
+            if header.geometry.affine:
                 orientations[header.orientation] += 1
-                thin += [name] if min(header.size) == 1 else []
+            thin += [name] if min(header.size) == 1 else []
     if not spacings:
         return []
     low, high = min(spacings, key=np.prod), max(spacings, key=np.prod)

@@ -66,8 +66,8 @@ class Header(NamedTuple):
     @property
     def orientation(self) -> str:
         """Where the axes of the file run to, such as ``LPS``."""
-        codes = library("nibabel").aff2axcodes(matrix(self.geometry))
-        return "".join(codes)
+        letters = {axis: ("SAR", "IPL")[against][k] for k, (axis, against) in enumerate(self.geometry.axes)}
+        return "".join(letters[axis] for axis in range(3))
 
 
 def ending(path: Path) -> str:
@@ -304,11 +304,33 @@ def _geometry(path: Path, affine: Affine) -> Geometry:
             "tilted CT gantry",
             "resample it to a grid with right angles",
         )
+    axes = _axes_along(tuple(map(float, affine[:3, :3].ravel())))
+    return Geometry(tuple(float(spacing[axis]) for axis, _ in axes), "mm", tuple(map(float, affine.ravel())), axes)
+
+
+@functools.lru_cache(256)
+def _axes_along(directions: tuple[float, ...]) -> tuple[tuple[int, bool], ...]:
+    """Axes of a geometry from the directions of an affine, as nibabel has them.
+
+    Remembered, because it is half the time of a header, and the cases of a data set have a few directions.
+    """
+    affine = np.eye(4)
+    affine[:3, :3] = np.reshape(directions, (3, 3))
     # along each axis of the file: the axis of the world that it follows, 0 to 2, and 1 or -1 for the sense
     along = library("nibabel").io_orientation(affine)
     by_world = {int(world): (axis, bool(sense < 0)) for axis, (world, sense) in enumerate(along)}
-    axes = tuple(by_world[world] for world in (2, 1, 0))
-    return Geometry(tuple(float(spacing[axis]) for axis, _ in axes), "mm", tuple(map(float, affine.ravel())), axes)
+    return tuple(by_world[world] for world in (2, 1, 0))
+
+
+def companions(path: Path) -> list[Path]:
+    """The files that belong to one: the voxels of a ``.mhd``, which holds a header only."""
+    if ending(path) != ".mhd":
+        return [path]
+    try:
+        found = re.search(r"^ElementDataFile = (\S.*)$", path.read_text(errors="replace")[: 1 << 16], re.MULTILINE)
+    except OSError:
+        return [path]
+    return [path, path.parent / found[1].strip()] if found and found[1] not in ("LOCAL", "LIST") else [path]
 
 
 def _header(path: Path, shape: tuple[int, ...], affine: Affine, width: int, load: Callable[[], Voxels]) -> Header:
