@@ -73,12 +73,16 @@ class Scene:
 
     def box(self, centre: Sequence[float], radii: Sequence[float]) -> Box:
         """The part of the image that a shape can touch: the rest of a volume need not be computed."""
-        far = [radius + self.reach + self.edge for radius in radii]
+        # a soft edge is drawn out along the longer axes, see `ellipsoid`
+        far = [radius * (1 + self.edge / min(radii)) + self.reach for radius in radii]
         ends = zip(self.axes, centre, far, strict=True)
         return tuple(slice(*map(int, np.searchsorted(axis, (c - f, c + f)))) for axis, c, f in ends)
 
     def ellipsoid(self, centre: Sequence[float], radii: Sequence[float], box: Box | None = None) -> Floats:
-        """About the distance to the surface of an ellipsoid, negative inside, ``(*box)``."""
+        """About the distance to the surface of an ellipsoid, negative inside, ``(*box)``.
+
+        It is right along the shortest axis and too small along longer ones; the exact distance has no closed form.
+        """
         total = np.float32(0)
         for at, c, radius in zip(self.at, centre, radii, strict=True):
             total = total + np.square((at[box or self.whole] - np.float32(c)) * np.float32(1 / radius))

@@ -72,10 +72,10 @@ def draw_torso(rng: np.random.Generator, size: int, scanner: Scanner) -> Volume:
     tissues = Tissues(
         fat=rng.uniform(-110, -90),
         muscle=rng.uniform(48, 62),
-        liver=rng.uniform(56, 66) + 35 * contrast,
-        spleen=rng.uniform(46, 56) + 75 * contrast,
-        kidneys=rng.uniform(30, 38) + 130 * contrast,
-        blood=rng.uniform(38, 46) + 140 * contrast,
+        liver=rng.uniform(56, 66) + 30 * contrast,
+        spleen=rng.uniform(46, 56) + 70 * contrast,
+        kidneys=rng.uniform(30, 38) + 165 * contrast,
+        blood=rng.uniform(38, 46) + 95 * contrast,
         bone=rng.uniform(520, 680),
     )
     scene, spacing, origin = _grid(rng, size, build, scanner)
@@ -231,7 +231,7 @@ def _spine_and_vessels(rng: np.random.Generator, scene: Scene, build: Build, tis
     z, y, x = scene.at
     s = build.scale
     back = -0.52 * build.depth
-    box = scene.box((0, back - 10 * s, 0), (400, 50 * s, 42 * s))
+    box = scene.box((0, back - 10 * s, 0), (400, 60 * s, 48 * s))
     level, front, aside = z[box], y[box] - np.float32(back), x[box]
     body = (np.hypot(front * np.float32(1.22), aside) - np.float32(22 * s)).astype(np.float32)
     scene.paint(body, 85, 0, box)  # discs
@@ -249,14 +249,12 @@ def _spine_and_vessels(rng: np.random.Generator, scene: Scene, build: Build, tis
     scene.paint(bone, spongy, BONE, box)
     scene.paint((np.hypot(front + np.float32(27 * s), aside) - np.float32(9 * s)), 30, 0, box)  # spinal canal
 
-    for label, width, path, value in (
-        (AORTA, rng.uniform(12.5, 15) * s, (back + 34 * s, -15 * s - 0.04 * z, 0), tissues.blood),
-        (CAVA, rng.uniform(12.5, 15) * s, (back + 38 * s, 24 * s, 0.2), 0.8 * tissues.blood + 6),
-    ):
-        forward, side, slope = path
-        middle = np.float32(forward) + np.float32(slope) * np.clip(z, -20, 140)
-        tube = np.hypot(y - middle, x - np.asarray(side, np.float32)) - np.float32(width)
-        scene.paint(tube.astype(np.float32), value, label)
+    aorta = np.hypot(y - np.float32(back + 34 * s), x + np.float32(15 * s) + np.float32(0.04) * z)
+    scene.paint(aorta - np.float32(rng.uniform(12.5, 15) * s), tissues.blood, AORTA)
+    # the vena cava runs forward into the heart, and on to the neck
+    forward = np.float32(back + 38 * s) + np.float32(0.2) * np.clip(z, -20, 140)
+    cava = np.hypot(y - forward, x - np.float32(24 * s))
+    scene.paint(cava - np.float32(rng.uniform(12.5, 15) * s), 0.8 * tissues.blood + 6, CAVA)
 
 
 def _lesions(rng: np.random.Generator, scene: Scene, build: Build, tissues: Tissues) -> None:
