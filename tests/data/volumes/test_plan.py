@@ -75,7 +75,7 @@ def theirs(hippocampi: Path, tmp_path_factory: pytest.TempPathFactory) -> Callab
         if channel not in done:
             (folder / "dataset.json").write_text(json.dumps({**declared, "channel_names": {"0": channel}}))
             with nnunet_folders(folder.parent), quiet():
-                os.environ["nnUNet_preprocessed"] = str(folder.parent / "prepared")  # put back with the others
+                os.environ.update(nnUNet_preprocessed=str(folder.parent / "prepared"))  # put back with the others
                 extraction.DatasetFingerprintExtractor(folder.name, 1).run()  # once: it finds its file afterwards
                 done[channel] = planning.ExperimentPlanner(folder.name).plan_experiment()
         return done[channel]
@@ -149,7 +149,7 @@ def test_planning_leaves_environment_and_output_alone(
     told: list[tuple[int, int]] = []
     plan = plan_volumes(phantoms(), PLAIN, lambda done, of: told.append((done, of)))
     assert len(plan.patch) == 3 and told == [(1, 3), (2, 3), (3, 3)]
-    assert os.environ["nnUNet_raw"] == "of the user" and "nnUNet_preprocessed" not in os.environ
+    assert dict(os.environ)["nnUNet_raw"] == "of the user" and "nnUNet_preprocessed" not in os.environ
     assert capfd.readouterr().out == ""
 
 

@@ -18,6 +18,7 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -210,7 +211,7 @@ def _sound(folder: Path) -> Iterator[None]:
     """What the libraries raise over missing and damaged files, as a DataError."""
     try:
         yield
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, EOFError, BadZipFile) as error:
         raise DataError(
             f"a working file in {folder} is missing or damaged",
             "delete this folder, then start again with --resume: the files are made anew",
