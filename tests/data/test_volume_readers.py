@@ -347,13 +347,16 @@ def folders(root: Path, save_volume: Save, masks: str = "labels", channels: int 
 
 
 @pytest.mark.parametrize(("masks", "channels"), [("labels", 1), ("masks", 2)])
-def test_plain_folders(tmp_path: Path, save_volume: Save, masks: str, channels: int) -> None:
+def test_plain_folders(tmp_path: Path, save_volume: Save, cli: Any, masks: str, channels: int) -> None:
     source = open_source("nifti_folders", folders(tmp_path, save_volume, masks, channels))
     assert classes(source) == {3: "heart"} and [len(names) for names in parts(source)] == [4, 2]
     case = source.read("train", source.names("train")[0])
     assert case.image.shape == (channels, 5, 6, 7)
     assert set(np.unique(case.label)) == {0, 3, IGNORE}
     assert inspect(source, threads=1).ok
+    told = " ".join(cli("check", "nifti_folders", tmp_path).out.split())
+    assert "255 is read as ignore in 6 images (14 % of pixels); if it is a class, list it in the class file" in told
+    assert "values=" not in told and "voxel spacing 0.5×0.75×2 mm (x×y×z)" in told
 
 
 def test_lists_of_plain_folders(tmp_path: Path, save_volume: Save) -> None:

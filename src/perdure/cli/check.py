@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from rich.console import Console
 from rich.markup import escape
@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from perdure.streams.summary import StreamSummary
 
 
+_BY_HABIT: Final = ("folders", "nifti_folders", "h5_volumes")
+"""Data sets in which 255 means "ignore", unless it is a class, although no rule of theirs says so."""
+
+
 def check_dataset(name: str, root: Path | None, options: Mapping[str, object], as_json: bool) -> bool:
     """Read a data set on disk and print what it holds; False if it cannot be used as it is."""
     source = open_source(name, root, options)
@@ -37,7 +41,7 @@ def check_dataset(name: str, root: Path | None, options: Mapping[str, object], a
         shown = bar.add_task("reading", total=None)
         found = inspect(source, SPLITS, advance=lambda: bar.advance(shown))
     notes: list[str] = []
-    if name == "folders" and "values" not in options:  # elsewhere 255 means "ignore" by the data set's own rules
+    if name in _BY_HABIT and "values" not in options:  # elsewhere 255 means "ignore" by the data set's own rules
         pixels, images = (
             (
                 sum(counts.get(IGNORE, 0) for counts in part)
@@ -47,7 +51,7 @@ def check_dataset(name: str, root: Path | None, options: Mapping[str, object], a
             else (0, 0)
         )
         whole = sum(sum(report.pixels.values()) for report in found.splits.values())
-        notes = _ignored(images, f" ({100 * pixels / whole:.2g} % of pixels)") if images else []
+        notes = _ignored(images, f" ({100 * pixels / whole:.2g} % of pixels)", name == "folders") if images else []
     if source.dims == 3:
         notes += _of_volumes(source)
     if as_json:
@@ -88,10 +92,13 @@ def fix_dataset(name: str, root: Path | None, options: Mapping[str, object], fol
     return not done.failed
 
 
-def _ignored(images: int, share: str = "") -> list[str]:
-    """A note where 255 in masks counts as ignore by habit: with a class in it, the class would vanish silently."""
+def _ignored(images: int, share: str = "", values: bool = True) -> list[str]:
+    """A note where 255 in masks counts as ignore by habit: with a class in it, the class would vanish silently.
+
+    ``values`` says whether the data set has an option of this name.
+    """
     where = f"{images} images" if images > 1 else "1 image"
-    say = "if it is a class, list it in the class file or use values={255: 1}"
+    say = f"if it is a class, list it in the class file{' or use values={255: 1}' if values else ''}"
     return [f"255 is read as ignore in {where}{share}; {say}"] if images else []
 
 

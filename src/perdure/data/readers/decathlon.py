@@ -80,7 +80,7 @@ def open_decathlon(root: Path, fold: int = 0, patients: bool = True) -> VolumeSo
             cases[name] = files
     problems += alike_names(listed)
     patient = patient_of(root, listed, problems)
-    modality = tuple(str(content["modality"][key]) for key in sorted(content["modality"], key=str))
+    modality = tuple(str(content["modality"][key]) for key in sorted(content["modality"], key=lambda k: (len(k), k)))
     return VolumeSource(
         "decathlon",
         root,

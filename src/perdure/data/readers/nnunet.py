@@ -117,13 +117,13 @@ def _described(path: Path) -> _Described:
         hint = f"read are {', '.join((*ENDINGS, *PICTURES))}"
         raise DataError(f"{path}: files that end in '{ending}' are not read", hint)
     names = content["channel_names"]
-    if not isinstance(names, dict) or [*names] != [str(k) for k in range(len(names))] or not names:
+    if not isinstance(names, dict) or set(names) != {str(k) for k in range(len(names))} or not names:
         raise DataError(f"{path}: channel_names is {names}", 'number the channels: {"0": "T1", "1": "T2"}')
     listed = content.get("dataset")
     if listed is not None and not isinstance(listed, dict):
         raise DataError(f"{path}: 'dataset' is no mapping", 'expected {"case": {"images": [...], "label": "..."}}')
     space, table = _classes(path, content["labels"], content.get("regions_class_order"))
-    return _Described(space, table, tuple(map(str, names.values())), ending, listed)
+    return _Described(space, table, tuple(str(names[str(k)]) for k in range(len(names))), ending, listed)
 
 
 def _classes(path: Path, labels: object, order: object) -> tuple[LabelSpace, dict[int, int]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import gzip
 import re
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,10 +34,16 @@ NEAR: Final = 1e-3
 """Differences of spacing (relative) and of direction (cosine) that are taken for rounding."""
 _LPS: Final = np.diag([-1.0, -1.0, 1.0, 1.0])
 """ITK's axes run to the left and to posterior, those of NIfTI to the right and to anterior."""
-library = functools.cache(need)
-"""A package of the extra, looked up once: files are read in many threads."""
+_LOADING: Final = threading.Lock()
 Voxels = npt.NDArray[Any]
 Affine = npt.NDArray[np.float64]
+
+
+@functools.cache
+def library(name: str) -> Any:
+    """A package of the extra. Files are read in many threads, and none of them must find it half imported."""
+    with _LOADING:
+        return need(name)
 
 
 class Header(NamedTuple):
