@@ -58,7 +58,6 @@ def run_experiment(recipe: Recipe, out: Path, resume: bool = False, quiet: bool 
         logger = RunLogger(machine, run.path / "log.jsonl", quiet)
         checkpoint = Checkpoint(run.resume, machine, recipe.engine.save_seconds)
         engine = Engine(machine, recipe.engine, recipe.seed, checkpoint, logger)
-        sync_batch_norm(method, machine.device)
         sealed = run.sealed()
         logger.say(f"[bold]{escape(recipe.name)}[/] · {escape(f'{recipe.method.name} -> {run.path}')}")
         restore_sealed(method, stream.tasks, run, sealed, recipe.seed)
@@ -68,6 +67,7 @@ def run_experiment(recipe: Recipe, out: Path, resume: bool = False, quiet: bool 
         for task in remaining:
             with stream.opened(task):  # training data of all other tasks is sealed in this block
                 begin(method, task, recipe.seed)
+                sync_batch_norm(method, machine.device)  # here, because a method may build a network for the task
                 position = checkpoint.load(method, task.index)
                 method.to(machine.device)
                 validation = measure_validation(experiment, task, machine)
