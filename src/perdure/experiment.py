@@ -67,7 +67,6 @@ def run_experiment(recipe: Recipe, out: Path, resume: bool = False, quiet: bool 
         logger = RunLogger(machine, run.path / "log.jsonl", quiet)
         checkpoint = Checkpoint(run.resume, machine, recipe.engine.save_seconds)
         engine = Engine(machine, recipe.engine, recipe.seed, checkpoint, logger)
-        sync_batch_norm(method, machine.device)
         sealed = run.sealed()
         logger.say(f"[bold]{escape(recipe.name)}[/] · {escape(f'{recipe.method.name} -> {run.path}')}")
         for note in experiment.notes:
@@ -85,6 +84,7 @@ def run_experiment(recipe: Recipe, out: Path, resume: bool = False, quiet: bool 
                     _say_how_it_was(experiment, task, before.take(machine), logger)
                 working.fill(task, machine, quiet)
                 begin(method, task, recipe.seed)
+                sync_batch_norm(method, machine.device)  # here, because a method may build a network for the task
                 position = checkpoint.load(method, task.index)
                 method.to(machine.device)
                 validation = measure_validation(experiment, task, machine)

@@ -173,7 +173,7 @@ def test_experiment_of_classification() -> None:
         (
             lambda: classes(method="star"),
             "the method 'star' is for segmentation, but the data set 'single_digits' has one class an image",
-            "methods for it: finetune, joint, ccsi",
+            "methods for it: finetune, joint, independent, lwf, ccsi",
         ),
         (
             lambda: classes(network="deeplab"),
@@ -188,7 +188,7 @@ def test_experiment_of_classification() -> None:
         (
             lambda: recipe(method="ccsi"),
             "the method 'ccsi' is for classification, but the data set 'digits' labels every pixel",
-            "methods for it: finetune, joint, star",
+            "methods for it: finetune, joint, independent, lwf, star",
         ),
     ],
 )

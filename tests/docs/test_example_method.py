@@ -17,7 +17,7 @@ from perdure.config.load import parse_recipe
 from perdure.experiment import run_experiment
 from perdure.metrics.results import read_results
 
-METHOD = "examples.lwf:LwF"
+METHOD = "examples.less_forgetting:LessForgetting"
 TINY: dict[str, Any] = {
     "name": "tiny",
     "data": {"name": "digits", "size": 48, "train": 200, "val": 10, "test": 60},
@@ -70,16 +70,16 @@ def learned(tmp_path: Path) -> Callable[..., dict[tuple[int, str], float]]:
 
 
 def test_page_shows_the_file(root: Path) -> None:
-    code = (root / "examples" / "lwf.py").read_text(encoding="utf-8")
+    code = (root / "examples" / "less_forgetting.py").read_text(encoding="utf-8")
     page = (root / "docs" / "adding-a-method.md").read_text(encoding="utf-8")
     shown = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
-    assert shown[0] == code, "docs/adding-a-method.md must show examples/lwf.py as it is"
+    assert shown[0] == code, "docs/adding-a-method.md must show examples/less_forgetting.py as it is"
     assert len(code.splitlines()) < 100
 
 
 def test_it_is_a_method() -> None:
     kind = method_class(METHOD)
-    assert kind.Options.model_validate({"distill": 2}).model_dump() == {"distill": 2.0}
+    assert kind.Options.model_validate({"hold": 2}).model_dump() == {"hold": 2.0}
     assert not kind.sees_all_tasks
 
 
@@ -90,14 +90,14 @@ def test_it_forgets_less_than_finetuning(learned: Callable[..., Any], tmp_path: 
     assert remembers[0, ALL] > 40
     assert remembers[1, FORGETTING] < forgets[1, FORGETTING] - 12
     assert remembers[1, ALL] > forgets[1, ALL] + 5
-    found = audit(tmp_path / "LwF")
+    found = audit(tmp_path / "LessForgetting")
     assert found.passed, found.problems
     assert {item["kind"] for item in found.items} == {"weights", "preview"}
 
 
 @pytest.mark.contract
 def test_terms_are_logged_and_weighted(learned: Callable[..., Any], tmp_path: Path) -> None:
-    learned({"name": METHOD, "distill": 0.0}, epochs=1)
-    log = (tmp_path / "LwF" / "log.jsonl").read_text(encoding="utf-8")
+    learned({"name": METHOD, "hold": 0.0}, epochs=1)
+    log = (tmp_path / "LessForgetting" / "log.jsonl").read_text(encoding="utf-8")
     assert "current" in log
-    assert "distill" in log
+    assert "hold" in log

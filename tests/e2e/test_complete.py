@@ -53,7 +53,7 @@ def complete(words: list[str], shell: str = "bash") -> list[str]:
         (["check", "demo", "stream.set"], ["stream.setting="]),
         # bash makes words of its own at the sign of equality
         (["run", "demo", "method", "=", "fi"], ["finetune"]),
-        (["run", "demo", "method", "="], ["ccsi", "ccsi_seg", "finetune", "joint", "star"]),
+        (["run", "demo", "method", "="], ["ccsi", "ccsi_seg", "finetune", "independent", "joint", "lwf", "star"]),
         (["check", "demo", "engine.precision", "=", "b"], ["bf16"]),
         (["run", "demo", "data", "=", "cam"], ["camvid"]),
         (["run", "demo", "network.name", "=", "d"], ["deeplab"]),
