@@ -743,9 +743,7 @@ PREDICTION = {
 RESULTS = {
     "phantoms of no kind": Case("phantoms slice out", USAGE, ("no phantoms 'slice'", "did you mean 'slices'?")),
     "phantoms of a wrong size": Case("phantoms torso out --size 8", USAGE, ("phantoms: size is 8", "32 to 256 pixels")),
-    "phantoms of no number": Case(
-        "phantoms slices out --train many", USAGE, ("'--train'", "see perdure phantoms --help")
-    ),
+    "phantoms of no number": Case("phantoms slices out --train many", USAGE, ("'--train'", "perdure phantoms --help")),
     "phantoms below nothing": Case("phantoms slices out --test -1", USAGE, ("phantoms: test is -1", "0 to 9999")),
     "phantoms without training": Case("phantoms slices out --train 0", USAGE, ("--train is 0", "set --train above 0")),
     "phantoms in a file": Case("phantoms slices tiny.yaml", FAILED, ("could not write tiny.yaml/Dataset011_Cardiac",)),

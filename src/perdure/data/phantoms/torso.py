@@ -91,7 +91,7 @@ def draw_torso(rng: np.random.Generator, size: int, scanner: Scanner) -> Volume:
     image = blurred(image, scanner.blur + 0.1, (1, 2))
     # noise of a reconstructed scan is not white: neighbours in a slice are correlated
     noise = blurred(rng.standard_normal(image.shape, np.float32), 0.35, (1, 2))
-    image += np.float32(rng.uniform(14, 20) * scanner.noise) * noise
+    image += np.float32(rng.uniform(9, 15) * scanner.noise) * noise
     return Volume(np.rint(np.clip(image, -1024, 1500)).astype(np.int16), scene.label, spacing, origin)
 
 
@@ -258,10 +258,10 @@ def _spine_and_vessels(rng: np.random.Generator, scene: Scene, build: Build, tis
 
 
 def _lesions(rng: np.random.Generator, scene: Scene, build: Build, tissues: Tissues) -> None:
-    """One to three round lesions within the liver, each at least four voxels across along every axis."""
-    darker, count = rng.uniform(38, 50), int(rng.integers(1, 4))
+    """Two or three round lesions within the liver, each at least four voxels across along every axis."""
+    darker, count = rng.uniform(38, 50), int(rng.integers(2, 4))
     for side in rng.permutation(3)[:count]:
-        radius = rng.uniform(17, 25)
+        radius = rng.uniform(19, 27)
         turn = rng.uniform(-0.6, 0.6) + 2 * np.pi / 3 * float(side)
         centre = (
             -34 * build.scale + rng.uniform(-14, 14),
