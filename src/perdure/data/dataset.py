@@ -6,13 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset as TorchDataset
 
 from perdure.data.case import Case
 from perdure.data.preparation import Preparation
 from perdure.data.source import Source, Split
-from perdure.labels import Table
+from perdure.labels import BACKGROUND, IGNORE, Table
 from perdure.seeds import seeded
 
 if TYPE_CHECKING:
@@ -80,7 +81,10 @@ class Dataset(TorchDataset[Case]):
         position, seed, _ = Draw.within(draw, len(self.names))
         if self.training and self.working is not None:
             self._refuse_if_sealed()
-            sample = self._relabelled(self.working.sample(self.names[position], self.preparation, seed))
+            # classes of the source that the stream does not teach here are background: no sample is centred on them
+            taught = np.flatnonzero((self.table != BACKGROUND) & (self.table != IGNORE)).tolist()
+            raw = self.working.sample(self.names[position], self.preparation, seed, frozenset(taught))
+            sample = self._relabelled(raw)
             return replace(sample, label=sample.label.long())
         case = self.read(position)
         with seeded(seed):  # here and not in the loader: the sample is then the same for any number of workers

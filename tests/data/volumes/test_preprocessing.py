@@ -135,6 +135,17 @@ def test_cases_that_cannot_be_prepared_are_told(case: Case, words: str) -> None:
         assert words in told.value.what and told.value.hint
 
 
+def test_a_volume_larger_than_memory_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = ellipsoid(0)
+    plan = plan_of(case)
+    monkeypatch.setattr("perdure.data.volumes.preprocessing.free_memory", lambda: 400_000)
+    with pytest.raises(DataError) as told:
+        plan.show(replace(case, name=""))
+    assert told.value.what == (
+        "the image would have 18 × 26 × 22 voxels at the plan's spacing of 2 × 1 × 1 mm, and needs 0.0 GB of memory"
+    )
+
+
 def test_a_volume_of_zeros_and_one_of_a_single_value_are_prepared() -> None:
     case = ellipsoid(0)
     plan = plan_of(case)

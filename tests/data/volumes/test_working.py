@@ -335,6 +335,11 @@ def test_a_data_set_takes_its_samples_from_working_files(phantoms: Maker, tmp_pa
     assert torch.equal(sample.label, torch.from_numpy(table)[raw.label].long()) and sample.label.max() > 10
     assert sample.annotated == frozenset({12}) and raw.annotated == frozenset({2})
     assert not source.reads  # no raw case was opened
+    # a class that is not taught here becomes background, and no sample is centred on it
+    table[1] = 0
+    forced = plan.model_copy(update={"foreground": 1.0, "augment": "none"})
+    only = replace(data, preparation=forced, table=table)
+    assert all(only[Draw(0, seed)].label[4, 8, 6] == 12 for seed in range(20))
     whole = replace(data, training=False)[0]
     assert whole.grid is not None and whole.label.shape == source.cases[0].label.shape
     closed.append(True)

@@ -47,3 +47,9 @@ def nnunet_folders(folder: Path) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def free_memory() -> int:
+    """Bytes of memory that the machine can still give."""
+    free: int = importlib.import_module("psutil").virtual_memory().available  # comes with accelerate
+    return free

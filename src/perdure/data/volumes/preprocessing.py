@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +15,9 @@ from torch import Tensor
 
 from perdure.data.case import Case, Grid
 from perdure.data.volumes.augmentation import OUTSIDE, augmented, region_size
-from perdure.data.volumes.extra import need, quiet
+from perdure.data.volumes.extra import free_memory, need, quiet
 from perdure.data.volumes.options import Millimetres
-from perdure.data.volumes.sampled import ANNOTATED, Array, Ready, Sampled, checked
+from perdure.data.volumes.sampled import ANNOTATED, Array, Ready, Sampled, called, checked
 from perdure.errors import DataError
 from perdure.labels import BACKGROUND, IGNORE
 from perdure.seeds import derive_seed
@@ -29,8 +30,8 @@ Scheme = Literal[
     "RGBTo01Normalization",
 ]
 Axis = Annotated[int, Field(ge=0, le=2)]
-MOST_VOXELS = 1 << 31
-"""Of a prepared volume: 8 GiB per channel, and several times as much while it is resampled."""
+BYTES_PER_VOXEL: Final = 24
+"""Memory that preparing a volume takes per voxel, raw or prepared: nnU-Net resamples a channel in float64."""
 
 
 class Intensities(BaseModel):
@@ -144,10 +145,12 @@ class Volume3D(Sampled):
         image = checked(case, (3,), self.accepted_channels)
         spacing = case.geometry.spacing or (1.0, 1.0, 1.0)
         sides = [round(n * s / to) for n, s, to in zip(image.shape[1:], spacing, self.raw_spacing, strict=True)]
-        if not all(side > 0 for side in sides) or np.prod(sides, dtype=np.float64) > MOST_VOXELS:
+        needed = BYTES_PER_VOXEL * (math.prod(sides) + image.size)
+        if not all(side > 0 for side in sides) or needed > free_memory():
             shown, plan = (" × ".join(f"{value:g}" for value in values) for values in (sides, self.raw_spacing))
             raise DataError(
-                f"'{case.name}' would have {shown} voxels at the plan's spacing of {plan} mm",
+                f"{called(case)} would have {shown} voxels at the plan's spacing of {plan} mm"
+                + (f", and needs {needed / 1e9:.1f} GB of memory" if all(sides) else ""),
                 "leave it out, or choose another volumes.spacing",
             )
         present = [] if label is None else [int(v) for v in np.unique(label) if v not in (BACKGROUND, IGNORE)]
@@ -166,7 +169,7 @@ class Volume3D(Sampled):
             )
         if 0 in data.shape:  # the body alone may be thinner than half a voxel of the plan
             raise DataError(
-                f"'{case.name}' has no voxel left at the plan's spacing", "leave it out, or choose volumes.spacing"
+                f"{called(case)} has no voxel left at the plan's spacing", "leave it out, or choose volumes.spacing"
             )
         return data, seg.astype(np.int16, copy=False), found
 

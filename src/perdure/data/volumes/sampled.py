@@ -100,6 +100,11 @@ class Sampled(Preparation):
         return place
 
 
+def called(case: Case) -> str:
+    """The name of a case in a message; images that are predicted have none."""
+    return f"'{case.name}'" if case.name else "the image"
+
+
 def checked(case: Case, axes: Sequence[int], channels: Sequence[int] = ()) -> npt.NDArray[np.float32]:
     """The raw image of a case as float32, a copy.
 
@@ -114,17 +119,17 @@ def checked(case: Case, axes: Sequence[int], channels: Sequence[int] = ()) -> np
     found = case.image.ndim - 1
     if found not in axes:
         raise DataError(
-            f"'{case.name}' has {found} axes, and images of {' or '.join(map(str, axes))} axes are needed",
+            f"{called(case)} has {found} axes, and images of {' or '.join(map(str, axes))} axes are needed",
             "volumes and single images need a model each",
         )
     if channels and case.image.shape[0] not in channels:
         raise DataError(
-            f"'{case.name}' has {case.image.shape[0]} channels, and {' or '.join(map(str, channels))} are needed",
+            f"{called(case)} has {case.image.shape[0]} channels, and {' or '.join(map(str, channels))} are needed",
             "give images with the same channels, in the same order, as those of the first task",
         )
     image: npt.NDArray[np.float32] = case.image.numpy().astype(np.float32)
     if not np.isfinite(image).all():
         raise DataError(
-            f"'{case.name}' holds voxels that are no numbers (NaN or infinite)", "correct the image or leave it out"
+            f"{called(case)} holds voxels that are no numbers (NaN or infinite)", "correct the image or leave it out"
         )
     return image

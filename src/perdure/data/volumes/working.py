@@ -12,7 +12,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -29,7 +29,7 @@ from perdure.data.dataset import Dataset
 from perdure.data.preparation import Preparation
 from perdure.data.source import Source, Split
 from perdure.data.volumes.extra import need
-from perdure.data.volumes.sampled import Ready, Sampled
+from perdure.data.volumes.sampled import ANNOTATED, Ready, Sampled
 from perdure.errors import DataError, RunError
 from perdure.files import TEMPORARY, read_json, write_atomic, write_failure, write_json
 from perdure.labels import TABLE_SIZE
@@ -53,8 +53,14 @@ class WorkingFiles:
     folder: Path
     names: tuple[str, ...]
 
-    def sample(self, name: str, preparation: Preparation, seed: int) -> Case:
+    def sample(self, name: str, preparation: Preparation, seed: int, labels: Collection[int] | None = None) -> Case:
         """A training sample, a pure function of the seed; of the files only what the sample shows is read.
+
+        Args:
+            name: Of the case.
+            preparation: That the files were made with.
+            seed: Of everything random.
+            labels: Labels that samples are centred on, such as those that the task teaches; all if not given.
 
         Returns:
             Image ``(C, *patch)`` float32, label ``(*patch)`` int64 in the source's ids.
@@ -67,7 +73,7 @@ class WorkingFiles:
         with _sound(self.folder):
             entries = np.load(self.folder / f"{case}{PLACES}", allow_pickle=False)
         with entries:
-            places = _Places(self.folder, entries)
+            places = _Places(self.folder, entries, labels)
             image, label = (_Stored(self.folder / f"{case}{ending}") for ending in (IMAGE, LABEL))
             sample = preparation.cut(Ready(image, label, places), seed)
             taught = places.read(TAUGHT).tolist() if TAUGHT in entries.files else None
@@ -91,6 +97,7 @@ def prepare_working_files(
     preparation: Sampled,
     folder: Path,
     progress: Callable[[int, int], None] | None = None,
+    content: str | None = None,
 ) -> WorkingFiles:
     """Prepare cases and write them into a folder, or go on where an earlier call was stopped.
 
@@ -104,13 +111,18 @@ def prepare_working_files(
         preparation: How they are prepared.
         folder: Empty, absent, or left by an earlier call.
         progress: Called after each case with the number of those that are done, and of all.
+        content: :func:`~perdure.data.content.content_fingerprint` of the cases, where it is known; it is computed
+            otherwise, for which up to 16 of them are read.
 
     Raises:
         RunError: The folder holds something else, or the disk has too little room.
         DataError: A case cannot be read or prepared.
         PerdureError: The disk became full, or the folder cannot be written.
     """
-    _begin(folder, _digest(source, split, names, preparation))
+    if content is None:
+        table = np.arange(TABLE_SIZE, dtype=np.int16)
+        content = content_fingerprint((Dataset(source, split, tuple(names), table, preparation),))
+    _begin(folder, _digest(names, preparation, content))
     missing = [number for number in range(len(names)) if not (folder / f"{number:05d}{PLACES}").exists()]
     for done, number in enumerate(missing):
         case = source.read(split, names[number])
@@ -125,8 +137,8 @@ def prepare_working_files(
             entries[TAUGHT] = np.asarray(sorted(case.annotated), np.uint16)
         stream = io.BytesIO()
         np.savez(stream, allow_pickle=False, **entries)  # not compressed: an entry is read for every sample
-        for ending, content in {**packed, PLACES: stream.getvalue()}.items():
-            write_atomic(folder / f"{number:05d}{ending}", partial(Path.write_bytes, data=content))
+        for ending, data in {**packed, PLACES: stream.getvalue()}.items():
+            write_atomic(folder / f"{number:05d}{ending}", partial(Path.write_bytes, data=data))
         if progress is not None:
             progress(len(names) - len(missing) + done + 1, len(names))
     return WorkingFiles(folder, tuple(names))
@@ -183,9 +195,10 @@ class _Stored:
 class _Places(Mapping[int, npt.NDArray[np.uint16]]):
     """Places of each label, of which only the one is read that a sample asks for."""
 
-    def __init__(self, folder: Path, entries: Any) -> None:
+    def __init__(self, folder: Path, entries: Any, wanted: Collection[int] | None) -> None:
         self.folder, self.entries = folder, entries
-        self.labels = tuple(int(key) for key in entries.files if key != TAUGHT)
+        labels = (int(key) for key in entries.files if key != TAUGHT)
+        self.labels = tuple(i for i in labels if wanted is None or i in wanted or i == ANNOTATED)
 
     def read(self, key: str) -> npt.NDArray[np.uint16]:
         """One entry of the file."""
@@ -224,11 +237,9 @@ def _own(folder: Path) -> list[Path]:
     return sorted(f for f in files if f.name.endswith((IMAGE, LABEL, PLACES)) or f.name.startswith(TEMPORARY))
 
 
-def _digest(source: Source, split: Split, names: Sequence[str], preparation: Sampled) -> str:
+def _digest(names: Sequence[str], preparation: Sampled, content: str) -> str:
     """Digest of what decides the content of working files: cases, preparation, and the version of nnU-Net."""
-    table = np.arange(TABLE_SIZE, dtype=np.int16)
-    content = content_fingerprint((Dataset(source, split, tuple(names), table, preparation),))
-    need("nnunetv2")
+    need("nnunetv2")  # told as a missing extra; the version alone would end in a traceback
     described = [preparation.model_dump(mode="json"), list(names), content, version("nnunetv2")]
     return hashlib.blake2b(json.dumps(described).encode(), digest_size=12).hexdigest()
 
