@@ -5,10 +5,13 @@ import json
 import statistics
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from perdure.errors import RunError, UsageError
+from perdure.metrics.cases import CaseCounts, write_cases
+from perdure.metrics.confusion import read_counts, write_counts
 from perdure.metrics.results import read_results, to_csv
 from perdure.report.compare import compare, comparison_table
 from perdure.report.compare_page import write_comparison
@@ -186,3 +189,43 @@ def test_results_of_runs_without_a_split_are_of_test_images(make_run) -> None:
     path = make_run("old") / "results.csv"
     path.write_text("\n".join(old) + "\n")
     assert read_results(path) == rows
+
+
+def with_cases(run: Path, dice: int) -> Path:
+    """A run whose tasks recorded cases: two images in which each class has a Dice of so many percent."""
+    for folder in sorted(run.glob("tasks/*")):
+        labels = read_counts(folder / "counts.json")["all"].labels
+        pixels = np.zeros((2, len(labels), 3), np.int64)
+        pixels[:, 1:] = 100, 100, dice
+        write_cases(folder / "cases.csv", {"all": CaseCounts(labels, pixels)})
+    return run
+
+
+def test_plasticity_is_measured_against_the_run_of_a_model_per_task(make_run, tmp_path: Path) -> None:
+    runs = [with_cases(make_run("f", method="finetune"), 40), with_cases(make_run("s"), 60)]
+    alone = with_cases(make_run("i", method="star", seed=2), 80)
+    recipe = (alone / "recipe.yaml").read_text()
+    (alone / "recipe.yaml").write_text(recipe.replace("name: star", "name: independent"))
+    c = compare([*runs, alone], ["rma", "dice.tasks", "e-fwt"])
+    assert [e.scores["rma"].mean for e in c.entries] == pytest.approx([50, 75, 100])
+    assert [e.scores["dice.tasks"].mean for e in c.entries] == pytest.approx([40, 60, 80])
+    assert [note for note in c.notes if "e-fwt" in note] == [
+        "e-fwt is not computable: task 'four-five' annotates other classes than the first one"
+    ]
+    c = write_comparison(runs, tmp_path / "page.html", ["rma"])
+    assert [e.scores["rma"].mean for e in c.entries] == [None, None]
+    needs = "it needs a run of the method 'independent' on the same stream: perdure compare"
+    assert c.notes == (f"rma is not computable: {needs}",)
+    assert "needs a run of the method" in (tmp_path / "page.html").read_text()
+
+
+def test_the_report_says_which_test_cases_are_gone(make_run, check_page) -> None:
+    run = with_cases(make_run(), 60)
+    for folder in sorted(run.glob("tasks/*")):
+        sets = read_counts(folder / "counts.json")
+        write_counts(folder / "counts.json", {"all" if folder.name < "02" else "rest": sets["all"]})
+    page, card = check_page(write_report(run)), write_model_card(run).read_text()
+    assert "the test cases of the set 'all' are gone" in page.replace("&#39;", "'")
+    assert "The test cases" in page and "the test cases of the set 'all' are gone: figures that need them" in card
+    part = page.partition('id="continual"')[2].partition("</section>")[0].replace("&#39;", "'")
+    assert "not computable: the test cases of the set 'all' are gone" in part

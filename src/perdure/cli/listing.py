@@ -50,7 +50,7 @@ def list_things(what: str, as_json: bool) -> None:
         rows = [{"network": name, "what it is": e.summary, "source": e.source} for name, e in NETWORKS.items()]
     else:
         rows = [
-            {"figure": m["default"], "one value per": m["scope"], "unit": m["unit"], "meaning": m["meaning"]}
+            {"figure": m["default"], "one value per": m["per"], "unit": m["unit"], "meaning": m["meaning"]}
             for m in describe()
         ]
     if as_json:

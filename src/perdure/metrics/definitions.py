@@ -289,7 +289,8 @@ _TABLE: Final = (
 # fmt: on
 DEFINITIONS: Final[dict[str, Definition]] = {d.name: d for d in _TABLE}
 NOT_OFFERED: Final = {
-    "fwt": "a class has no output before its task teaches it, so forward transfer would be 0 by construction",
+    "fwt": "a class has no output before its task teaches it, so forward transfer would be 0 by construction; for "
+    "tasks with the same classes there is e-fwt",
 }
 """Figures of the field that are not computed here, and why."""
 
@@ -380,6 +381,7 @@ def describe() -> list[dict[str, Any]]:
             "name": d.name,
             "title": d.title,
             "scope": d.scope,
+            "per": "class, and model" if d.scope == "case" else d.scope,
             "meaning": d.meaning,
             "unit": d.unit,
             "range": list(d.range),

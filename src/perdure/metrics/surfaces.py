@@ -75,13 +75,15 @@ def surface_figures(truth: Tensor, guess: Tensor, count: int, spacing: Sequence[
 def _between(truth: Tensor, guess: Tensor, spacing: list[float], tolerance: float) -> tuple[float, float, float]:
     """HD95, ASD and NSD of two structures ``(*S)`` bool, both with at least one pixel.
 
-    From one set of distances: MONAI's three functions find surfaces and distances anew, each for itself.
+    From one set of distances: MONAI's three functions find surfaces and distances anew, each for itself. Its function
+    that gives both at once warns, in version 1.6, of an argument of its own.
     """
-    from monai.metrics.utils import get_edge_surface_distance
+    from monai.metrics.utils import get_mask_edges, get_surface_distance
 
-    _, distances, _ = get_edge_surface_distance(guess, truth, spacing=spacing, symmetric=True)
+    edges = get_mask_edges(guess, truth)
     # numpy, because torch.quantile refuses more than 16 million values
-    one, other = (part.numpy() for part in distances)
+    one = np.asarray(get_surface_distance(edges[0], edges[1], spacing=spacing))
+    other = np.asarray(get_surface_distance(edges[1], edges[0], spacing=spacing))
     both = np.concatenate([one, other])
     hd95 = max(np.percentile(one.astype(np.float64), 95), np.percentile(other.astype(np.float64), 95))
     # the distances are float32, and 0.3 mm in that precision is more than 0.3
