@@ -412,6 +412,8 @@ ITK: dict[str, tuple[Callable[[Path], Any], str]] = {
     "truncated": (lambda p: p.write_bytes(p.read_bytes()[:-40]), "is not a readable volume: it has"),
     "zero spacing": (lambda p: replace(p, b"= 1 1 1\nDimSize", b"= 1 0 1\nDimSize"), "1×0×1 mm"),
     "negative spacing": (lambda p: replace(p, b"= 1 1 1\nDimSize", b"= 1 -2 1\nDimSize"), "1×-2×1 mm"),
+    "negative number of axes": (lambda p: replace(p, b"NDims = 3", b"NDims =-3"), "the number of axes"),
+    "sizes of two axes": (lambda p: replace(p, b"DimSize = 5 4 3", b"DimSize = 5 43"), "the number of axes"),
     "two numbers per voxel": (
         lambda p: sitk.WriteImage(sitk.GetImageFromArray(np.zeros((3, 4, 5, 2), np.int16), isVector=True), str(p)),
         "2 numbers per voxel",

@@ -390,6 +390,8 @@ def _itk_header(path: Path) -> Header:
     """Header of a file that SimpleITK reads."""
     sitk = library("SimpleITK")
     sitk.ProcessObject.GlobalWarningDisplayOff()  # or ITK writes lines of its own about what is told below
+    if ending(path) in (".mha", ".mhd"):
+        _refuse_meta(path)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
@@ -416,6 +418,20 @@ def _itk_header(path: Path) -> Header:
         return values.transpose(*reversed(range(values.ndim)))
 
     return _header(path, tuple(size), _LPS @ lps, width, load)
+
+
+def _refuse_meta(path: Path) -> None:
+    """Refuse a MetaImage with an impossible number of axes: ITK would end the whole program with it."""
+    with path.open("rb") as stream:
+        start = stream.read(1 << 12)
+    axes = re.search(rb"^NDims *= *(\S+)", start, re.MULTILINE)
+    for key in (b"DimSize", b"ElementSpacing", b"Offset"):
+        values = re.search(rb"^" + key + rb" *= *([^\n]*)", start, re.MULTILINE)
+        if axes is None or axes[1] not in (b"2", b"3", b"4") or (values and len(values[1].split()) != int(axes[1])):
+            raise DataError(
+                f"{path} is not a readable volume: its header does not give the number of axes",
+                "the file is damaged or of another format: copy it again",
+            )
 
 
 def _refuse_cut(path: Path, needed: int) -> None:
