@@ -6,11 +6,16 @@ import contextlib
 import importlib
 import io
 import os
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Final
 
 from perdure.errors import UsageError
+
+_IMPORTING: Final = threading.RLock()
 
 
 def need(name: str) -> ModuleType:
@@ -19,8 +24,11 @@ def need(name: str) -> ModuleType:
     nnU-Net prints when it is imported and when it works, which belongs to no output of ours.
     """
     try:
-        with quiet():
-            return importlib.import_module(name)
+        with _IMPORTING:  # readers call this in threads, and standard output belongs to all of them
+            if name in sys.modules:
+                return sys.modules[name]
+            with quiet():
+                return importlib.import_module(name)
     except ImportError as error:
         raise UsageError("reading volumes needs the extra 'volumes'", "pip install 'perdure[volumes]'") from error
 
