@@ -65,14 +65,14 @@ def extended(run: RunFolder, addition: Addition) -> Recipe:
         )
     task = _task(addition)
     sealed = len(run.sealed())
-    tasks = list(plan.tasks)
-    if sealed < len(stream.tasks):
-        if sealed != len(stream.tasks) - 1 or _bare(tasks[-1]) != _bare(task):
-            raise RunError(
-                f"task {sealed + 1} ('{stream.tasks[sealed].name}') of {run.path} is not finished",
-                "give the command that began it again, `perdure run … --resume` or the same `perdure add`",
-            )
-        tasks.pop()
+    # after a kill the recipe may name the new task already and the description of the stream not yet
+    begun_tasks = plan.tasks[sealed:]
+    if begun_tasks and (len(begun_tasks) > 1 or _bare(begun_tasks[0]) != _bare(task)):
+        raise RunError(
+            f"task {sealed + 1} ('{label(begun_tasks[0])}') of {run.path} is not finished",
+            "give the command that began it again, `perdure run … --resume` or the same `perdure add`",
+        )
+    tasks = list(plan.tasks[:sealed])
     _refuse_taken_names(task, stream, sealed, plan, addition.same)
     tasks.append(task)
     content = recipe.model_dump(mode="json", exclude_none=True)
