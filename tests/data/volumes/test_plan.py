@@ -192,6 +192,9 @@ BAD = [
     Bad("an image", ellipsoid(0, (20, 20), (1.0, 1.0)), "'patient 0' has 2 axes, and images of 3 axes are needed"),
     Bad("sizes", replace(GOOD, label=GOOD.label[1:]), "image and mask of 'patient 0' differ in size"),
     Bad("unlabelled", replace(GOOD, label=GOOD.label * 0), "no voxel of the training cases is labelled"),
+    Bad("unit", replace(GOOD, geometry=Geometry((5000.0, 1.0, 1.0))), "'patient 0' has voxels of 5000 × 1 × 1 mm"),
+    Bad("flat voxels", replace(GOOD, geometry=Geometry((1.0, 0.0, 1.0))), "'patient 0' has voxels of 1 × 0 × 1 mm"),
+    Bad("two sizes", replace(GOOD, geometry=Geometry((1.0, 1.0))), "'patient 0' has voxels of 1 × 1 mm"),
     Bad("channels", GOOD, "'patient 0' has 1 channels, and 2 are named", ("T1", "T2")),
     Bad(
         "one slice",
