@@ -141,16 +141,19 @@ def test_a_given_plan_reads_one_case_unless_ct_is_normalised(phantoms: Callable[
     assert plan.intensities[0] is not None and 150 < plan.intensities[0].mean < 300
 
 
-def test_planning_leaves_environment_and_output_alone(
+def test_planning_leaves_environment_output_and_generators_alone(
     phantoms: Callable[..., Volumes], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("nnUNet_raw", "of the user")
     monkeypatch.delenv("nnUNet_preprocessed", raising=False)
+    torch.manual_seed(1)
+    drawn = torch.rand(3)
+    torch.manual_seed(1)
     told: list[tuple[int, int]] = []
     plan = plan_volumes(phantoms(), PLAIN, lambda done, of: told.append((done, of)))
     assert len(plan.patch) == 3 and told == [(1, 3), (2, 3), (3, 3)]
     assert dict(os.environ)["nnUNet_raw"] == "of the user" and "nnUNet_preprocessed" not in os.environ
-    assert capfd.readouterr().out == ""
+    assert capfd.readouterr().out == "" and torch.equal(torch.rand(3), drawn)
 
 
 def test_body_masks_follow_what_is_cut_away(phantoms: Callable[..., Volumes]) -> None:

@@ -20,6 +20,7 @@ from perdure.data.volumes.sampled import LONGEST_CHANNEL, Sampled, checked, spac
 from perdure.data.volumes.slices import Slices2D
 from perdure.errors import DataError, plain
 from perdure.files import write_json
+from perdure.seeds import seeded
 
 FOREGROUND_VOXELS: Final = 10**8
 """Labelled voxels that nnU-Net looks at for the intensities, over all cases."""
@@ -253,7 +254,8 @@ def _nnunet_plan(
     resolution, which builds dozens of networks and is not needed.
     """
     planning = need("nnunetv2.experiment_planning.experiment_planners.default_experiment_planner")
-    with tempfile.TemporaryDirectory() as folder, nnunet_folders(Path(folder)), quiet():
+    # seeded: the networks whose memory is estimated are built with random weights
+    with tempfile.TemporaryDirectory() as folder, nnunet_folders(Path(folder)), quiet(), seeded(0):
         place = Path(folder) / "Dataset001_Planned"
         declared = {
             "channel_names": {str(number): name for number, name in enumerate(channels)},
