@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -242,6 +244,20 @@ def test_a_missing_package_is_a_plain_line() -> None:
         "reading volumes needs the extra 'volumes'",
         "pip install 'perdure[volumes]'",
     )
+
+
+LAZY = """
+import sys
+import perdure.data.volumes.options, perdure.data.volumes.extra
+print(sorted({"torch", "nnunetv2", "blosc2"} & set(sys.modules)))
+import perdure.data.volumes.plan, perdure.data.volumes.working
+print(sorted({"nnunetv2", "batchgeneratorsv2", "blosc2"} & set(sys.modules)))
+"""
+
+
+def test_packages_are_loaded_when_they_are_needed() -> None:
+    ran = subprocess.run([sys.executable, "-c", LAZY], capture_output=True, text=True, check=True)
+    assert ran.stdout.split() == ["[]", "[]"]
 
 
 def volume(modality: tuple[str, ...] = (), **fields: Any) -> Volume3D:
