@@ -15,8 +15,11 @@ from perdure.data.case import Case, Geometry
 from perdure.data.source import Source
 from perdure.labels import IGNORE, label_space
 
-if importlib.util.find_spec("nnunetv2") is None:
-    collect_ignore_glob = ["test_*.py"]  # the extra 'volumes' is not installed
+
+@pytest.fixture(autouse=True)
+def _installed() -> None:
+    if importlib.util.find_spec("nnunetv2") is None:
+        pytest.skip("the extra 'volumes' is not installed")
 
 
 @dataclass

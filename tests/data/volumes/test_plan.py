@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -141,16 +143,19 @@ def test_a_given_plan_reads_one_case_unless_ct_is_normalised(phantoms: Callable[
     assert plan.intensities[0] is not None and 150 < plan.intensities[0].mean < 300
 
 
-def test_planning_leaves_environment_and_output_alone(
+def test_planning_leaves_environment_output_and_generators_alone(
     phantoms: Callable[..., Volumes], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("nnUNet_raw", "of the user")
     monkeypatch.delenv("nnUNet_preprocessed", raising=False)
+    torch.manual_seed(1)
+    drawn = torch.rand(3)
+    torch.manual_seed(1)
     told: list[tuple[int, int]] = []
     plan = plan_volumes(phantoms(), PLAIN, lambda done, of: told.append((done, of)))
     assert len(plan.patch) == 3 and told == [(1, 3), (2, 3), (3, 3)]
     assert dict(os.environ)["nnUNet_raw"] == "of the user" and "nnUNet_preprocessed" not in os.environ
-    assert capfd.readouterr().out == ""
+    assert capfd.readouterr().out == "" and torch.equal(torch.rand(3), drawn)
 
 
 def test_body_masks_follow_what_is_cut_away(phantoms: Callable[..., Volumes]) -> None:
@@ -192,6 +197,9 @@ BAD = [
     Bad("an image", ellipsoid(0, (20, 20), (1.0, 1.0)), "'patient 0' has 2 axes, and images of 3 axes are needed"),
     Bad("sizes", replace(GOOD, label=GOOD.label[1:]), "image and mask of 'patient 0' differ in size"),
     Bad("unlabelled", replace(GOOD, label=GOOD.label * 0), "no voxel of the training cases is labelled"),
+    Bad("unit", replace(GOOD, geometry=Geometry((5000.0, 1.0, 1.0))), "'patient 0' has voxels of 5000 × 1 × 1 mm"),
+    Bad("flat voxels", replace(GOOD, geometry=Geometry((1.0, 0.0, 1.0))), "'patient 0' has voxels of 1 × 0 × 1 mm"),
+    Bad("two sizes", replace(GOOD, geometry=Geometry((1.0, 1.0))), "'patient 0' has voxels of 1 × 1 mm"),
     Bad("channels", GOOD, "'patient 0' has 1 channels, and 2 are named", ("T1", "T2")),
     Bad(
         "one slice",
@@ -236,6 +244,20 @@ def test_a_missing_package_is_a_plain_line() -> None:
         "reading volumes needs the extra 'volumes'",
         "pip install 'perdure[volumes]'",
     )
+
+
+LAZY = """
+import sys
+import perdure.data.volumes.options, perdure.data.volumes.extra
+print(sorted({"torch", "nnunetv2", "blosc2"} & set(sys.modules)))
+import perdure.data.volumes.plan, perdure.data.volumes.working
+print(sorted({"nnunetv2", "batchgeneratorsv2", "blosc2"} & set(sys.modules)))
+"""
+
+
+def test_packages_are_loaded_when_they_are_needed() -> None:
+    ran = subprocess.run([sys.executable, "-c", LAZY], capture_output=True, text=True, check=True)
+    assert ran.stdout.split() == ["[]", "[]"]
 
 
 def volume(modality: tuple[str, ...] = (), **fields: Any) -> Volume3D:

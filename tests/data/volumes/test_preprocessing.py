@@ -122,10 +122,10 @@ def test_samples_are_drawn_from_a_raw_case_too() -> None:
             ellipsoid(0, (200, 1, 1), (1.0, 0.01, 1.0)),
             "'patient 0' would have 100 × 0 × 1 voxels at the plan's spacing",
         ),
-        (ellipsoid(0, (20, 20, 20), (1e6, 1.0, 1.0)), "voxels at the plan's spacing of 2 × 1 × 1 mm"),
+        (ellipsoid(0, (20, 20, 20), (1e6, 1.0, 1.0)), "'patient 0' has voxels of 1e+06 × 1 × 1 mm"),
         (replace(ellipsoid(0), image=ellipsoid(0).image * torch.nan), "no numbers (NaN or infinite)"),
     ],
-    ids=["channels", "axes", "too thin", "too large", "nan"],
+    ids=["channels", "axes", "too thin", "spacing", "nan"],
 )
 def test_cases_that_cannot_be_prepared_are_told(case: Case, words: str) -> None:
     plan = plan_of(ellipsoid(3))

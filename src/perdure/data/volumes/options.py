@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Millimetres = Annotated[float, Field(gt=0, le=1000)]
+LARGEST_SPACING: Final = 1000.0
+"""In mm: no scanner has more, and files whose unit is another one do."""
+Millimetres = Annotated[float, Field(gt=0, le=LARGEST_SPACING)]
 Side = Annotated[int, Field(ge=1, le=1 << 12)]
 Augment = Literal["nnunet", "mirror", "none"]
 

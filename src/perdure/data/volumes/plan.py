@@ -16,10 +16,11 @@ from perdure.data.source import Source
 from perdure.data.volumes.extra import need, nnunet_folders, quiet
 from perdure.data.volumes.options import VolumeOptions
 from perdure.data.volumes.preprocessing import Intensities, Volume3D
-from perdure.data.volumes.sampled import Sampled, checked
+from perdure.data.volumes.sampled import LONGEST_CHANNEL, Sampled, checked, spacing_of
 from perdure.data.volumes.slices import Slices2D
-from perdure.errors import DataError
+from perdure.errors import DataError, plain
 from perdure.files import write_json
+from perdure.seeds import seeded
 
 FOREGROUND_VOXELS: Final = 10**8
 """Labelled voxels that nnU-Net looks at for the intensities, over all cases."""
@@ -90,7 +91,7 @@ def plan_volumes(source: Source, options: VolumeOptions, told: Told | None = Non
         blend=options.blend,
         foreground=options.foreground,
         augment=options.augment,
-        modality=source.modality,
+        modality=_channels(source),
         spacing=spacing,
         axes=axes,
         schemes=tuple(schemes),
@@ -125,7 +126,7 @@ def plan_slices(
         blend=options.blend,
         foreground=options.foreground,
         augment=options.augment,
-        modality=source.modality,
+        modality=_channels(source),
         axis=options.axis,
         intensity=options.intensity,
         size=options.size,
@@ -183,6 +184,11 @@ def misfit(first: Sampled, source: Source, own: Sampled) -> list[str]:
     return told
 
 
+def _channels(source: Source) -> tuple[str, ...]:
+    """Names of the channels as they are kept: files of somebody else may hold anything."""
+    return tuple(plain(name)[:LONGEST_CHANNEL] for name in source.modality)
+
+
 def _words(names: Sequence[str]) -> str:
     return ", ".join(dict.fromkeys(names))
 
@@ -218,7 +224,7 @@ def _fingerprint(source: Source, names: Sequence[str], ct: Sequence[bool], told:
             samples, _ = collect(label, data, num_samples=FOREGROUND_VOXELS // len(names))
             for channel, sample in enumerate(samples):
                 values[channel].append(np.asarray(sample))
-        gathered.spacings.append([float(value) for value in case.geometry.spacing or (1.0, 1.0, 1.0)])
+        gathered.spacings.append(list(spacing_of(case)))
         gathered.shapes.append(list(data.shape[1:]))
         gathered.kept.append(float(np.prod(data.shape[1:]) / np.prod(image.shape[1:])))
         if told is not None:
@@ -248,7 +254,8 @@ def _nnunet_plan(
     resolution, which builds dozens of networks and is not needed.
     """
     planning = need("nnunetv2.experiment_planning.experiment_planners.default_experiment_planner")
-    with tempfile.TemporaryDirectory() as folder, nnunet_folders(Path(folder)), quiet():
+    # seeded: the networks whose memory is estimated are built with random weights
+    with tempfile.TemporaryDirectory() as folder, nnunet_folders(Path(folder)), quiet(), seeded(0):
         place = Path(folder) / "Dataset001_Planned"
         declared = {
             "channel_names": {str(number): name for number, name in enumerate(channels)},

@@ -14,10 +14,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from perdure.data.case import Case, Grid
+from perdure.data.source import distinct
 from perdure.data.volumes.augmentation import OUTSIDE, augmented, region_size
 from perdure.data.volumes.extra import free_memory, need, quiet
 from perdure.data.volumes.options import Millimetres
-from perdure.data.volumes.sampled import ANNOTATED, Array, Ready, Sampled, called, checked
+from perdure.data.volumes.sampled import ANNOTATED, Array, Ready, Sampled, called, checked, spacing_of
 from perdure.errors import DataError
 from perdure.labels import BACKGROUND, IGNORE
 from perdure.seeds import derive_seed
@@ -63,7 +64,6 @@ class Volume3D(Sampled):
 
     kind: Literal["volume3d"] = "volume3d"
     dims: Literal[2, 3] = 3
-    channels: int = Field(1, ge=1, le=64)
     overlap: float = Field(0.5, ge=0, le=0.95)
     spacing: tuple[Millimetres, ...]
     axes: tuple[Axis, ...] = (0, 1, 2)
@@ -114,7 +114,7 @@ class Volume3D(Sampled):
         image, label, found = self._run(case, case.label.numpy().astype(np.int16))
         places = {int(key): at[:, 1:].astype(np.uint16) for key, at in found["class_locations"].items() if len(at)}
         if (label == IGNORE).any():
-            known = tuple(int(value) for value in np.unique(label) if value != IGNORE)
+            known = tuple(sorted({*distinct(label).tolist()} - {IGNORE}))
             # the function that nnU-Net draws places with, for all labels together as for sets with an ignore label
             sampler = need("nnunetv2.preprocessing.preprocessors.default_preprocessor").DefaultPreprocessor
             if known:
@@ -143,7 +143,7 @@ class Volume3D(Sampled):
     def _run(self, case: Case, label: npt.NDArray[np.int16] | None) -> tuple[Any, Any, dict[str, Any]]:
         """nnU-Net's own preprocessing of one case: image ``(C, *s)`` float32, label ``(1, *s)``, what it found."""
         image = checked(case, (3,), self.accepted_channels)
-        spacing = case.geometry.spacing or (1.0, 1.0, 1.0)
+        spacing = spacing_of(case)
         sides = [round(n * s / to) for n, s, to in zip(image.shape[1:], spacing, self.raw_spacing, strict=True)]
         needed = BYTES_PER_VOXEL * (math.prod(sides) + image.size)
         if not all(side > 0 for side in sides) or needed > free_memory():
@@ -153,7 +153,7 @@ class Volume3D(Sampled):
                 + (f", and needs {needed / 1e9:.1f} GB of memory" if all(sides) else ""),
                 "leave it out, or choose another volumes.spacing",
             )
-        present = [] if label is None else [int(v) for v in np.unique(label) if v not in (BACKGROUND, IGNORE)]
+        present = [] if label is None else sorted({*distinct(label).tolist()} - {BACKGROUND, IGNORE})
         # nnU-Net looks for places of declared labels alone; ignored voxels are found in `ready`
         declared = {"labels": {"background": BACKGROUND, **{str(value): value for value in present}}}
         plans = need("nnunetv2.utilities.plans_handling.plans_handler").PlansManager(self.nnunet_plans())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Final, Protocol
+from typing import Annotated, Any, ClassVar, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from perdure.data.case import Case
 from perdure.data.preparation import Preparation
-from perdure.data.volumes.options import Augment
+from perdure.data.volumes.options import LARGEST_SPACING, Augment
 from perdure.errors import DataError
 
 ANNOTATED: Final = -1
@@ -33,6 +33,8 @@ class Array(Protocol):
     def __getitem__(self, index: Any) -> Any: ...
 
 
+LONGEST_CHANNEL: Final = 40
+"""Characters of a channel's name that are kept."""
 Places = Mapping[int, npt.NDArray[np.uint16]]
 """Label in the source's ids -> where it is, ``(n, axes)`` with n > 0; at most some thousands of its places."""
 
@@ -67,7 +69,7 @@ class Sampled(Preparation):
 
     foreground: float = Field(0.33, ge=0, le=1)
     augment: Augment = "nnunet"
-    modality: tuple[str, ...] = Field((), max_length=64)
+    modality: tuple[Annotated[str, Field(max_length=LONGEST_CHANNEL)], ...] = ()
 
     @abstractmethod
     def ready(self, case: Case) -> Ready:
@@ -103,6 +105,17 @@ class Sampled(Preparation):
 def called(case: Case) -> str:
     """The name of a case in a message; images that are predicted have none."""
     return f"'{case.name}'" if case.name else "the image"
+
+
+def spacing_of(case: Case) -> tuple[float, ...]:
+    """Spacing of a volume in mm; 1 along each axis where nothing is known. Raises DataError where it is impossible."""
+    spacing = case.geometry.spacing or (1.0, 1.0, 1.0)
+    if len(spacing) != 3 or not all(0 < value <= LARGEST_SPACING for value in spacing):
+        raise DataError(
+            f"{called(case)} has voxels of {' × '.join(f'{value:g}' for value in spacing)} mm",
+            f"correct the spacing in the file: three sizes above 0 and of at most {LARGEST_SPACING:g} mm are needed",
+        )
+    return spacing
 
 
 def checked(case: Case, axes: Sequence[int], channels: Sequence[int] = ()) -> npt.NDArray[np.float32]:
