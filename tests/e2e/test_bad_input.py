@@ -340,6 +340,7 @@ RECIPES = {
     "unknown engine key": Case(f"{TINY} engine.devise=cpu", USAGE, ("'engine.devise'", "did you mean 'engine.device'")),
     "unknown method option": Case(f"{TINY} method.lambda_sda=1", USAGE, ("'lambda_sda'", "did you mean 'lambda_sad'")),
     "unknown network option": Case(f"{TINY} network.widht=8", USAGE, ("'widht'", "did you mean 'width'")),
+    "no tolerance": Case(f"{TINY} evaluate.tolerance=0", USAGE, ("evaluate.tolerance", "greater than 0")),
     "unknown data option": Case(f"{TINY} data.sise=32", USAGE, ("'sise'", "did you mean 'size'")),
     "missing section": Case(RUN, USAGE, ("'stream' is missing",), swap("photos.yaml", "stream:", "# stream:")),
     "word for a number": Case(f"{TINY} training.epochs=many", USAGE, ("training.epochs", "integer", "'many'")),

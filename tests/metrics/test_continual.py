@@ -131,7 +131,7 @@ def test_the_figures_of_the_benchmark(folder: Path) -> None:
         assert evaluate(name, results, 2).value == pytest.approx(value, abs=1e-5), name
     assert evaluate("rma", results, 2) == UNDEFINED
     assert evaluate("rma", results, 2).why == (
-        "it needs a run of the method 'independent' on the same stream: perdure compare"
+        "needs a run of the method 'independent' on the same stream: perdure compare"
     )
     rma = 100 * np.mean([d[i, i] / nc[i, i] for i in (1, 2)])
     assert evaluate("rma", with_reference, 2) == (pytest.approx(rma, abs=1e-5), 2)

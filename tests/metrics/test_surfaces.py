@@ -191,6 +191,17 @@ def test_a_class_that_a_case_does_not_label_has_no_surface_there() -> None:
     assert np.array_equal(cases.surfaces[0, 1:4], whole.surfaces[0, 1:4])
 
 
+def test_a_large_volume_is_counted_some_slices_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = measured(frozenset({1, 2, 3}))
+    monkeypatch.setattr("perdure.metrics.evaluate.PIXELS_AT_ONCE", 2 * 30 * 26 + 5)
+    slices = measured(frozenset({1, 2, 3}))
+    assert slices.matrix == whole.matrix
+    assert slices.cases is not None and whole.cases is not None
+    assert np.array_equal(slices.cases.pixels, whole.cases.pixels)
+    assert slices.cases.surfaces is not None and whole.cases.surfaces is not None
+    assert np.array_equal(slices.cases.surfaces, whole.cases.surfaces, equal_nan=True)
+
+
 def test_validation_measures_no_surfaces() -> None:
     cases = measured(tolerance=None).cases
     assert cases is not None and cases.surfaces is not None and np.isnan(cases.surfaces).all()

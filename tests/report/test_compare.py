@@ -214,7 +214,7 @@ def test_plasticity_is_measured_against_the_run_of_a_model_per_task(make_run, tm
     ]
     c = write_comparison(runs, tmp_path / "page.html", ["rma"])
     assert [e.scores["rma"].mean for e in c.entries] == [None, None]
-    needs = "it needs a run of the method 'independent' on the same stream: perdure compare"
+    needs = "needs a run of the method 'independent' on the same stream: perdure compare"
     assert c.notes == (f"rma is not computable: {needs}",)
     assert "needs a run of the method" in (tmp_path / "page.html").read_text()
 

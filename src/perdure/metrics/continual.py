@@ -141,7 +141,7 @@ def relative_backward(d: TaskDice, after: int) -> list[float]:
 def plasticity(d: TaskDice, alone: TaskDice | None, after: int) -> list[float]:
     """Terms of RMA in percent: d[j][j] / d of a model that learned task j alone, from the second task on."""
     if alone is None:
-        raise Impossible("it needs a run of the method 'independent' on the same stream: perdure compare")
+        raise Impossible("needs a run of the method 'independent' on the same stream: perdure compare")
     terms = []
     for j in range(1, after + 1):
         own = alone.of(j, j)
@@ -159,7 +159,7 @@ def forward(d: TaskDice, untrained: Sequence[float] | None, after: int) -> list[
         raise Impossible(f"task '{d.called(other)}' annotates other classes than the first one")
     if untrained is None:
         raise Impossible(
-            "it needs the Dice of the untrained model, and test cases of tasks before they are learned; a run measures "
+            "needs the Dice of the untrained model, and test cases of tasks before they are learned; a run measures "
             "neither"
         )
     return [d.of(t, j) - untrained[j] for j in range(1, after + 1) for t in range(j)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +17,9 @@ from perdure.inference.case import Predict, predict_cases
 from perdure.metrics.cases import CaseCounts
 from perdure.metrics.confusion import ConfusionMatrix, confusion, paired, tally
 from perdure.metrics.surfaces import in_mm, surface_figures
+
+PIXELS_AT_ONCE: Final = 1 << 24
+"""Of a case, that are counted together: 128 MiB for each array of 64-bit numbers."""
 
 
 class Counted(NamedTuple):
@@ -75,15 +78,18 @@ def count(
                     continue
                 for k, case in enumerate(same):
                     known = None if batch.annotated is None else batch.annotated[k : k + 1]
+<<<<<<< HEAD
                     if each is not None:
                         each(place[case.name], predicted[k])
                     pairs = paired(batch.labels[k : k + 1], predicted[k : k + 1], counts.labels, known)
                     one = tally(*pairs, len(counts.labels))
+=======
+                    one, truth, guess = _count_case(batch.labels[k], predicted[k], counts.labels, known)
+>>>>>>> w/figures
                     total += one
                     # the last column: predicted where the case does not label that class, so it is no pixel of it
                     by_case[place[case.name]] = torch.stack([one.sum(1), one[:, :-1].sum(0), one.diagonal()], 1)
                     if tolerance is not None and in_mm(case.geometry, case.label.ndim):
-                        truth, guess = (part[0] for part in pairs)
                         found = surface_figures(truth, guess, len(counts.labels), case.geometry.spacing, tolerance)
                         surfaces[place[case.name]] = torch.from_numpy(found).nan_to_num(-1)
     counts.add(machine.total(total))
@@ -95,6 +101,24 @@ def count(
     measured = distances[:, :1, :1] < 0  # label 0 never has a figure where a case was measured
     distances = distances.masked_fill(~measured | (distances < 0), torch.nan)
     return Counted(counts, CaseCounts(counts.labels, machine.total(by_case).cpu().numpy(), distances.numpy()))
+
+
+def _count_case(
+    labels: Tensor, predicted: Tensor, ids: tuple[int, ...], annotated: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Counts of a case ``(*S)``, and row and column of each pixel as int16, see :func:`paired`.
+
+    Some slices at a time: rows and columns are found as int64, which for a large volume would be gigabytes.
+    """
+    slices = max(1, PIXELS_AT_ONCE * len(labels) // max(1, labels.numel()))
+    counts = torch.zeros(len(ids), len(ids) + 1, dtype=torch.int64, device=labels.device)
+    maps: list[tuple[Tensor, Tensor]] = []
+    for some, said in zip(torch.split(labels, slices), torch.split(predicted, slices), strict=True):
+        truth, guess = paired(some[None], said[None], ids, annotated)
+        counts += tally(truth, guess, len(ids))
+        maps.append((truth[0].short(), guess[0].short()))
+    whole = [torch.cat(parts) for parts in zip(*maps, strict=True)]
+    return counts, whole[0], whole[1]
 
 
 def _of_one_size(cases: Sequence[Case]) -> Iterator[list[Case]]:
