@@ -50,6 +50,24 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PERDURE_CACHE", str(tmp_path / "cache"))
 
 
+VOLUMES = """\
+name: tiny-volumes
+about: the smallest run of two partly labelled sets of volumes
+seed: 1
+stream:
+  kind: data_sets
+  tasks:
+    - {name: organs, data: {name: phantoms, kind: torso, set: organs, size: 32, train: 2, test: 2}}
+    - {name: vessels, data: {name: phantoms, kind: torso, set: vessels, size: 32, train: 2, test: 2}}
+network: {name: residual_unet, widths: [4, 8]}
+volumes: {plan: given, spacing: [12, 10, 10], patch: [16, 16, 16], augment: none}
+method: finetune
+training: {optimizer: adamw, steps: 3, later_steps: 2, batch_size: 1, lr: 0.003}
+engine: {device: cpu, threads: 1, trackers: []}
+report: {samples: 2}
+"""
+
+
 class Ran(NamedTuple):
     """Exit code and output of a command."""
 
@@ -87,6 +105,19 @@ def star_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a finished run of the tiny recipe. Copy it before you change it."""
     folder = tmp_path_factory.mktemp("star")
     (folder / "tiny.yaml").write_text(TINY)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PERDURE_CACHE", str(folder / "cache"))
+        done = run_cli("run", folder / "tiny.yaml", "--out", folder / "run", "--quiet")
+    assert done.code == 0, done.err
+    return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def volume_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a finished run of two sets of volumes. Copy it before you change it."""
+    pytest.importorskip("nnunetv2")
+    folder = tmp_path_factory.mktemp("volumes")
+    (folder / "tiny.yaml").write_text(VOLUMES)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PERDURE_CACHE", str(folder / "cache"))
         done = run_cli("run", folder / "tiny.yaml", "--out", folder / "run", "--quiet")

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
+from perdure.cli.app import DEMO_VOLUMES
 from perdure.config.build import check_method, method_class
 from perdure.config.load import load_recipe, shipped
 from perdure.config.recipe import Recipe
@@ -21,7 +22,8 @@ from perdure.networks.weights import PACKAGES
 from perdure.streams.class_incremental import split_classes
 from perdure.streams.published import published_counts
 
-RECIPES = sorted(name for name in shipped() if not name.startswith("ccsi/"))  # those: test_ccsi_recipes.py
+# those of ccsi: test_ccsi_recipes.py; those of several data sets are tested where their streams are
+RECIPES = sorted(n for n in shipped() if not n.startswith(("ccsi/", "data-sets/")) and n != "demo-volumes")
 CLASSES = {"voc": 20, "ade20k": 150, "cityscapes": 19, "camvid": 11, "digits": 10}
 
 
@@ -134,6 +136,17 @@ def test_header_commands_run_this_recipe_and_its_twins(name: str) -> None:
 
 def test_header_of_the_demo_names_it() -> None:
     assert header("demo").startswith("# perdure run demo ")
+    assert header("demo-volumes").startswith("# perdure run demo-volumes ")
+
+
+@pytest.mark.parametrize("method", DEMO_VOLUMES)
+def test_demo_of_volumes(method: str) -> None:
+    recipe = load_recipe("demo-volumes", [f"method={method}"])
+    check_method(recipe)
+    assert [section.settings["set"] for section in recipe.sets] == ["organs", "vessels", "lesions"]
+    network = build_network(recipe.network.name, 3, 1, **recipe.network.settings)
+    patch = recipe.volumes.patch
+    assert patch is not None and all(side % step == 0 for side, step in zip(patch, network.multiple, strict=True))
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

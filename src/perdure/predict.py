@@ -1,11 +1,12 @@
-"""A finished run on new image files: its newest sealed model, and masks or a table of classes.
+"""A finished run on new files: its newest sealed model, and label maps of images or volumes, or a table of classes.
 
 The data that the model learned from is not needed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -15,10 +16,16 @@ import torch
 
 from perdure.config.build import build_method
 from perdure.config.load import refuse_foreign_code
-from perdure.data.case import unlabelled
-from perdure.data.preparation import Preparation
+from perdure.data.case import Case, Geometry, unlabelled
+from perdure.data.preparation import Preparation, read_preparation
 from perdure.data.readers.imagefiles import IMAGE_SUFFIXES, read_image, to_grey
-from perdure.data.source import Kind
+from perdure.data.readers.inputs import Input, find_images, read_input
+from perdure.data.readers.inputs import find_cases as find_cases_in
+from perdure.data.source import Kind, size_text
+from perdure.data.volumes.files import ENDINGS, free_memory
+from perdure.data.volumes.preprocessing import Volume3D
+from perdure.data.volumes.sampled import Sampled
+from perdure.data.volumes.slices import Slices2D
 from perdure.errors import DataError, PerdureError, RunError, UsageError
 from perdure.files import write_json
 from perdure.inference.case import predict_cases
@@ -26,6 +33,7 @@ from perdure.labels import BACKGROUND, LabelSpace
 from perdure.methods.method import Method
 from perdure.methods.options import Options
 from perdure.outputs.images import refuse_unwritable, table_names, write_masks, write_predictions
+from perdure.outputs.volumes import write_label_volume
 from perdure.run_folder import RunFolder
 from perdure.sealing import restore_sealed
 from perdure.streams.description import restore
@@ -95,14 +103,24 @@ class Trained:
         newest = stream.tasks[len(sealed) - 1]
         return cls(method, newest.preparation, stream.space, newest.seen, where, described.kind)
 
-    def predict(self, image: np.ndarray) -> Answer:
-        """Label a photograph as test images are labelled in the run.
+    def predict(self, image: np.ndarray, geometry: Geometry | None = None, name: str = "the image") -> Answer:
+        """Label an image or a volume as test cases are labelled in the run.
 
         Args:
-            image: ``(3, H, W)`` uint8; made grey for a model that learned grey images.
+            image: Photograph ``(3, H, W)`` uint8, made grey for a model that learned grey images; or a volume
+                ``(C, D, H, W)`` float32.
+            geometry: Where the voxels lie.
+            name: For messages.
+
+        Raises:
+            DataError: The image does not fit the model, or is too large for the memory.
         """
-        shown = to_grey(image) if self.preparation.channels == 1 else image
-        ready = self.preparation.show(unlabelled(torch.from_numpy(np.array(shown)), self.kind == "classification"))
+        grey = image.ndim == 3 and len(image) == 3 and self.preparation.channels == 1
+        shown = np.require(to_grey(image) if grey else image, requirements="W")
+        case = unlabelled(torch.from_numpy(shown), self.kind == "classification", geometry, name)
+        if image.ndim == 4 and isinstance(self.preparation, Sampled):
+            _refuse_too_large(case, self.preparation)
+        ready = self.preparation.show(case)
         assert ready.grid is not None
         images = ready.image[None].to(self.device)
         scores: dict[int, float] = {}
@@ -121,83 +139,123 @@ class Trained:
         return [{"id": c, "name": self.space.name(c), "color": list(self.space[c].color)} for c in ids]
 
 
-def find_images(inputs: Iterable[Path]) -> list[Path]:
-    """Image files among files and folders (searched without going deeper), sorted within each folder.
+def find_cases(preparation: Preparation, inputs: Iterable[Path]) -> list[Input]:
+    """What a model can predict of files and folders: volumes, images, or both for a model of slices.
 
     Raises:
-        DataError: A path does not exist, cannot be read, is no image or is given twice, or nothing was found.
+        DataError: See :func:`perdure.data.readers.inputs.find_cases`.
     """
-    places = list(inputs)
-    found: list[Path] = []
-    for path in places:
-        if path.is_dir():
-            try:
-                inside = [p for p in path.iterdir() if not p.name.startswith(".") and p.is_file()]
-            except OSError as error:
-                raise DataError(
-                    f"the folder {path} cannot be read: {error.strerror}", "check who may read it"
-                ) from error
-            found += sorted(p for p in inside if p.suffix.lower() in IMAGE_SUFFIXES)
-        elif not path.exists():
-            raise DataError(f"{path} does not exist", "give image files, or folders that hold some")
-        elif path.suffix.lower() not in IMAGE_SUFFIXES:
-            raise DataError(f"{path} is not an image that can be read", f"readable: {', '.join(IMAGE_SUFFIXES)}")
-        else:
-            found.append(path)
-    if not found:
-        where = f" in {places[0]}" if len(places) == 1 else f" in {len(places)} folders" if places else ""
-        raise DataError(f"no images found{where}", f"looked for {', '.join(IMAGE_SUFFIXES)}, not in folders inside")
-    known: set[Path] = set()
-    for path in found:
-        whole = path.parent.resolve() / path.name  # a link to a file keeps its own name: it may be there on purpose
-        if whole in known:
-            raise DataError(f"{path} is given twice", "name each image once, by itself or by its folder")
-        known.add(whole)
-    return found
+    if isinstance(preparation, Sampled):
+        endings = ENDINGS if preparation.dims == 3 else (*IMAGE_SUFFIXES, *ENDINGS)
+        return find_cases_in(inputs, endings, preparation.accepted_channels)
+    return [Input(path.stem, (path,)) for path in find_images(inputs)]
 
 
-def predict_images(model: Trained, inputs: Iterable[Path], out: Path, done: Callable[[int, int], None]) -> list[Path]:
-    """Segment images: ``out/index/NAME.png`` (class ids), ``out/color/NAME.png`` (colours), ``out/classes.json``.
+def cases_of_run(run: Path, inputs: Iterable[Path]) -> list[Input]:
+    """The same of a run, from its description alone: without its weights.
 
-    Formats: see :func:`~perdure.outputs.images.write_masks`.
+    Raises:
+        RunError: The folder is not a run.
+        DataError: See :func:`find_cases`; or a file of the run is damaged.
+    """
+    folder = RunFolder.existing(run)
+    tasks = folder.stream().tasks
+    newest = tasks[max(0, len(folder.sealed()) - 1)]
+    return find_cases(read_preparation(newest.preparation, "stream.json"), inputs)
+
+
+def predict_files(model: Trained, inputs: Iterable[Path], out: Path, done: Callable[[int, int], None]) -> list[Path]:
+    """Segment images and volumes, and write ``out/classes.json``.
+
+    Of an image ``out/index/NAME.png`` (class ids) and ``out/color/NAME.png`` (colours), see
+    :func:`~perdure.outputs.images.write_masks`; of a volume ``out/NAME.nii.gz`` on its own grid, see
+    :func:`~perdure.outputs.volumes.write_label_volume`.
 
     Args:
         model: The model.
-        inputs: Image files and folders.
-        out: Folder for the masks.
-        done: Called with the number of finished images and of all images.
+        inputs: Files and folders.
+        out: Folder for the label maps.
+        done: Called with the number of finished cases and of all.
 
     Returns:
-        The masks, two per image.
+        The label maps, two per image and one per volume.
 
     Raises:
-        DataError: See :func:`find_images`; two images would have one mask; or a file is damaged, transparent or has
-            more than 8 bits per channel: the masks of the images before it are there, of it and those after it
-            nothing, and the message says how many are there.
+        DataError: See :func:`find_cases`; two cases would have one label map, or one would replace an input; or a file
+            is damaged, or no such image as the model learned from: the label maps of the cases before it are there, of
+            it and those after it nothing, and the message says how many are there.
         PerdureError: The disk is full or ``out`` cannot be written.
     """
-    paths = find_images(inputs)
-    first: dict[str, Path] = {}
-    for path in paths:
-        if path.stem in first:
-            raise DataError(
-                f"{first[path.stem]} and {path} would both be written as {path.stem}.png",
-                "rename one, or use two folders",
-            )
-        first[path.stem] = path
+    cases = find_cases(model.preparation, inputs)
+    _refuse_clashes(cases, out)
+    kind = "volumes" if all(case.ending for case in cases) else "images"
     written: list[Path] = []
-    for number, path in enumerate(paths, 1):
+    for number, case in enumerate(cases, 1):
         try:
-            labels = model.predict(read_image(path)).labels
+            labels, geometry = _segmented(model, case)
             if number == 1:
                 write_json(out / "classes.json", model.classes())
-            written += write_masks(out, path.stem, labels, model.space, max(model.seen))
+            if case.ending:
+                written.append(write_label_volume(out, case.name, labels, geometry, case.ending))
+            else:
+                written += write_masks(out, case.name, labels, model.space, max(model.seen))
         except PerdureError as error:
-            # whole masks are worth keeping, but whoever finds them has to know that they are not all
-            so_far = f"{number - 1} of {len(paths)} images are written to {out}"
+            # whole label maps are worth keeping, but whoever finds them has to know that they are not all
+            so_far = f"{number - 1} of {len(cases)} {kind} are written to {out}"
             raise type(error)(f"{error.what}; {so_far}", error.hint) from error
-        done(number, len(paths))
+        done(number, len(cases))
     return written
+
+
+def _segmented(model: Trained, case: Input) -> tuple[np.ndarray, Geometry]:
+    if not isinstance(model.preparation, Sampled):
+        return model.predict(read_image(case.files[0])).labels, Geometry()
+    image, geometry = read_input(case, model.preparation.accepted_channels)
+    try:
+        return model.predict(image, geometry, case.name).labels, geometry
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise DataError(
+            f"{case.files[0]} ({size_text(image.shape[1:])} voxels) does not fit into memory with the model",
+            "crop it, use a machine with more memory, or --device cpu",
+        ) from error
+
+
+def _refuse_clashes(cases: Sequence[Input], out: Path) -> None:
+    """Raise DataError where two cases would have one label map, or a label map would replace an input."""
+    first: dict[str, Path] = {}
+    for case in cases:
+        path = case.files[0]
+        if case.target in first:
+            raise DataError(
+                f"{first[case.target]} and {path} would both be written as {case.target}",
+                "rename one, or use two folders",
+            )
+        first[case.target] = path
+        target = out / case.target
+        if case.ending and target.exists() and any(target.samefile(file) for file in case.files):
+            raise DataError(f"the label map of {path} would replace it", "give another folder: -o DIR")
+
+
+def _refuse_too_large(case: Case, preparation: Preparation) -> None:
+    """Raise DataError where a volume that could be read does not fit into memory as it is shown to the network."""
+    channels, *size = case.image.shape
+    raw, spacing = math.prod(size), case.geometry.spacing or (1.0, 1.0, 1.0)
+    if isinstance(preparation, Volume3D):
+        sides = zip(size, spacing, preparation.raw_spacing, strict=True)
+        shown = math.prod(max(1, round(n * s / to)) for n, s, to in sides)
+    else:
+        assert isinstance(preparation, Slices2D)
+        shown = size[preparation.axis] * preparation.size**2
+    # while it is resampled: the raw copy, a channel in double precision, and the result; later scores of one class on
+    # both grids and the labels with their confidence
+    needed = 4 * channels * (raw + shown) + 8 * shown + 16 * (raw + shown)
+    free = free_memory()
+    if needed > free:
+        raise DataError(
+            f"'{case.name}' ({size_text(size)} voxels) needs {needed / 2**30:.1f} GB of memory at the spacing of the "
+            f"model, and {free / 2**30:.1f} GB are free",
+            "crop it, or use a machine with more memory",
+        )
 
 
 def classify_images(model: Trained, inputs: Iterable[Path], out: Path, done: Callable[[int, int], None]) -> Path:
@@ -216,8 +274,8 @@ def classify_images(model: Trained, inputs: Iterable[Path], out: Path, done: Cal
         The table.
 
     Raises:
-        DataError: See :func:`find_images`; or a file is damaged, transparent or has more than 8 bits per channel:
-            nothing is written then.
+        DataError: See :func:`~perdure.data.readers.inputs.find_images`; or a file is damaged, transparent or has more
+            than 8 bits per channel: nothing is written then.
         PerdureError: The disk is full or ``out`` cannot be written.
     """
     paths = find_images(inputs)

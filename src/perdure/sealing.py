@@ -34,14 +34,12 @@ from perdure.metrics.figures import evaluate as value_of
 from perdure.metrics.results import gather_results, write_results
 from perdure.report.page import write_model_card, write_report
 from perdure.report.samples import write_class_samples, write_samples
+from perdure.report.slices import MOST_SIDE
 from perdure.run_folder import RunFolder
 from perdure.seeds import derive_seed, seeded
 from perdure.streams.description import called
 from perdure.streams.summary import class_images, distinct_class_images
 from perdure.streams.task import Task
-
-SIDE_OF_PICTURES = 640
-"""Longest side of a sample picture in pixels; larger images are thinned out, or a report would take 100 MB."""
 
 
 def begin(method: Method[Options], task: Task, seed: int) -> None:
@@ -185,14 +183,16 @@ def _samples(experiment: Experiment, task: Task, machine: Machine, folder: Path)
             images = ready.image[None].to(machine.device)
             with machine.autocast("fp32"):
                 predicted = predict_cases(experiment.method.predict, images, preparation, ready.grid).labels[0].cpu()
-            image, label, step = case.image, case.label, -(-max(case.image.shape[1:]) // SIDE_OF_PICTURES)
+            image, label, step = case.image, case.label, -(-max(case.image.shape[1:]) // MOST_SIDE)
             place = (folder / "samples", f"{test}-{position:05d}" if len(tests) > 1 else f"{position:05d}")
-            if label.ndim:
-                thin = (slice(None, None, step),) * label.ndim
-                image, label, predicted = image[:, ::step, ::step], label[thin], predicted[thin]
-                files += write_samples(*place, image, label.numpy(), predicted.numpy(), palette)
-            else:
+            if not label.ndim:
                 files += write_class_samples(*place, image[:, ::step, ::step], int(label), int(predicted))
+                continue
+            if label.ndim == 2:
+                image, label, predicted = image[:, ::step, ::step], label[::step, ::step], predicted[::step, ::step]
+            files += write_samples(
+                *place, image, label.numpy(), predicted.numpy(), palette, case.annotated, case.geometry
+            )
     return files
 
 

@@ -640,6 +640,18 @@ PREDICTION = {
     "input of another kind": Case(
         "predict run -i tiny.yaml -o out", FAILED, ("tiny.yaml is not an image",), copied_run()
     ),
+    "volume for a model of photographs": Case(
+        "predict run -i scan.nii.gz -o out",
+        FAILED,
+        ("scan.nii.gz is a volume, and the model learned from photographs", "readable: .jpg"),
+        copied_run(text("scan.nii.gz", b"")),
+    ),
+    "volumes in a folder for a model of photographs": Case(
+        "predict run -i scans -o out",
+        FAILED,
+        ("scans/a.mha is a volume, and the model learned from photographs",),
+        copied_run(lambda w: (w / "scans").mkdir(), text("scans/a.mha", b"")),
+    ),
     "no images in a folder": Case(
         "predict run -i empty -o out", FAILED, ("no images",), copied_run(lambda w: (w / "empty").mkdir())
     ),
@@ -810,6 +822,12 @@ VERBS = {
         FAILED,
         ("there/finetune is not a run folder",),
         lambda w: (w / "there/finetune").mkdir(parents=True),
+    ),
+    "demo of volumes in the way": Case(
+        "demo --volumes --fresh --out there",
+        FAILED,
+        ("there/lwf is not a run folder",),
+        lambda w: (w / "there/lwf").mkdir(parents=True),
     ),
 }
 CASES = RECIPES | PARTS | DATA | BEFORE_WORK | OWN_CODE | STREAMS | FOLDERS | PREDICTION | RESULTS | VERBS

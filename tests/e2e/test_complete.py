@@ -40,10 +40,14 @@ def complete(words: list[str], shell: str = "bash") -> list[str]:
 @pytest.mark.parametrize(
     ("words", "offered"),
     [
-        (["run", "dem"], ["demo"]),
+        (["run", "dem"], ["demo", "demo-volumes"]),
         (["run", "star/camvid"], ["star/camvid-6-1"]),
         (["check", "class"], ["class_folders"]),
+<<<<<<< HEAD
         (["check", "d"], ["decathlon", "demo", "digits"]),
+=======
+        (["check", "d"], ["decathlon", "demo", "demo-volumes", "digits"]),
+>>>>>>> w/predict
         (["list", "me"], ["methods", "metrics"]),
         (["phantoms", ""], ["slices", "torso"]),
         (["check", "phantoms", "s"], ["seed=", "set=", "size=", "source="]),

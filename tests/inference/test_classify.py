@@ -18,10 +18,11 @@ from PIL import Image
 
 from perdure.data.preparation import ClassImage
 from perdure.data.readers.imagefiles import read_image
+from perdure.data.readers.inputs import find_images
 from perdure.data.readers.single_digits import open_single_digits
 from perdure.errors import DataError, PerdureError
 from perdure.outputs.images import table_names
-from perdure.predict import Answer, Trained, classify_images, find_images, predict_images
+from perdure.predict import Answer, Trained, classify_images, predict_files
 
 GREY = """\
 name: grey
@@ -238,7 +239,7 @@ def test_masks_of_one_name_are_refused_for_masks_only(grey: Trained, tmp_path: P
     files = [save(tmp_path / "a" / "1.png"), save(tmp_path / "a" / "1.bmp"), save(tmp_path / "b" / "1.png")]
     assert sorted(find_images([tmp_path / "a", tmp_path / "b"])) == sorted(files)
     with pytest.raises(DataError, match=r"1\.bmp and .*1\.png would both be written as 1\.png"):
-        predict_images(grey, [tmp_path / "a"], tmp_path / "out", silent)  # told before the model is asked
+        predict_files(grey, [tmp_path / "a"], tmp_path / "out", silent)  # told before the model is asked
     assert not (tmp_path / "out").exists()
 
 

@@ -15,10 +15,11 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from perdure.data.catalog import open_source
+from perdure.data.readers.inputs import find_images
 from perdure.errors import DataError, RunError
 from perdure.labels import IGNORE
 from perdure.metrics.results import read_results
-from perdure.predict import Trained, find_images, predict_images
+from perdure.predict import Trained, predict_files
 from perdure.run_folder import RunFolder
 
 
@@ -132,7 +133,7 @@ def test_formats_and_what_is_written(model: Trained, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        written = predict_images(model, [tmp_path / "in"], tmp_path / "out", lambda *n: seen.append(n))
+        written = predict_files(model, [tmp_path / "in"], tmp_path / "out", lambda *n: seen.append(n))
     assert seen == [(k, len(files)) for k in range(1, len(files) + 1)]
     stems = {Path(name).stem for name in files}
     assert {p.relative_to(tmp_path / "out").as_posix() for p in written} == {
@@ -159,7 +160,7 @@ def test_a_damaged_image_among_others_says_how_many_masks_are_there(model: Train
         Image.new("RGB", (20, 20)).save(tmp_path / f"in/{name}.png")
     (tmp_path / "in/c.png").write_bytes(b"damaged")
     with pytest.raises(DataError, match=r"c\.png is not a readable image.*; 2 of 4 images are written to .*out"):
-        predict_images(model, [tmp_path / "in"], tmp_path / "out", lambda *_: None)
+        predict_files(model, [tmp_path / "in"], tmp_path / "out", lambda *_: None)
     for kind in ("index", "color"):
         assert sorted(p.name for p in (tmp_path / "out" / kind).iterdir()) == ["a.png", "b.png"]
 
@@ -176,8 +177,8 @@ def test_prediction_of_an_image_does_not_depend_on_the_others(model: Trained, tm
     (tmp_path / "in").mkdir()
     for k in range(3):
         Image.fromarray(photo(20 + k, 30, k)).save(tmp_path / f"in/{k}.png")
-    predict_images(model, [tmp_path / "in"], tmp_path / "all", lambda *_: None)
-    predict_images(model, [tmp_path / "in/2.png"], tmp_path / "one", lambda *_: None)
+    predict_files(model, [tmp_path / "in"], tmp_path / "all", lambda *_: None)
+    predict_files(model, [tmp_path / "in/2.png"], tmp_path / "one", lambda *_: None)
     assert (tmp_path / "all/index/2.png").read_bytes() == (tmp_path / "one/index/2.png").read_bytes()
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from perdure.data.case import Geometry
 from perdure.errors import DataError
 from perdure.labels import IGNORE, label_space
 from perdure.report import samples
@@ -18,6 +19,7 @@ from perdure.report.samples import (
     HATCH,
     Classes,
     Sample,
+    chosen_samples,
     file_name,
     paint,
     read_samples,
@@ -26,6 +28,7 @@ from perdure.report.samples import (
     write_class_samples,
     write_samples,
 )
+from perdure.report.slices import grey_range, square_pixels
 from perdure.streams.description import read_stream
 
 PALETTE = label_space(["a", "b"]).palette()
@@ -59,18 +62,77 @@ def test_pictures_show_the_image_and_the_colours_of_the_labels(tmp_path: Path) -
     assert sorted(tmp_path.iterdir()) == sorted(paths)
 
 
-def test_volumes_show_their_middle_slice(tmp_path: Path) -> None:
-    image = torch.zeros(1, 5, 4, 4)
-    image[0, 2] = torch.linspace(-900, 300, 16).reshape(4, 4)
-    truth = np.zeros((5, 4, 4), np.int64)
-    truth[2] = 1
-    paths = write_samples(tmp_path, "ct", image, truth, truth * 0, PALETTE)
-    assert (read(paths[1])[..., :3] == PALETTE[1]).all()
+def torso(spacing: tuple[float, ...] = (5.0, 2.0, 1.0), placed: bool = True) -> tuple[torch.Tensor, Geometry]:
+    """A dark volume ``(1, 9, 4, 6)`` that is bright at the front and the left of the patient."""
+    image = torch.full((1, 9, 4, 6), -900.0)
+    image[0, :, 3, 0] = 300  # rows run from posterior to anterior, columns from left to right
+    affine = tuple(map(float, np.diag([*spacing[::-1], 1.0]).ravel())) if placed else ()
+    return image, Geometry(spacing, "mm", affine, ((2, False), (1, False), (0, False)) if placed else ())
+
+
+def test_volumes_show_the_middle_of_what_is_labelled_and_the_worst_slice(tmp_path: Path) -> None:
+    image, geometry = torso()
+    truth = np.zeros((9, 4, 6), np.int64)
+    truth[1:6, 1, 1] = 1
+    prediction = truth.copy()
+    prediction[5, 1:] = 2
+    paths = write_samples(tmp_path, "ct", image, truth, prediction, PALETTE, geometry=geometry)
+    parts = [
+        f"ct-{which}.{part}.png" for which in ("mid", "worst-s005") for part in ("image", "truth", "pred", "error")
+    ]
+    assert [p.name for p in paths] == parts
+    # pixels are 2 mm high and 1 mm wide: every row is shown twice
+    assert {read(p).shape[:2] for p in paths} == {(8, 6)}
+    grey = read(paths[0])[..., 0]
+    assert (grey == grey.max()).nonzero()[0].max() < 3, "anterior is up"
+    assert int(grey[0].argmax()) == 5, "the patient's left is on the right side"
+    shown = read(paths[1])[..., :3] == PALETTE[1]
+    assert sorted(set(zip(*shown.all(-1).nonzero(), strict=True))) == [(4, 4), (5, 4)]
+    assert not read(paths[3]).any(), "nothing is wrong in the middle"
+    assert (read(paths[7])[:6, :, 3] == 255).all(), "all three rows of the worst slice are"
+
+
+def test_the_worst_slice_is_left_out_where_it_is_the_middle_or_nothing_is_wrong(tmp_path: Path) -> None:
+    image, geometry = torso(placed=False)
+    truth = np.zeros((9, 4, 6), np.int64)
+    truth[4] = 1
+    for prediction in (truth, truth * 0):
+        paths = write_samples(tmp_path, "ct", image, truth, prediction, PALETTE, geometry=geometry)
+        assert {p.name.partition(".")[0] for p in paths} == {"ct-mid"}
+    grey = read(paths[0])[..., 0]
+    assert int(grey[-1].argmax()) == 0, "of an unknown place as it is stored"
     assert (read(paths[3])[..., :3] == ERRORS[1][1]).all(), "all of it was missed"
-    grey = read(paths[0])
-    assert (grey[..., 0] == grey[..., 1]).all()
-    assert grey.min() == 0
-    assert grey.max() == 255
+
+
+def test_classes_that_a_case_does_not_annotate_are_no_false_alarms(tmp_path: Path) -> None:
+    truth = np.zeros((4, 4), np.int64)
+    truth[0] = 1
+    prediction = np.full((4, 4), 2)
+    paths = write_samples(tmp_path, "s", torch.zeros(3, 4, 4), truth, prediction, PALETTE, annotated={1})
+    wrong, _, _, not_counted = ((*color, 255) for _, color in ERRORS)
+    errors = read(paths[3])
+    assert {tuple(pixel) for pixel in errors[0].tolist()} == {wrong}
+    assert {tuple(pixel) for pixel in errors[1:].reshape(-1, 4).tolist()} == {not_counted, (*HATCH, 255)}
+    assert not read(paths[1])[1:].any(), "the truth shows background all the same"
+
+
+def test_greys_are_those_of_what_is_labelled(tmp_path: Path) -> None:
+    values = np.linspace(-1000, 1000, 2001, dtype=np.float32).reshape(1, 3, 667)
+    labelled = (values >= 0) & (values <= 100)
+    low, high = grey_range(values, labelled)
+    assert -55 < low < -45 and 145 < high < 155
+    assert grey_range(values, labelled & False) == pytest.approx((-990, 990))
+
+
+def test_large_slices_are_made_smaller() -> None:
+    assert square_pixels((2000, 1000), (3.0, 0.5, 0.5)) == (640, 320)
+    assert square_pixels((10, 20), ()) == (10, 20)
+
+
+def test_a_page_shows_as_many_samples_of_every_test_set() -> None:
+    names = [f"{part}-{k:05d}-{which}" for part in ("a-b", "c") for k in range(4) for which in ("mid", "worst-s001")]
+    assert chosen_samples(names, 6) == [*names[:3], *names[8:11]]
+    assert chosen_samples(["00000", "00001", "00002"], 2) == ["00000", "00001"]
 
 
 def test_constant_and_many_channel_images_do_not_fail() -> None:

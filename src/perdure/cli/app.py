@@ -34,6 +34,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 DEMO: Final = ("finetune", "star", "joint")
+DEMO_VOLUMES: Final = ("finetune", "lwf", "joint")
 Json = Annotated[bool, typer.Option("--json", help="machine-readable output")]
 Run = Annotated[Path, typer.Argument(help="a run folder")]
 AllowCode = Annotated[
@@ -77,15 +78,22 @@ def _main(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option("--out", parser=_folder, help="folder for the runs")] = Path("demo"),
+    out: Annotated[
+        Path | None, typer.Option("--out", parser=_folder, help="folder for the runs; default demo or demo-volumes")
+    ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="start again even if there is a demo already")] = False,
+    volumes: Annotated[
+        bool, typer.Option("--volumes", help="three partly labelled sets of built-in torso CT in 3D, with lwf")
+    ] = False,
 ) -> None:
     """Learn digits task by task with STAR, fine-tuning and jointly, and compare: three to six minutes."""
     from perdure.cli.console import open_console
     from perdure.config.load import load_recipe
     from perdure.files import write_json
 
-    folders = [out / method for method in DEMO]
+    recipe, methods = ("demo-volumes", DEMO_VOLUMES) if volumes else ("demo", DEMO)
+    top = out or Path(recipe)
+    folders = [top / method for method in methods]
     for folder in folders if fresh else ():
         # nothing is deleted that a run did not write, whatever --out points at
         if folder.exists() and not (folder / "recipe.yaml").is_file():
@@ -97,12 +105,12 @@ def demo(
     from perdure.report.compare_page import write_comparison
 
     started = time.monotonic()
-    for method, folder in zip(DEMO, folders, strict=True):
-        run_experiment(load_recipe("demo", [f"method={method}"]), folder, resume=True)  # a second call costs nothing
-    comparison = write_comparison(folders, out / "compare.html")
-    write_json(out / "compare.json", comparison.to_json())
+    for method, folder in zip(methods, folders, strict=True):
+        run_experiment(load_recipe(recipe, [f"method={method}"]), folder, resume=True)  # a second call costs nothing
+    comparison = write_comparison(folders, top / "compare.html")
+    write_json(top / "compare.json", comparison.to_json())
     open_console().print(comparison_table(comparison))
-    pages = f"{out / 'compare.html'}, {folders[DEMO.index('star')] / 'report.html'}"
+    pages = f"{top / 'compare.html'}, {folders[1] / 'report.html'}"
     _say(f"{time.monotonic() - started:.0f} s. Pages to look at: {pages}")
 
 
@@ -311,32 +319,33 @@ def report(run: Run) -> None:
 def predict(
     run: Run,
     inputs: Annotated[
-        list[Path], typer.Option("-i", "--input", help="image file or folder; may be given several times")
+        list[Path], typer.Option("-i", "--input", help="image, volume or folder; may be given several times")
     ],
-    out: Annotated[Path, typer.Option("-o", "--out", parser=_folder, help="folder for the masks or the table")],
+    out: Annotated[Path, typer.Option("-o", "--out", parser=_folder, help="folder for the label maps or the table")],
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda")] = "auto",
     allow_code: AllowCode = False,
 ) -> None:
-    """Apply a run's newest sealed model to new images: masks and the class list, or a table of classes."""
+    """Apply a run's newest sealed model to new images or volumes: label maps and the class list, or a table."""
     if device not in ("auto", "cpu", "cuda"):
         raise UsageError(f"there is no device '{device}'", nearest(device, ("auto", "cpu", "cuda")))
     from rich.console import Console
     from rich.progress import Progress
 
-    from perdure.predict import Trained, classify_images, find_images, predict_images
+    from perdure.predict import Trained, cases_of_run, classify_images, predict_files
 
     if allow_code:
         search_here()
-    total = len(find_images(inputs))  # wrong inputs are told before the model is loaded
+    cases = cases_of_run(run, inputs)  # wrong inputs are told before the model is loaded
     model = Trained.open(run, device, allow_code)
     console = Console(stderr=True)
+    kind = "volume" if all(case.ending for case in cases) else "image"
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        shown = bar.add_task("images", total=total)
-        work = predict_images if model.kind == "segmentation" else classify_images
+        shown = bar.add_task(f"{kind}s", total=len(cases))
+        work = predict_files if model.kind == "segmentation" else classify_images
         work(model, inputs, out, lambda done, _: bar.update(shown, completed=done))
     done, where = ("segmented", out) if model.kind == "segmentation" else ("classified", out / "predictions.csv")
     count = len(model.seen)
-    _say(f"{total} image(s) {done} into {count} {'class' if count == 1 else 'classes'} -> {where}")
+    _say(f"{len(cases)} {kind}(s) {done} into {count} {'class' if count == 1 else 'classes'} -> {where}")
 
 
 @app.command()

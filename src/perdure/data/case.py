@@ -97,16 +97,17 @@ class Case:
         return tuple(self.label.shape)
 
 
-def unlabelled(image: Tensor, whole: bool, geometry: Geometry | None = None) -> Case:
+def unlabelled(image: Tensor, whole: bool, geometry: Geometry | None = None, name: str = "") -> Case:
     """A case to predict: a raw image ``(C, *S)`` whose label nobody knows, all ``IGNORE``.
 
     Args:
         image: The image.
         whole: True where it has one class as a whole.
         geometry: Where its pixels lie, if known.
+        name: For messages.
     """
     label = torch.tensor(IGNORE, dtype=torch.int16).expand(() if whole else image.shape[1:])
-    return Case(image, label, "", geometry=geometry or Geometry())
+    return Case(image, label, name, geometry=geometry or Geometry())
 
 
 class Batch(NamedTuple):

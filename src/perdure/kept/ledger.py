@@ -27,6 +27,7 @@ MIN_IMAGES: Final = 20
 PICTURE_SIDE: Final = 8
 """From this height and width on, a statistic is taken for a picture: smaller ones are matrices of a few channels."""
 _OF_SAMPLE: Final = re.compile(r"one (test|validation) image, shown in the report")
+_OF_SLICE: Final = re.compile(r"-(mid|worst-s\d+)$")
 AVERAGED: Final = ("statistics", "prototypes", "preview")
 """Kinds whose tensors have to come from enough images where they look like images."""
 MOST_WORDS: Final = 500
@@ -164,15 +165,16 @@ def sample_pictures(names: Iterable[str], made_from: str) -> str:
     parts: dict[str, set[str]] = {}
     for name in names:
         sample, _, part = name.rpartition(".")
-        parts.setdefault(sample, set()).add(part)
+        cut = _OF_SLICE.search(sample)  # of a volume there are such files of each slice that is shown
+        parts.setdefault(sample[: cut.start()] if cut else sample, set()).add(f"{cut[0] if cut else ''}.{part}")
     images = f"{len(parts)} {match[1]} image{'' if len(parts) == 1 else 's'}"
     numbers = {len(found) for found in parts.values()}
-    if any("class" in found for found in parts.values()):
+    if any(".class" in found for found in parts.values()):
         return f"{images}, each with the class that the model says"
     if len(numbers) > 1:
         return f"{images}, {min(numbers)} to {max(numbers)} pictures each"
     (each,) = numbers
-    number = {1: "one", 2: "two", 3: "three", 4: "four"}.get(each, str(each))
+    number = {1: "one", 2: "two", 3: "three", 4: "four", 8: "eight"}.get(each, str(each))
     return f"{images}, {number} picture{'' if each == 1 else 's'}{' each' if len(parts) > 1 else ''}"
 
 

@@ -13,7 +13,7 @@ from perdure.report.kept_items import Column, PictureRow, picture_rows, what_the
 from perdure.report.plots import Line, curves
 from perdure.report.render import NONE, WORDS, definitions, render
 from perdure.report.run_data import load_run
-from perdure.report.samples import SampleTable, sample_table
+from perdure.report.samples import SampleTable, chosen_samples, sample_table
 from perdure.report.tables import Cell, HeatRow, class_colors, difference_cell, heat, ledger_table
 
 
@@ -42,7 +42,7 @@ def write_comparison(runs: Sequence[Path], page: Path, figures: Sequence[str] | 
         "heat": difference_rows(fitting),
         "columns": [g.label for g in fitting],
         "ledgers": [(g.label, ledger_table(g.runs[0].ledgers)) for g in groups],
-        "samples": sample_table(names, columns) if names else SampleTable([], [], []),
+        "samples": sample_table(chosen_samples(names), columns) if names else SampleTable([], [], []),
         "kept": kept_pictures(fitting),
         "figure": figure,
         "definitions": definitions([*comparison.figures, words.by_class]),

@@ -9,13 +9,14 @@ from typing import Final
 import yaml
 
 from perdure.engine.duration import in_words
+from perdure.metrics.changes import Changes, read_changes
 from perdure.metrics.definitions import figure
 from perdure.metrics.figures import RunResults, Value, at_zero, evaluate, forgetting_by_group, group_matrix, headline
 from perdure.report import kept_items
 from perdure.report.plots import Line, curves
 from perdure.report.render import WORDS, definitions, render
 from perdure.report.run_data import RunData, load_run, section
-from perdure.report.samples import MOST_SAMPLES, SampleTable, sample_table
+from perdure.report.samples import SampleTable, chosen_samples, sample_table
 from perdure.report.tables import case_rows, confusion_tables, heat_rows, ledger_table, mistakes
 from perdure.streams.description import DescribedStream, DescribedTask
 
@@ -52,21 +53,25 @@ def write_report(run: Path, page: Path | None = None, name: str | None = None) -
     columns, pictures = kept_items.picture_rows(stream, shown)
     distances = kept_items.memorisation(stream, shown)
     tasks = [t for t in data.samples if data.samples[t]]
-    names = list(data.samples[tasks[-1]])[:MOST_SAMPLES] if tasks else []
+    names = chosen_samples(list(data.samples[tasks[-1]])) if tasks else []
     table = None if last is None else results.cases.get(last)
     cases = [] if table is None else case_rows(stream, table)
     measured, continual = case_figures(stream)[: len(cases[0].figures) if cases else 0], continual_figures(results)
+    shown_figures = [*headline(stream), WORDS[stream.kind].by_class, *measured, *dict(continual)]
+    if stream.of_data_sets and stream.kind == "segmentation":
+        shown_figures.append("dice")
     values = _common(data) | {
         "last_name": None if last is None else stream.tasks[last].spoken,
         "cards": [] if last is None else [(figure(n), evaluate(n, results, last)) for n in headline(stream)],
         "curves": run_curves(results),
+        "changes": task_changes(run, data),
         "confusion": confusion_tables(results),
         "mistakes": mistakes(results),
         "cases": cases,
         "case_figures": measured,
         "continual": continual,
         "figure": figure,
-        "definitions": definitions([*headline(stream), WORDS[stream.kind].by_class, *measured, *dict(continual)]),
+        "definitions": definitions(shown_figures),
         "sample_tasks": [stream.tasks[t] for t in tasks],
         "samples": sample_table(names, [(stream, t, data.samples[t]) for t in tasks])
         if tasks
@@ -96,6 +101,7 @@ def write_model_card(run: Path, page: Path | None = None, name: str | None = Non
     values = _common(data) | {
         "licence": about.get("licence") or about.get("license"),
         "notes": about.get("notes"),
+        "history": gone_history(data.results),
         "about": data.recipe.get("about") or "",
         "version": data.environment.get("perdure"),
     }
@@ -154,6 +160,22 @@ def gone_sets(results: RunResults) -> str:
     return f"{'; '.join(why)}: figures that need them are left out, with this reason, since then"
 
 
+def gone_history(results: RunResults) -> list[tuple[DescribedTask, list[str]]]:
+    """Tasks after which test sets of earlier tasks were not at hand, with what was missing."""
+    stream = results.stream
+    return [(stream.tasks[t], [gone.why(stream) for gone in sets]) for t, sets in results.gone.items() if sets]
+
+
+def task_changes(run: Path, data: RunData) -> list[tuple[DescribedTask, Changes]]:
+    """What each sealed task of a stream of data sets did to what was learned before it, where that was measured.
+
+    Raises:
+        DataError: A file of counts is damaged.
+    """
+    found = [(task, read_changes(run, data.stream, task.index)) for task in data.stream.tasks[: data.sealed]]
+    return [(task, changes) for task, changes in found if changes is not None]
+
+
 def case_figures(stream: DescribedStream) -> list[str]:
     """Full names of the figures over cases, in the order of :data:`perdure.metrics.cases.MEASURES`."""
     return ["dice.cases", "hd95[mm]", "asd[mm]", f"nsd[mm,{stream.tolerance:g}]"]
@@ -194,7 +216,12 @@ def run_curves(results: RunResults) -> list[tuple[str, str]]:
     losses = [Line("mean", over_tasks(words.forgetting), 0, dashed=True)]
     losses += [Line(tasks[j].called, of_group(j, lost), j + 1) for j in range(len(stream.groups) - 1)]
     names = [t.called for t in tasks]
-    drawn = [
+    drawn = []
+    if stream.of_data_sets and stream.kind == "segmentation":
+        dice = group_matrix(results, "dice")
+        own = [Line(tasks[j].called, of_group(j, dice), j + 1) for j in range(len(stream.groups))]
+        drawn.append(("Each task's structures after every task", curves("own", own, names, "mean Dice in %")))
+    drawn += [
         ("How good the model is after each task", curves("quality", quality, names, f"{words.quality} in %")),
         (
             "What it forgot of each task's classes",

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -22,10 +23,13 @@ from perdure.files import read_json, write_json
 from perdure.labels import BACKGROUND, IGNORE, TABLE_SIZE, Color, Palette
 from perdure.outputs.images import open_picture, write_png
 from perdure.report.render import Thumb, embed, hex_color
+from perdure.report.slices import shown_slices
 from perdure.streams.description import DescribedStream
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from perdure.data.case import Geometry
 
 MOST_SAMPLES: Final = 6
 """Rows of a page."""
@@ -43,6 +47,8 @@ What is not counted is hatched in this colour and :data:`HATCH`: one grey could 
 """
 HATCH: Final[Color] = (64, 64, 64)
 NOT_COUNTED_BEFORE: Final[Color] = (140, 140, 140)  # runs made by earlier versions hold maps with this grey
+_OF_SET: Final = re.compile(r"(.+)-\d{5}(-|$)")
+"""Names of samples where several test sets are measured."""
 Pixels = npt.NDArray[np.uint8]
 Numbers = npt.NDArray[np.number]
 Labels = npt.NDArray[np.integer]
@@ -118,10 +124,15 @@ def write_samples(
     truth: Labels,
     prediction: Labels,
     palette: Palette,
+    annotated: Collection[int] | None = None,
+    geometry: Geometry | None = None,
 ) -> list[Path]:
-    """Write ``NAME.image.png``, ``NAME.truth.png``, ``NAME.pred.png`` and ``NAME.error.png``; of a volume, a slice.
+    """Write ``NAME.image.png``, ``NAME.truth.png``, ``NAME.pred.png`` and ``NAME.error.png``.
 
-    The maps are clear (alpha 0) where they show background or what is right, so that they can lie on the image.
+    Of a volume two slices, ``NAME-mid`` and ``NAME-worst-s017``, see :func:`~perdure.report.slices.shown_slices`. The
+    maps are clear (alpha 0) where they show background or what is right, so that they can lie on the image. A class
+    that the case does not annotate is no false alarm on its background, as in figures: the error map shows it as not
+    counted.
 
     Args:
         folder: Where to write.
@@ -130,6 +141,8 @@ def write_samples(
         truth: Labels ``(*S)`` in global ids, ``IGNORE`` included.
         prediction: Labels ``(*S)`` in global ids.
         palette: RGB of each label, ``(TABLE_SIZE, 3)`` uint8.
+        annotated: Classes that the truth can tell; ``None`` for all.
+        geometry: Of a volume.
 
     Raises:
         DataError: The shapes of image, truth and prediction do not fit each other.
@@ -140,14 +153,25 @@ def write_samples(
             f"sample '{name}': image {tuple(image.shape)}, ground truth {truth.shape} and "
             f"prediction {prediction.shape} do not fit each other"
         )
-    pixels = image.numpy()
-    if len(shape) == 3:
-        middle = shape[0] // 2  # a page shows the same slice of image, ground truth and prediction
-        pixels, truth, prediction = pixels[:, middle], truth[middle], prediction[middle]
-    pictures = (to_rgb(pixels), paint(truth, palette), paint(prediction, palette), error_map(truth, prediction))
+    pixels, judged = image.numpy(), truth
+    if annotated is not None:
+        untold = (truth == BACKGROUND) & ~np.isin(prediction, [BACKGROUND, *annotated])
+        judged = np.where(untold, IGNORE, truth)
+    if len(shape) == 2:
+        return _write_maps(folder, name, pixels, truth, judged, prediction, palette)
+    paths: list[Path] = []
+    for part, cut in shown_slices(pixels, truth, judged, prediction, geometry).items():
+        paths += _write_maps(folder, f"{name}-{part}", *cut, palette)
+    return paths
+
+
+def _write_maps(
+    folder: Path, name: str, pixels: Numbers, truth: Labels, judged: Labels, prediction: Labels, palette: Palette
+) -> list[Path]:
+    pictures = (to_rgb(pixels), paint(truth, palette), paint(prediction, palette), error_map(judged, prediction))
     paths = [folder / f"{file_name(name)}.{part}.png" for part in ("image", "truth", "pred", "error")]
-    for path, pixels in zip(paths, pictures, strict=True):
-        write_png(path, Image.fromarray(pixels), optimize=True)
+    for path, picture in zip(paths, pictures, strict=True):
+        write_png(path, Image.fromarray(picture), optimize=True)
     return paths
 
 
@@ -244,6 +268,19 @@ def file_name(name: str) -> str:
     # two names that differ only in replaced characters need files of their own
     plain = re.sub(r"[^A-Za-z0-9._-]", "_", name)[:100]  # an ending follows, and file systems allow 255 bytes
     return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+
+
+def chosen_samples(names: Sequence[str], most: int = MOST_SAMPLES) -> list[str]:
+    """The samples that a page shows, in order: as many of each test set where several are measured.
+
+    Of a test set the first ones; of a volume that is the slice in the middle, then the worst one.
+    """
+    sets: dict[str, list[str]] = {}
+    for name in names:
+        found = _OF_SET.match(name)
+        sets.setdefault(found[1] if found else "", []).append(name)
+    turns = [name for turn in zip_longest(*sets.values()) for name in turn if name is not None]
+    return [name for name in names if name in turns[:most]]
 
 
 def sample_table(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,6 +78,14 @@ class DescribedTask(BaseModel):
         """The same in a sentence: "task sheep", "classes 1 to 15"."""
         return self.called if self.called != self.name else f"task {self.name}"
 
+    @property
+    def source(self) -> str:
+        """Its data set in a few words: "phantoms (kind torso, set organs)"; empty where several are merged."""
+        told = ("classes", "rename", "annotated", "name", "root")
+        options = [f"{key} {value}" for key, value in self.data.items() if key not in told and value is not None]
+        name = str(self.data.get("name", ""))
+        return f"{name} ({', '.join(options)})" if name and options else name
+
     def differs(self, other: DescribedTask, sealed: bool) -> str:
         """In words, what is not the same in another description of this task; of a sealed one apart from images."""
         images = {"images", "digest", "content", "pool"}
@@ -97,6 +105,10 @@ class DescribedTask(BaseModel):
             "pool": "its unlabelled images have other content",
         }
         return said.get(key, f"it has another value of '{key}'")
+
+
+def _by(sides: Iterable[object]) -> str:
+    return " × ".join(f"{side:g}" if isinstance(side, float) else str(side) for side in sides)
 
 
 class DescribedStream(BaseModel):
@@ -145,6 +157,11 @@ class DescribedStream(BaseModel):
         return len(self.tasks) == 1 and len(self.groups) > 1
 
     @property
+    def of_data_sets(self) -> bool:
+        """True where every task has a data set of its own."""
+        return self.protocol.startswith("data sets")
+
+    @property
     def order(self) -> tuple[int, ...]:
         """All taught class ids in learning order."""
         return tuple(c for group in self.groups for c in group)
@@ -163,6 +180,11 @@ class DescribedStream(BaseModel):
         """In words, what is measured of images (figures of two runs must share it), and how large ones are cut."""
         shown = self.tasks[-1].preparation
         size, window = shown.get("size"), shown.get("window")
+        if shown.get("kind") in ("volume3d", "slices2d"):
+            spacing = shown.get("spacing")
+            at = f", at {_by(spacing)} mm" if isinstance(spacing, list | tuple) else ""
+            network = f"windows of {_by(window)} voxels" if isinstance(window, list | tuple) else "slices"
+            return "whole volumes at their own size and spacing", f", shown to the network in {network}{at}"
         cut = (
             ""
             if window is None or "overlap" not in shown
