@@ -43,11 +43,7 @@ def complete(words: list[str], shell: str = "bash") -> list[str]:
         (["run", "dem"], ["demo", "demo-volumes"]),
         (["run", "star/camvid"], ["star/camvid-6-1"]),
         (["check", "class"], ["class_folders"]),
-<<<<<<< HEAD
-        (["check", "d"], ["decathlon", "demo", "digits"]),
-=======
         (["check", "d"], ["decathlon", "demo", "demo-volumes", "digits"]),
->>>>>>> w/predict
         (["list", "me"], ["methods", "metrics"]),
         (["phantoms", ""], ["slices", "torso"]),
         (["check", "phantoms", "s"], ["seed=", "set=", "size=", "source="]),

@@ -78,14 +78,9 @@ def count(
                     continue
                 for k, case in enumerate(same):
                     known = None if batch.annotated is None else batch.annotated[k : k + 1]
-<<<<<<< HEAD
                     if each is not None:
                         each(place[case.name], predicted[k])
-                    pairs = paired(batch.labels[k : k + 1], predicted[k : k + 1], counts.labels, known)
-                    one = tally(*pairs, len(counts.labels))
-=======
                     one, truth, guess = _count_case(batch.labels[k], predicted[k], counts.labels, known)
->>>>>>> w/figures
                     total += one
                     # the last column: predicted where the case does not label that class, so it is no pixel of it
                     by_case[place[case.name]] = torch.stack([one.sum(1), one[:, :-1].sum(0), one.diagonal()], 1)
