@@ -23,6 +23,7 @@ from typing import Any
 
 import yaml
 
+from perdure.config.load import read_raw
 from perdure.files import write_text
 from perdure.metrics.results import read_results
 from perdure.run_folder import RunFolder
@@ -52,12 +53,29 @@ def run(words: Sequence[str]) -> None:
         raise SystemExit(1)
 
 
+def _root_key(recipe: str) -> str:
+    """Key of the folder of the data: that of one data set, or the one that the data sets of a stream start from."""
+    stream = read_raw(recipe).get("stream")
+    return "stream.root" if isinstance(stream, dict) and stream.get("kind") == "data_sets" else "data.root"
+
+
 def figures(folder: Path, names: Sequence[str]) -> list[float | None]:
     """Values of figures after the last task of a run."""
     rows = read_results(folder / "results.csv")
     last = max(row.after_task for row in rows)
     found = {row.figure: row.value for row in rows if row.after_task == last and row.class_id is None}
     return [found.get(name) for name in names]
+
+
+def by_class(folder: Path, figure: str) -> dict[str, float | None]:
+    """Value of a figure of each class after the last task of a run, by the class's name; background is left out."""
+    rows = read_results(folder / "results.csv")
+    last = max(row.after_task for row in rows)
+    return {
+        row.class_name: row.value
+        for row in rows
+        if row.figure == figure and row.after_task == last and row.class_id and row.class_name
+    }
 
 
 def page(study: Mapping[str, Any], out: Path) -> str:
@@ -72,6 +90,13 @@ def page(study: Mapping[str, Any], out: Path) -> str:
     ]
     found = {variant: [figures(out / f"{variant}-{seed}", names) for seed in seeds] for variant in study["variants"]}
     lines += _table(names, found)
+    if per_class := study.get("by_class"):
+        lines += ["", f"`{per_class}` of each class.", ""]
+        values = {v: [by_class(out / f"{v}-{seed}", per_class) for seed in seeds] for v in study["variants"]}
+        names_of = list(dict.fromkeys(name for runs in values.values() for name in runs[0]))
+        lines += _table(
+            names_of, {v: [[run.get(name) for name in names_of] for run in runs] for v, runs in values.items()}
+        )
     if reference := study.get("reference"):
         # per seed first: classes that every variant finds hard for one seed then leave the comparison
         paired = {
@@ -89,7 +114,7 @@ def page(study: Mapping[str, Any], out: Path) -> str:
     lines += [
         f"| {name} | {' '.join(f'`{w}`' for w in special) or '–'} |" for name, special in study["variants"].items()
     ]
-    folder = ["data.root=DIR"] if study.get("root") else []
+    folder = [f"{_root_key(study['recipe'])}=DIR"] if study.get("root") else []
     example = shlex.join(["perdure", "run", study["recipe"], *folder, "seed=1", *study.get("overrides", ())])
     whole = f"python scripts/study.py {study['file']} --out runs{' --root DIR' if folder else ''}"
     lines += ["", f"Made with `{whole}`; a single run is `{example}`.", ""]
@@ -143,7 +168,7 @@ def main() -> None:
         "file": asked.study.as_posix(),
         "root": asked.root,
     }
-    root = [f"data.root={asked.root}"] if asked.root else []
+    root = [f"{_root_key(study['recipe'])}={asked.root}"] if asked.root else []
     with ThreadPoolExecutor(asked.jobs) as pool:
         list(pool.map(run, commands(study, root, asked.out).values()))
     if asked.page:
