@@ -116,7 +116,7 @@ class Trained:
             DataError: The image does not fit the model, or is too large for the memory.
         """
         grey = image.ndim == 3 and len(image) == 3 and self.preparation.channels == 1
-        shown = np.require(to_grey(image) if grey else image, requirements="W")
+        shown = np.require(to_grey(image) if grey else image, requirements=["C", "W"])
         case = unlabelled(torch.from_numpy(shown), self.kind == "classification", geometry, name)
         if image.ndim == 4 and isinstance(self.preparation, Sampled):
             _refuse_too_large(case, self.preparation)

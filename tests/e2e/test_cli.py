@@ -252,3 +252,34 @@ def test_a_folder_of_nobody_is_refused_and_not_made(cli, world: Path) -> None:
         "error: ~nosuchuser/run: there is no home folder of '~nosuchuser'\n       write the whole path\n",
     )
     assert not Path("~nosuchuser").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "recipe", "folders"),
+    [
+        ([], "demo", ["demo/finetune", "demo/star", "demo/joint"]),
+        (["--volumes"], "demo-volumes", ["demo-volumes/finetune", "demo-volumes/lwf", "demo-volumes/joint"]),
+        (["--volumes", "--out", "x"], "demo-volumes", ["x/finetune", "x/lwf", "x/joint"]),
+    ],
+)
+def test_demos_run_their_recipe_with_each_method(
+    words: list[str], recipe: str, folders: list[str], cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ran: list[tuple[str, str, str]] = []
+
+    def run(given, folder: Path, resume: bool) -> None:
+        assert resume
+        ran.append((given.name, given.method.name, str(folder)))
+
+    class Compared:
+        def to_json(self) -> dict[str, str]:
+            return {}
+
+    monkeypatch.setattr("perdure.experiment.run_experiment", run)
+    monkeypatch.setattr("perdure.report.compare_page.write_comparison", lambda runs, page: Compared())
+    monkeypatch.setattr("perdure.report.compare.comparison_table", lambda comparison: "")
+    done = cli("demo", *words)
+    assert done.code == 0, done.err
+    assert ran == [(recipe, folder.rpartition("/")[2], folder) for folder in folders]
+    assert f"{folders[1]}/report.html" in done.err
