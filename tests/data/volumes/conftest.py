@@ -1,11 +1,10 @@
-"""Volumes for tests: made in memory, or the real hippocampi in a raw folder of nnU-Net."""
+"""Volumes for tests, made in memory."""
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -95,12 +94,3 @@ def phantoms() -> Callable[..., Volumes]:
         return Volumes(cases, modality, cases[0].image.ndim - 1)
 
     return make
-
-
-@pytest.fixture(scope="session")
-def hippocampi(shared_data: Path) -> Path:
-    """A raw folder of nnU-Net."""
-    folder = shared_data / "hippocampus" / "nnUNet_raw" / "Dataset004_Hippocampus"
-    if not folder.is_dir():
-        pytest.skip("the hippocampi are absent")
-    return folder

@@ -38,14 +38,13 @@ def few_voxels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("perdure.data.volumes.plan.FOREGROUND_VOXELS", 10_000)
 
 
-@pytest.fixture(scope="module")
-def real(hippocampi: Path) -> Volumes:
-    """Some hippocampi, read by nnU-Net's own reader."""
+def read_all(folder: Path) -> Volumes:
+    """Some cases of a raw folder, read by nnU-Net's own reader."""
     reader = need("nnunetv2.imageio.simpleitk_reader_writer").SimpleITKIO()
     cases = []
-    for file in sorted((hippocampi / "labelsTr").iterdir())[:CASES]:
+    for file in sorted((folder / "labelsTr").iterdir())[:CASES]:
         name = file.name.removesuffix(".nii.gz")
-        image, found = reader.read_images((str(hippocampi / "imagesTr" / f"{name}_0000.nii.gz"),))
+        image, found = reader.read_images((str(folder / "imagesTr" / f"{name}_0000.nii.gz"),))
         label = torch.from_numpy(reader.read_seg(str(file))[0][0].astype(np.int16))
         spacing = tuple(float(value) for value in found["spacing"])
         cases.append(Case(torch.from_numpy(image), label, name, geometry=Geometry(spacing, "mm"), group=name))
@@ -53,44 +52,47 @@ def real(hippocampi: Path) -> Volumes:
 
 
 @pytest.fixture(scope="module")
-def theirs(hippocampi: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Any]]:
+def theirs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path, str], dict[str, Any]]:
     """What nnU-Net itself plans for the same files, where their channel has a name."""
-    folder = tmp_path_factory.mktemp("nnunet") / "Dataset004_Hippocampus"
-    folder.mkdir()
-    names = sorted(file.name.removesuffix(".nii.gz") for file in (hippocampi / "labelsTr").iterdir())[:CASES]
+    root = tmp_path_factory.mktemp("nnunet")
     extraction = need("nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor")
     planning = need("nnunetv2.experiment_planning.experiment_planners.default_experiment_planner")
-    declared = json.loads((hippocampi / "dataset.json").read_text())
-    declared |= {
-        "numTraining": CASES,
-        "dataset": {
+
+    def plans(raw: Path, channel: str) -> dict[str, Any]:
+        names = sorted(file.name.removesuffix(".nii.gz") for file in (raw / "labelsTr").iterdir())[:CASES]
+        files = {
             name: {
-                "images": [str(hippocampi / "imagesTr" / f"{name}_0000.nii.gz")],
-                "label": str(hippocampi / "labelsTr" / f"{name}.nii.gz"),
+                "images": [str(raw / "imagesTr" / f"{name}_0000.nii.gz")],
+                "label": str(raw / "labelsTr" / f"{name}.nii.gz"),
             }
             for name in names
-        },
-    }
-    done: dict[str, dict[str, Any]] = {}
-
-    def plans(channel: str) -> dict[str, Any]:
-        if channel not in done:
-            (folder / "dataset.json").write_text(json.dumps({**declared, "channel_names": {"0": channel}}))
-            with nnunet_folders(folder.parent), quiet():
-                os.environ.update(nnUNet_preprocessed=str(folder.parent / "prepared"))  # put back with the others
-                extraction.DatasetFingerprintExtractor(folder.name, 1).run()  # once: it finds its file afterwards
-                done[channel] = planning.ExperimentPlanner(folder.name).plan_experiment()
-        return done[channel]
+        }
+        declared = json.loads((raw / "dataset.json").read_text())
+        declared |= {"numTraining": CASES, "dataset": files, "channel_names": {"0": channel}}
+        (root / raw.name).mkdir(exist_ok=True)
+        (root / raw.name / "dataset.json").write_text(json.dumps(declared))
+        with nnunet_folders(root), quiet():
+            os.environ.update(nnUNet_preprocessed=str(root / "prepared"))  # put back with the others
+            extraction.DatasetFingerprintExtractor(raw.name, 1).run()  # once: it finds its file afterwards
+            found: dict[str, Any] = planning.ExperimentPlanner(raw.name).plan_experiment()
+        return found
 
     return plans
 
 
+HIPPOCAMPUS, PROSTATE = "hippocampus/nnUNet_raw/Dataset004_Hippocampus", "prostate/nnUNet_raw/Dataset105_ProstateMR"
+
+
 @pytest.mark.real
-@pytest.mark.parametrize("channel", ["MRI", "CT"])
+@pytest.mark.parametrize(("place", "channel"), [(HIPPOCAMPUS, "MRI"), (HIPPOCAMPUS, "CT"), (PROSTATE, "MRI")])
 def test_the_plan_and_the_arrays_are_nnunets(
-    channel: str, real: Volumes, theirs: Callable[[str], dict[str, Any]], hippocampi: Path
+    place: str, channel: str, theirs: Callable[[Path, str], dict[str, Any]], shared_data: Path
 ) -> None:
-    plans = theirs(channel)
+    raw = shared_data / place
+    if not raw.is_dir():
+        pytest.skip(f"{place} is absent")
+    real = read_all(raw)
+    plans = theirs(raw, channel)
     ours = plan_volumes(replace(real, modality=(channel,)), VolumeOptions())
     wanted = plans["configurations"]["3d_fullres"]
     assert ours.spacing == tuple(wanted["spacing"]) and ours.axes == tuple(plans["transpose_forward"])
@@ -107,9 +109,9 @@ def test_the_plan_and_the_arrays_are_nnunets(
 
     manager = need("nnunetv2.utilities.plans_handling.plans_handler").PlansManager(plans)
     worker = need("nnunetv2.preprocessing.preprocessors.default_preprocessor").DefaultPreprocessor(verbose=False)
-    declared = {**json.loads((hippocampi / "dataset.json").read_text()), "channel_names": {"0": channel}}
+    declared = {**json.loads((raw / "dataset.json").read_text()), "channel_names": {"0": channel}}
     for case in real.cases:
-        files = hippocampi / "imagesTr" / f"{case.name}_0000.nii.gz", hippocampi / "labelsTr" / f"{case.name}.nii.gz"
+        files = raw / "imagesTr" / f"{case.name}_0000.nii.gz", raw / "labelsTr" / f"{case.name}.nii.gz"
         configuration = manager.get_configuration("3d_fullres")
         data, seg, found = worker.run_case([str(files[0])], str(files[1]), manager, configuration, declared)
         ready = ours.ready(case)
