@@ -8,6 +8,9 @@ from perdure.config.recipe import DataSetsSection, Recipe
 from perdure.data.preparation import ClassImage, Photo2D, Preparation, read_preparation
 from perdure.data.source import Kind, Source
 from perdure.errors import DataError
+from perdure.networks.build import build_network
+from perdure.networks.segmenter import Segmenter
+from perdure.seeds import seeded
 from perdure.streams.description import DescribedStream
 
 
@@ -26,8 +29,10 @@ def preparations(
         if known is not None and index < len(known.tasks) and len(known.tasks) == len(known.groups):
             shown.append(read_preparation(known.tasks[index].preparation, "stream.json"))
             continue
-        own = _planned(recipe, source)
-        if index and recipe.volumes.plan != "per_task":
+        later = index > 0 and recipe.volumes.plan != "per_task"
+        given = recipe.volumes.view == "volumes" and recipe.volumes.plan == "given"
+        own = _as_given(shown[0], source) if later and given else _planned(recipe, source)
+        if later:
             notes += [f"{names[index]}: {note}" for note in _misfit(shown[0], source, own)]
             own = shown[0]
         shown.append(own)
@@ -43,7 +48,22 @@ def _planned(recipe: Recipe, source: Source) -> Preparation:
 
     if recipe.volumes.view == "slices":
         return plan_slices(source, recipe.volumes)
-    return plan_volumes(source, recipe.volumes)
+    plan = plan_volumes(source, recipe.volumes)
+    if recipe.volumes.patch is not None:
+        return plan  # a patch that somebody chose is not changed behind their back
+    with seeded(0):
+        network = build_network(recipe.network.name, dims=3, in_channels=plan.channels, **recipe.network.settings)
+    return plan.fitted(network.multiple) if isinstance(network, Segmenter) else plan
+
+
+def _as_given(first: Preparation, source: Source) -> Preparation:
+    """What a later data set would have where spacing and patch are given: no case but the first has to be read."""
+    from perdure.data.volumes.sampled import Sampled
+
+    if not isinstance(first, Sampled) or source.dims != first.dims:
+        return Preparation(dims=source.dims)
+    channels = source.read("train", source.names("train")[0]).image.shape[0]
+    return first.model_copy(update={"channels": channels, "modality": source.modality})
 
 
 def _misfit(first: Preparation, source: Source, own: Preparation) -> list[str]:
