@@ -17,7 +17,10 @@ import pytest
 
 from perdure.adding import Addition, extended
 from perdure.audit.audit import audit
+from perdure.config.build import build_experiment
 from perdure.config.load import parse_recipe
+from perdure.data.dataset import Draw
+from perdure.data.volumes.extra import need
 from perdure.experiment import run_experiment
 from perdure.report import page
 from perdure.run_folder import RunFolder
@@ -80,6 +83,12 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, bytes], l
     """Files of the whole stream in one run that nobody disturbed, and copies of a run after none, one, two sets."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PERDURE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        # here, for all children: nnU-Net and what it brings take seconds to import
+        task = build_experiment(parse_recipe(recipe(SETS[0]), "tiny3d")).stream.tasks[0]
+        assert task.data is not None and task.data.prepare is not None
+        task.data.prepare(tmp_path_factory.mktemp("warm"), lambda: None)
+        assert len(task.data.joint("train")[Draw(0, 1)].image) == 1
+        need("monai.metrics.utils")
         out = tmp_path_factory.mktemp("whole") / "run"
         status, text = child(lambda: run_experiment(parse_recipe(recipe(*SETS), "tiny3d"), out, quiet=True) and None)
         assert status == 0, text
