@@ -84,10 +84,11 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, bytes], l
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PERDURE_CACHE", str(tmp_path_factory.mktemp("cache")))
         # here, for all children: nnU-Net and what it brings take seconds to import
-        task = build_experiment(parse_recipe(recipe(SETS[0]), "tiny3d")).stream.tasks[0]
-        assert task.data is not None and task.data.prepare is not None
-        task.data.prepare(tmp_path_factory.mktemp("warm"), lambda: None)
-        assert len(task.data.joint("train")[Draw(0, 1)].image) == 1
+        stream = build_experiment(parse_recipe(recipe(SETS[0]), "tiny3d")).stream
+        with stream.opened(stream.tasks[0]) as task:
+            assert task.data is not None and task.data.prepare is not None
+            task.data.prepare(tmp_path_factory.mktemp("warm"), lambda: None)
+            assert len(task.train()[Draw(0, 1)].image) == 1
         need("monai.metrics.utils")
         out = tmp_path_factory.mktemp("whole") / "run"
         status, text = child(lambda: run_experiment(parse_recipe(recipe(*SETS), "tiny3d"), out, quiet=True) and None)
