@@ -83,14 +83,17 @@ def page(study: Mapping[str, Any], out: Path) -> str:
     names = list(study["figures"])
     seeds = study["seeds"]
     lines = [f"# {study['title']}", "", *study.get("about", "").strip().splitlines(), ""]
+    one = f"After the last task, one seed ({seeds[0]})."
+    several = f"After the last task, mean ± standard deviation over {len(seeds)} seeds ({', '.join(map(str, seeds))})."
     lines += [
-        f"After the last task, mean ± standard deviation over {len(seeds)} seeds ({', '.join(map(str, seeds))}).",
+        one if len(seeds) == 1 else several,
         *_measured(out),
         "",
     ]
     found = {variant: [figures(out / f"{variant}-{seed}", names) for seed in seeds] for variant in study["variants"]}
     lines += _table(names, found)
-    if per_class := study.get("by_class"):
+    asked = study.get("by_class", ())
+    for per_class in [asked] if isinstance(asked, str) else asked:
         lines += ["", f"`{per_class}` of each class.", ""]
         values = {v: [by_class(out / f"{v}-{seed}", per_class) for seed in seeds] for v in study["variants"]}
         names_of = list(dict.fromkeys(name for runs in values.values() for name in runs[0]))

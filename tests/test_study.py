@@ -55,6 +55,20 @@ def test_the_page_has_mean_and_deviation_over_seeds(study: ModuleType, tmp_path:
     assert "| only | `a=1` |" in text and "- as it is" in text and "seeds (1, 2)" in text
 
 
+def test_the_page_of_one_seed_has_each_class_by_several_figures(study: ModuleType, tmp_path: Path) -> None:
+    folder = tmp_path / "only-1"
+    folder.mkdir()
+    rows = [ResultRow(0, "a", None, "", "wcd", 70.0, 5)]
+    rows += [ResultRow(0, "a", 1, "liver", name, value, 5) for name, value in (("dice.cases", 81.0), ("hd95[mm]", 4.2))]
+    (folder / "results.csv").write_text(to_csv(rows))
+    (folder / "environment.json").write_text(json.dumps({"perdure": "0", "torch": "1", "python": "3"}))
+    plan = {"title": "T", "recipe": "r", "seeds": [1], "figures": ["wcd"], "variants": {"only": []}, "file": "f"}
+    text = study.page(plan | {"by_class": ["dice.cases", "hd95[mm]"]}, tmp_path)
+    assert "one seed (1)." in text and "| only | 70.0 |" in text
+    (first, second) = text.split("` of each class.")[1:]
+    assert "| | `liver` |" in first and "| only | 81.0 |" in first and "| only | 4.2 |" in second
+
+
 def test_differences_are_paired_by_seed(study: ModuleType, tmp_path: Path) -> None:
     name = "accuracy.all[bg=out]"
     for variant, values in {"low": (10.0, 30.0), "high": (15.0, 36.0)}.items():
