@@ -64,16 +64,18 @@ def extended(run: RunFolder, addition: Addition) -> Recipe:
             "run the whole recipe again, with all data",
         )
     task = _task(addition)
-    sealed = len(run.sealed())
+    learned = len(run.sealed())
+    if learned == len(plan.tasks) and _bare(plan.tasks[-1]) == _bare(task):
+        learned -= 1  # the very same was added before, and perhaps stopped after the seal: what is left is finished
     # after a kill the recipe may name the new task already and the description of the stream not yet
-    begun_tasks = plan.tasks[sealed:]
+    begun_tasks = plan.tasks[learned:]
     if begun_tasks and (len(begun_tasks) > 1 or _bare(begun_tasks[0]) != _bare(task)):
         raise RunError(
-            f"task {sealed + 1} ('{label(begun_tasks[0])}') of {run.path} is not finished",
+            f"task {learned + 1} ('{label(begun_tasks[0])}') of {run.path} is not finished",
             "give the command that began it again, `perdure run … --resume` or the same `perdure add`",
         )
-    tasks = list(plan.tasks[:sealed])
-    _refuse_taken_names(task, stream, sealed, plan, addition.same)
+    tasks = list(plan.tasks[:learned])
+    _refuse_taken_names(task, stream, learned, plan, addition.same)
     tasks.append(task)
     content = recipe.model_dump(mode="json", exclude_none=True)
     content["stream"]["tasks"] = [one.model_dump(mode="json") for one in tasks]
