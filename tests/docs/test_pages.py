@@ -6,7 +6,7 @@ import ast
 import re
 import shlex
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import pytest
 import typer.main
@@ -144,15 +144,17 @@ def test_commands_in_the_text(page: Path, at_root: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_recipes_and_keys_exist(page: Path) -> None:
     for code in codes(page):
-        if re.fullmatch(r"(star|clip_ciss|ccsi|cgr|clnet)/[\w-]+", code):
+        if re.fullmatch(r"(star|clip_ciss|ccsi|cgr|clnet|data-sets)/[\w-]+", code):
             assert code in shipped(), f"{code} is no recipe"
-        key = re.fullmatch(r"(data|stream|network|augment|evaluate|method|training|engine|report)\.(\w+)(=.*)?", code)
+        key = re.fullmatch(
+            r"(data|stream|network|augment|volumes|evaluate|method|training|engine|report)\.(\w+)(=.*)?", code
+        )
         if key is None or code.endswith((".md", ".html", ".csv", ".json", ".yaml", ".jsonl", ".png")):
             continue
         known = known_keys(key[1])
         assert key[2] in known, f"{code}: {key[1]} has no key {key[2]}, only {sorted(known)}"
         if key[3]:
-            assert any(loads(recipe, code) for recipe in ("demo", "ccsi/digits")), code
+            assert any(loads(recipe, code) for recipe in ("demo", "ccsi/digits", "data-sets/torso")), code
 
 
 def loads(recipe: str, override: str) -> bool:
@@ -167,7 +169,8 @@ def loads(recipe: str, override: str) -> bool:
 def known_keys(section: str) -> set[str]:
     """Keys of a section of recipes, and the further ones of what the section may name."""
     field = Recipe.model_fields[section].annotation
-    keys = set(field.model_fields)  # type: ignore[union-attr]
+    kinds = [kind for kind in (field, *get_args(field)) if hasattr(kind, "model_fields")]  # a stream is of two kinds
+    keys = {key for kind in kinds for key in kind.model_fields}
     reference = (ROOT / "docs" / "reference" / "recipes.md").read_text(encoding="utf-8")
     for part in re.findall(rf"^## `{section}: .*?(?=^## |\Z)", reference, re.DOTALL | re.MULTILINE):
         keys |= set(re.findall(r"^\| `(\w+)`", part, re.MULTILINE))
