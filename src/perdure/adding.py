@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,14 +11,15 @@ from pydantic import JsonValue
 
 from perdure.config.build import method_class
 from perdure.config.data_sets import label
-from perdure.config.load import override, parse_recipe, read_raw, split_override
+from perdure.config.load import dump_recipe, override, parse_recipe, read_raw, split_override
 from perdure.config.recipe import DataSetsSection, Recipe, TaskSection
 from perdure.data.catalog import open_source
 from perdure.data.detect import find_data, short_name
 from perdure.errors import RunError, UsageError, nearest
-from perdure.run_folder import RunFolder
-from perdure.streams.description import DescribedStream
+from perdure.run_folder import BEGIN, RunFolder
+from perdure.streams.description import DescribedStream, write_stream
 from perdure.streams.partial_labels import DataSet
+from perdure.working import WorkingFolder
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def extended(run: RunFolder, addition: Addition) -> Recipe:
     if begun_tasks and (len(begun_tasks) > 1 or _bare(begun_tasks[0]) != _bare(task)):
         raise RunError(
             f"task {learned + 1} ('{label(begun_tasks[0])}') of {run.path} is not finished",
-            "give the command that began it again, `perdure run … --resume` or the same `perdure add`",
+            "give the command that began it again, or `perdure add RUN --give-up` to take it out",
         )
     tasks = list(plan.tasks[:learned])
     _refuse_taken_names(task, stream, learned, plan, addition.same)
@@ -169,6 +171,48 @@ def _put_earlier(tasks: Sequence[dict[str, JsonValue]], names: Sequence[str], ea
     """Say where the data of earlier tasks is."""
     if unknown := [name for name in earlier if name not in names]:
         raise UsageError(f"the run has no task '{unknown[0]}'", nearest(unknown[0], names))
+    for name, folder in earlier.items():
+        if not folder.expanduser().is_dir():
+            raise UsageError(f"--earlier {name}={folder}: there is no such folder", "leave it out if the data is gone")
     for task, name in zip(tasks, names, strict=True):
         if name in earlier and isinstance(data := task["data"], dict):
             data["root"] = str(earlier[name].expanduser().absolute())
+
+
+def give_up(run: RunFolder) -> str:
+    """Take a data set that was begun and not learned out of a run again; returns its name, empty if there is none.
+
+    The run is then as it was sealed last. Working files and the state of the task are deleted.
+
+    Raises:
+        RunError: Another process writes to the run, it has no sealed task, or is no run of data sets.
+    """
+    with run.locked():
+        recipe, stream, sealed = run.recipe(), run.stream(), run.sealed()
+        plan = recipe.stream
+        if not isinstance(plan, DataSetsSection) or not sealed:
+            raise RunError(f"{run.path} has no sealed data set to go back to", "delete the folder to begin anew")
+        learned = len(sealed)
+        if learned == len(plan.tasks) == len(stream.tasks):
+            return ""
+        name = label(plan.tasks[learned])
+        WorkingFolder(run.path, recipe.engine.working).clear()
+        shutil.rmtree(run.resume, ignore_errors=True)
+        for folder in (run.path / "tasks").iterdir():
+            if folder not in sealed:
+                shutil.rmtree(folder)
+        tasks = stream.tasks[:learned]
+        known = stream.model_copy(
+            update={
+                "tasks": tasks,
+                "groups": stream.groups[:learned],
+                "classes": stream.classes[: len(tasks[-1].seen)],
+                "dataset": ", ".join(task.name for task in tasks),
+            }
+        )
+        run.list_files((), dropped=BEGIN)
+        write_stream(run.path / "stream.json", known)
+        shorter = plan.model_copy(update={"tasks": plan.tasks[:learned]})
+        dump_recipe(recipe.model_copy(update={"stream": shorter}), run.recipe_file)
+        run.list_files(BEGIN)
+    return name

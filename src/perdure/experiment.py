@@ -10,11 +10,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
+from perdure.adding import give_up
 from perdure.before import Before
 from perdure.config.build import Experiment, build_experiment
 from perdure.config.data_sets import in_order
 from perdure.config.load import data_of_tasks
-from perdure.config.recipe import Recipe
+from perdure.config.recipe import DataSetsSection, Recipe
 from perdure.data.catalog import DATASETS, needs_folder
 from perdure.data.gone import GoneSource
 from perdure.data.survey import Survey, survey, told
@@ -37,7 +38,7 @@ from perdure.sealing import (
     restore_sealed,
     seal,
 )
-from perdure.streams.description import describe
+from perdure.streams.description import describe, tests_fingerprint
 from perdure.streams.task import Task
 from perdure.working import WorkingFolder
 
@@ -75,6 +76,9 @@ def run_experiment(recipe: Recipe, out: Path, resume: bool = False, quiet: bool 
         remaining = stream.tasks[len(sealed) :]
         working = WorkingFolder(run.path, recipe.engine.working)
         working.clear(besides=remaining[:1])  # of a task that was killed right after it had been sealed
+        if machine.main and sealed and remaining:  # the description has grown, and results and pages follow from it
+            record(run, stream.tasks[len(sealed) - 1])
+            publish(run)
         if remaining:
             machine.start_trackers(recipe.name.replace("/", "-"))
         for task in remaining:
@@ -156,11 +160,13 @@ def _prepared(
     except DataError:
         _refuse_damaged(experiment, quiet)  # which tells of all damaged files, not of the first one that was looked at
         raise
+    working = WorkingFolder(run.path, recipe.engine.working)
     with ExitStack() as held:
         failed = True
         try:
             if machine.main:
                 run.check(recipe, described, resume)  # nothing has been written before this line
+                _refuse_other_tests(experiment, run, sealed)
                 refuse_pictures_of_few(experiment, sealed)
                 # the network per task that is still to come, and resume states with optimiser (8 networks)
                 network: int = sum(t.nbytes for t in experiment.method.state_dict().values())
@@ -180,8 +186,24 @@ def _prepared(
         except (UsageError, DataError):
             machine.stop_trackers()
             if machine.main:
-                run.withdraw()
+                working.clear()
+                if run.sealed() and not run.resume.exists() and isinstance(recipe.stream, DataSetsSection):
+                    held.close()
+                    give_up(run)  # a data set that cannot be learned must not stay in the way of the next one
+                else:
+                    run.withdraw()
             raise
+
+
+def _refuse_other_tests(experiment: Experiment, run: RunFolder, sealed: int) -> None:
+    """Raise DataError where test cases of a sealed task are others than those that it was measured on."""
+    for known, task in zip(run.stream().tasks[:sealed] if sealed else (), experiment.stream.tasks, strict=False):
+        found = tests_fingerprint(task) if known.tests else ""
+        if found and found != known.tests:
+            raise DataError(
+                f"the test cases of '{task.name}' are not those that it was measured on",
+                "give the folder that it was learned from, or leave it out: figures of other cases tell nothing",
+            )
 
 
 def _first_weights(experiment: Experiment) -> Origin | None:

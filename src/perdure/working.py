@@ -9,6 +9,7 @@ import hashlib
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from rich.console import Console
 from rich.progress import Progress
@@ -16,9 +17,13 @@ from rich.progress import Progress
 from perdure.data.dataset import members
 from perdure.engine.machine import Machine
 from perdure.errors import RunError
+from perdure.files import write_atomic
 from perdure.kept.ledger import task_folder
 from perdure.kept.manifest import WORKING
 from perdure.streams.task import Task
+
+ELSEWHERE: Final = "elsewhere"
+"""Empty file that stands for working files in a folder of the user's."""
 
 
 class WorkingFolder:
@@ -32,6 +37,7 @@ class WorkingFolder:
     def __init__(self, run: Path, chosen: Path | None) -> None:
         inside = f"perdure-{hashlib.blake2b(str(run.resolve()).encode(), digest_size=6).hexdigest()}"
         self.path = run / WORKING if chosen is None else chosen / inside
+        self.mark = None if chosen is None else run / WORKING
 
     def fill(self, task: Task, machine: Machine, quiet: bool) -> None:
         """Write what the task's training reads, unless it is there; with a progress bar.
@@ -42,6 +48,9 @@ class WorkingFolder:
         """
         if task.data is None or task.data.prepare is None:
             return
+        if self.mark is not None and machine.main:  # an audit sees by it that there are working files, but not where
+            mark = self.mark / self.of(task).name / ELSEWHERE
+            write_atomic(mark, lambda part: part.write_bytes(b""))
         console = Console(stderr=True, quiet=quiet or not machine.main)
         with Progress(console=console, transient=True, disable=console.quiet or not console.is_terminal) as bar:
             total = sum(map(len, members(task.data.train())))
@@ -52,19 +61,32 @@ class WorkingFolder:
                 machine.barrier()
 
     def clear(self, besides: Sequence[Task] = ()) -> None:
-        """Delete the working files of all tasks but those of ``besides``. Raises RunError where that fails."""
-        if not self.path.is_dir():
+        """Delete the working files of all tasks but those of ``besides``.
+
+        Raises:
+            RunError: That fails; or there are some in a folder that the recipe does not name any more.
+        """
+        if self.mark is None and any(self.path.glob(f"*/{ELSEWHERE}")):
+            raise RunError(
+                "working files of this run, which hold images, lie in a folder that engine.working named",
+                "give engine.working=DIR again: they are needed to go on, and deleted afterwards",
+            )
+        for place in filter(None, (self.path, self.mark)):
+            self._clear(place, besides)
+
+    def _clear(self, place: Path, besides: Sequence[Task]) -> None:
+        if not place.is_dir():
             return
         kept = {self.of(task).name for task in besides}
         try:
-            for folder in self.path.iterdir():
+            for folder in place.iterdir():
                 if folder.name not in kept:
                     shutil.rmtree(folder)
-            if not any(self.path.iterdir()):
-                self.path.rmdir()
+            if not any(place.iterdir()):
+                place.rmdir()
         except OSError as error:
             raise RunError(
-                f"the working files in {self.path} cannot be deleted: {error.strerror or error}",
+                f"the working files in {place} cannot be deleted: {error.strerror or error}",
                 "they hold images: delete the folder by hand",
             ) from error
 

@@ -27,6 +27,7 @@ from perdure.errors import PerdureError, UsageError
 from perdure.files import parse_yaml, read_json
 from perdure.kept.manifest import CASES, CHANGES, COUNTS
 from perdure.metrics.cases import problem_of
+from perdure.metrics.changes import BEFORE, OUTPUTS
 from perdure.metrics.confusion import read_counts, write_counts
 from perdure.report.samples import Classes
 from perdure.run_folder import ENVIRONMENT, ORIGIN
@@ -80,7 +81,7 @@ def _check_of(inside: str) -> Callable[[Path], str | None] | None:
     """What to check of a file in a task's folder."""
     if inside.startswith("samples/") and inside.endswith(".class.json"):
         return _classes_problem
-    return {COUNTS: _counts_problem, CHANGES: _counts_problem, CASES: _cases_problem}.get(inside)
+    return {COUNTS: _counts_problem, CHANGES: _changes_problem, CASES: _cases_problem}.get(inside)
 
 
 def _guarded(check: Callable[[Path], str | None], path: Path) -> str | None:
@@ -124,7 +125,7 @@ def _stream_problem(path: Path, stream: DescribedStream, run: Path) -> str | Non
             return f"holds '{extra}', which is no part of a preparation"
         if (wrong := _too_much([dict(task.data), task.preparation])) is not None:
             return wrong
-        if not all(map(_FINGERPRINT.fullmatch, (task.digest, task.content, task.pool))):
+        if not all(map(_FINGERPRINT.fullmatch, (task.digest, task.content, task.pool, task.tests))):
             return "holds a fingerprint of images that is none"
         if not 0 <= task.images < MOST_IMAGES:
             return "holds a number of images that no task has"
@@ -204,6 +205,19 @@ def _counts_problem(path: Path) -> str | None:
         if (Path(folder) / "counts.json").read_bytes() != path.read_bytes():
             return "holds more than counts"
     return None if all(_WORD.fullmatch(name) for name in sets) else "holds more than counts"
+
+
+def _changes_problem(path: Path) -> str | None:
+    if (wrong := _counts_problem(path)) is not None:
+        return wrong
+    sets, counts = read_counts(path), list(read_counts(path.with_name(COUNTS)).values())
+    if set(sets) != {OUTPUTS, BEFORE}:
+        return "holds other counts than those of a change"
+    outputs, before = sets[OUTPUTS], sets[BEFORE]
+    fits = [one for one in counts if one.labels == outputs.labels and one.cases == outputs.cases == before.cases]
+    if not fits or before.labels != outputs.labels[: len(before.labels)]:
+        return "was counted on other classes or cases than the task's"
+    return None
 
 
 def _cases_problem(path: Path) -> str | None:

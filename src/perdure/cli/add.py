@@ -8,14 +8,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from perdure.adding import Addition, extended
+from perdure.adding import Addition, extended, give_up
 from perdure.cli.console import open_console
 from perdure.config.load import refuse_foreign_code
 from perdure.errors import UsageError
 from perdure.experiment import run_experiment
 from perdure.metrics.changes import Changes, read_changes
 from perdure.run_folder import RunFolder
-from perdure.streams.description import DescribedStream
+from perdure.sealing import publish, record
+from perdure.streams.description import DescribedStream, restore
 
 
 def pairs(texts: list[str], option: str, form: str) -> dict[str, str]:
@@ -44,6 +45,17 @@ def add(path: Path, addition: Addition, at_most: float | None, quiet: bool, allo
         show(found, stream, open_console())
     fallen = [c for c in found.classes if at_most is not None and c.fall is not None and c.fall > at_most]
     return [f"{stream.space.name(c.class_id)} ({c.fall:.1f})" for c in fallen]
+
+
+def undone(path: Path) -> str:
+    """Take an unfinished data set out of a run; says what was done."""
+    run = RunFolder.existing(path)
+    name = give_up(run)
+    if not name:
+        return f"every data set of {path} is learned: nothing was taken out"
+    record(run, restore(run.stream()).tasks[-1])
+    publish(run)
+    return f"'{name}' was taken out of {path}; the model is that of the data sets before it"
 
 
 def show(found: Changes, stream: DescribedStream, console: Console) -> None:

@@ -226,10 +226,10 @@ def run(
 @app.command()
 def add(
     run: Run,
+    overrides: Overrides = None,
     data: Annotated[
         str, typer.Option("--data", help="folder of the new data set, in a layout of `perdure list datasets`")
-    ],
-    overrides: Overrides = None,
+    ] = "",
     name: Annotated[str, typer.Option("--name", help="name of the task; default: that of the folder")] = "",
     classes: Annotated[
         list[str] | None, typer.Option("--classes", help="classes that it annotates, with commas; default all")
@@ -249,14 +249,23 @@ def add(
         typer.Option("--at-most", min=0, help="points that an earlier class may lose, or exit code 1"),
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress bars and no table")] = False,
+    undo: Annotated[
+        bool, typer.Option("--give-up", help="take a data set that was begun and not learned out of the run again")
+    ] = False,
     allow_code: AllowCode = False,
 ) -> None:
     """Learn one more data set with a finished run, without data of earlier ones; goes on where it was stopped."""
     if allow_code:
         search_here()
+    if bool(data) == undo:
+        raise UsageError("add needs a data set" if not undo else "--give-up takes no --data", "give --data DIR")
     from perdure.adding import Addition
     from perdure.cli.add import add as learn
-    from perdure.cli.add import pairs
+    from perdure.cli.add import pairs, undone
+
+    if undo:
+        _say(undone(run))
+        return
 
     chosen = [part.strip() for text in classes or () for part in text.split(",") if part.strip()]
     folders = {task: Path(place) for task, place in pairs(earlier or [], "--earlier", "TASK=DIR").items()}

@@ -19,7 +19,7 @@ from perdure.files import read_json, write_json
 from perdure.labels import BACKGROUND, ClassInfo, LabelSpace
 
 if TYPE_CHECKING:
-    from perdure.streams.task import Stream
+    from perdure.streams.task import Stream, Task
 
 _HINT = "the file was changed or is damaged: restore it"
 
@@ -46,6 +46,7 @@ class DescribedTask(BaseModel):
         digest: Of its training list: names, order and label table.
         content: Fingerprint of its training images (:func:`perdure.data.content.content_fingerprint`).
         pool: Fingerprint of the unlabelled images that it may use; empty without any.
+        tests: Fingerprint of its own test cases, where every task has its own.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -62,6 +63,7 @@ class DescribedTask(BaseModel):
     digest: str = ""
     content: str = ""  # runs of earlier versions say neither this
     pool: str = ""  # nor this
+    tests: str = ""  # nor this
 
     @property
     def seen(self) -> tuple[int, ...]:
@@ -88,10 +90,10 @@ class DescribedTask(BaseModel):
 
     def differs(self, other: DescribedTask, sealed: bool) -> str:
         """In words, what is not the same in another description of this task; of a sealed one apart from images."""
-        images = {"images", "digest", "content", "pool"}
+        images = {"images", "digest", "content", "pool", "tests"}
         old, new = (task.model_dump(exclude=images if sealed else None) for task in (self, other))
         known = self.content and other.content  # else one of the two was described without looking at images
-        unknown = set() if known else {"content", "pool"}
+        unknown = {"tests"} if known else {"content", "pool", "tests"}
         key = next((key for key, value in old.items() if value != new[key] and key not in unknown), "")
         if key == "data":
             names = sorted(self.data.keys() | other.data.keys())
@@ -267,7 +269,7 @@ def describe(
 
     tasks: list[DescribedTask] = []
     for task in stream.tasks:
-        images, digest, seen, pool = 0, "", "", ""
+        images, digest, seen, pool, tests = 0, "", "", "", ""
         if task.data is not None and task.index >= sealed:
             samples, content = task.data.train(), hashlib.blake2b(digest_size=12)
             for part in members(samples):
@@ -275,6 +277,7 @@ def describe(
             images, digest = len(samples), content.hexdigest()
             seen = content_fingerprint(members(samples))
             pool = content_fingerprint([task.data.pool()]) if task.data.pool is not None else ""
+            tests = tests_fingerprint(task)
         tasks.append(
             DescribedTask(
                 index=task.index,
@@ -289,6 +292,7 @@ def describe(
                 digest=digest,
                 content=seen,
                 pool=pool,
+                tests=tests,
             )
         )
     return DescribedStream(
@@ -303,6 +307,14 @@ def describe(
         tasks=tuple(tasks),
         groups=stream.groups,
     )
+
+
+def tests_fingerprint(task: Task) -> str:
+    """Fingerprint of the test cases of a task that has its own, empty where tasks share them or they are gone."""
+    from perdure.data.content import content_fingerprint
+
+    own = task.data.tests().get(task.name) if task.data is not None else None
+    return "" if own is None else content_fingerprint([own])
 
 
 def restore(described: DescribedStream) -> Stream:

@@ -64,6 +64,11 @@ class DataSet:
             )
         pairs = [(i, self.rename.get(name, name)) for i, name in zip(chosen, known, strict=True)]
         twice = [name for name, count in Counter(name for _, name in pairs).items() if count > 1]
+        if (background := self.source.space.background) is not None and background in {name for _, name in pairs}:
+            raise UsageError(
+                f"{self.label}: a class is called '{background}', as what has no label is",
+                "give it another name with rename",
+            )
         if not pairs or twice:
             what = f"class '{twice[0]}' occurs twice" if twice else "no class is annotated"
             raise UsageError(f"{self.label}: {what}", "correct classes or rename")

@@ -54,8 +54,11 @@ def open_decathlon(root: Path, fold: int = 0, patients: bool = True) -> VolumeSo
             )
     labels: dict[int, str] = {}
     for number, name in content["labels"].items():
-        if not str(number).isdecimal() or not isinstance(name, str):
-            raise DataError(f"{path}: label '{number}' is {name}", 'write "labels": {"0": "background", "1": "liver"}')
+        if not str(number).isdecimal() or len(str(number)) > 6 or not isinstance(name, str):
+            raise DataError(
+                f"{path}: label '{str(number)[:20]}' is {str(name)[:60]}",
+                'write "labels": {"0": "background", "1": "liver"}',
+            )
         labels[int(number)] = name
     background = labels.pop(BACKGROUND, "background")
     space = class_list(path, labels, background)

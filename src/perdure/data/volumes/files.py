@@ -124,7 +124,17 @@ def read_voxels(header: Header) -> Voxels:
             "crop or resample it, or use a machine with more memory",
         )
     with _explained(header.path):
-        return turn(header.load(), header.geometry)
+        values = turn(header.load(), header.geometry)
+        if header.path.name.endswith(".gz"):
+            _to_the_end(header.path)
+    return values
+
+
+def _to_the_end(path: Path) -> None:
+    """Decompress all of a file: its check sum stands at its end, and whoever wants the voxels alone stops before it."""
+    with gzip.open(path) as stream:
+        while stream.read(1 << 20):
+            pass
 
 
 def read_image(header: Header) -> npt.NDArray[np.float32]:

@@ -240,6 +240,10 @@ def _fingerprint(source: Source, names: Sequence[str], ct: Sequence[bool], told:
 def _intensities(voxels: npt.NDArray[Any]) -> Intensities:
     """As ``DatasetFingerprintExtractor.run`` has them."""
     low, high = np.percentile(voxels, np.array((0.5, 50.0, 99.5)))[[0, 2]]
+    if not np.isfinite([float(np.mean(voxels)), float(np.std(voxels)), low, high]).all():
+        raise DataError(
+            "labelled voxels hold values that are too large to compute with", "correct the images: CT has -1024 to 3071"
+        )
     return Intensities(
         mean=float(np.mean(voxels)), std=float(np.std(voxels)), percentile_00_5=float(low), percentile_99_5=float(high)
     )
