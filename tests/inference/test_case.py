@@ -14,6 +14,7 @@ from perdure.data.case import Grid
 from perdure.data.preparation import Preparation
 from perdure.data.transforms import nearest
 from perdure.errors import UsageError
+from perdure.inference import case
 from perdure.inference.case import SLICES, predict_cases, starts
 from perdure.methods.prediction import Prediction
 
@@ -172,6 +173,33 @@ def test_by_centre_every_window_is_encoded_once_however_many_classes() -> None:
     )
     assert model.encoded == 4 and len(model.asked) == 4 * 20
     assert found.labels.shape == found.confidence.shape == (1, 12, 3)
+
+
+@pytest.mark.parametrize(("held_bytes", "at_a_time"), [(1, 2), (0, 20)])
+def test_by_centre_few_classes_at_a_time_where_the_features_are_held(
+    monkeypatch: pytest.MonkeyPatch, held_bytes: int, at_a_time: int
+) -> None:
+    """Without held features each part may run a network again: then as many classes as the general bound allows."""
+    monkeypatch.setattr(case, "WINDOW_SCORES", 2 * 16)
+    model = Counting((20,), held_bytes)
+    predict_cases(model, torch.rand(1, 3, 6, 6), windows(4, 0.5, "centre"), Grid((6, 6)))
+    assert model.encoded == 4 and {len(channels) for channels in model.asked} == {at_a_time}
+
+
+@pytest.mark.parametrize(
+    ("held_bytes", "at_once", "at_a_time", "encoded"),
+    [(1, 100, 6, 4), (1, 3, 1, 4), (1 << 40, 3, 3, 8)],
+    ids=["all scores fit", "features fit", "neither fits"],
+)
+def test_beside_held_features_lie_fewer_scores(
+    monkeypatch: pytest.MonkeyPatch, held_bytes: int, at_once: int, at_a_time: int, encoded: int
+) -> None:
+    monkeypatch.setattr(case, "HELD_SCORES", 36)
+    model, images = Counting((6,), held_bytes), torch.rand(1, 3, 6, 6)
+    found = predict_cases(model, images, windows(4, 0.5), Grid((6, 6)), scores_at_once=at_once * 36)
+    assert {len(channels) for channels in model.asked} == {at_a_time} and model.encoded == encoded
+    whole = predict_cases(Counting((6,), 1), images, windows(4, 0.5), Grid((6, 6)))
+    assert torch.equal(found.labels, whole.labels) and torch.equal(found.confidence, whole.confidence)
 
 
 def test_labels_come_back_to_the_raw_grid_as_nearest_pixels() -> None:

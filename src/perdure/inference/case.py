@@ -25,6 +25,10 @@ SCORES_AT_ONCE: Final = 1 << 26
 """Scores in memory at a time, over all images of a call: 256 MiB of float32, and as much again on the raw grid."""
 HELD_BYTES: Final = 1 << 30
 """Features of windows that are kept between two groups of classes; with more, windows are encoded again for each."""
+HELD_SCORES: Final = 1 << 24
+"""Scores in memory at a time beside such features: 64 MiB."""
+WINDOW_SCORES: Final = 1 << 22
+"""Scores of one window in memory at a time, where its features are there already: the network's own are more."""
 
 SLICES: Final = 16
 """Slices of a volume that go through a network for images at once."""
@@ -144,6 +148,9 @@ def _averaged(
     per_class = len(images) * max(math.prod(shape), math.prod(grid.inside)) if grid.size else len(images)
     chunks = first.chunks(max(1, scores_at_once // per_class))
     hold = len(chunks) > 1 and first.held_bytes * len(windows) <= HELD_BYTES
+    if hold and first.held_bytes:
+        # with the features of all windows in memory a pass costs little, and fewer scores have to lie beside them
+        chunks = first.chunks(max(1, min(scores_at_once, HELD_SCORES) // per_class))
     held = {0: first}
     for channels in chunks:
         total, visits = torch.zeros(()), torch.zeros(())
@@ -182,9 +189,12 @@ def _by_centre(
     for first, side, length in zip(axes, sides, grid, strict=True):
         borders = [(a + side + b) // 2 for a, b in itertools.pairwise(first)]
         cores.append(list(zip(first, [0, *borders], [*borders, length], strict=True)))
-    most = max(1, scores_at_once // (len(images) * math.prod(sides)))
+    per_class = len(images) * math.prod(sides)
     for core in itertools.product(*cores):
         prediction = predict(images[_window([start for start, _, _ in core], sides)])
+        # few classes at a time cost nothing where features are held; without any, each call may run a network again
+        bound = min(scores_at_once, WINDOW_SCORES) if prediction.held_bytes else scores_at_once
+        most = max(1, bound // per_class)
         inside = (slice(None), slice(None), *(slice(a - start, b - start) for start, a, b in core))
         found = _best(
             Part(tuple(prediction.class_ids[c] for c in channels), prediction.score(channels)[inside].float())

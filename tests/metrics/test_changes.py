@@ -1,0 +1,107 @@
+"""What a task did to earlier classes, against the definitions in plain numpy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from perdure.labels import IGNORE
+from perdure.metrics.changes import Changes, ClassChange, changes
+from perdure.metrics.confusion import ConfusionMatrix, confusion
+
+OLD, SEEN = (4, 2), (4, 2, 7)
+"""Classes in learning order, not in order of their ids; 7 is what the task taught."""
+
+
+def dice(first: np.ndarray, second: np.ndarray, class_id: int) -> float | None:
+    """Dice of one class in percent, of all voxels together; None where the first does not show it."""
+    a, b = first == class_id, second == class_id
+    return 100 * 2 * float((a & b).sum()) / float(a.sum() + b.sum()) if a.any() else None
+
+
+def counted(truth: np.ndarray, guess: np.ndarray, ids: tuple[int, ...]) -> ConfusionMatrix:
+    found = ConfusionMatrix.empty(ids)
+    found.add(confusion(torch.from_numpy(truth)[None], torch.from_numpy(guess)[None], (0, *ids)))
+    return found
+
+
+class Drawn:
+    """Labels and outputs of a model before and after a task, on test cases of two earlier sets and of the new one."""
+
+    def __init__(self, seed: int) -> None:
+        draw = np.random.default_rng(seed)
+
+        def labels(*ids: int) -> np.ndarray:
+            return draw.choice(np.array((0, *ids)), (5, 6, 7)).astype(np.int64)
+
+        self.truth = {"north": labels(4, IGNORE), "south": labels(2), "new": labels(2, 7)}
+        self.old = {name: labels(*OLD) for name in self.truth}
+        self.new = {name: labels(*SEEN) for name in self.truth}
+
+    def found(self, before: tuple[str, ...], after: tuple[str, ...]) -> Changes:
+        return changes(
+            OLD,
+            counted(self.old["new"], self.new["new"], SEEN),
+            counted(self.truth["new"], self.old["new"], OLD),
+            {name: counted(self.truth[name], self.old[name], OLD) for name in before},
+            {name: counted(self.truth[name], self.new[name], SEEN) for name in after},
+        )
+
+    def pooled(self, outputs: dict[str, np.ndarray], sets: tuple[str, ...], class_id: int) -> float | None:
+        """Dice over the voxels of some sets that are labelled; classes that are measured only."""
+        truth = np.concatenate([self.truth[name].ravel() for name in sets])
+        guess = np.concatenate([outputs[name].ravel() for name in sets])
+        return dice(truth[truth != IGNORE], guess[truth != IGNORE], class_id)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(
+    ("before", "after", "shared"),
+    [
+        (("north", "south"), ("north", "south", "new"), ("north", "south")),
+        (("north", "south"), ("south", "new"), ("south",)),
+        (("north",), ("new",), ()),
+        ((), ("new",), ()),
+    ],
+    ids=["all at hand", "one at hand", "none at hand", "none measured before"],
+)
+def test_changes_are_the_definitions(
+    seed: int, before: tuple[str, ...], after: tuple[str, ...], shared: tuple[str, ...]
+) -> None:
+    drawn = Drawn(seed)
+    found = drawn.found(before, after)
+    assert [c.class_id for c in found.classes] == list(OLD)
+    for c in found.classes:
+        expected = [drawn.pooled(outputs, shared, c.class_id) if shared else None for outputs in (drawn.old, drawn.new)]
+        assert [c.before, c.after] == pytest.approx(expected)
+        assert c.agreement == pytest.approx(dice(drawn.old["new"], drawn.new["new"], c.class_id))
+        if shared:
+            assert c.before is None or c.fall == pytest.approx(expected[0] - expected[1])
+        if c.before is None:
+            assert c.agreement is not None and c.fall == pytest.approx(100 - c.agreement)
+    old, new = drawn.old["new"], drawn.new["new"]
+    assert found.changed == pytest.approx(100 * np.mean((old != new) & (new != 7)))
+
+
+def test_the_model_as_it_was_is_measured_only_where_the_new_cases_are_labelled() -> None:
+    drawn = Drawn(0)
+    first, second = drawn.found((), ("new",)).classes
+    # the labels of the new set that the old model did not know are not counted
+    measured = drawn.truth["new"] != 7
+    assert second.as_it_was == pytest.approx(dice(drawn.truth["new"][measured], drawn.old["new"][measured], 2))
+    assert (first.class_id, first.as_it_was) == (4, None)
+
+
+def test_without_voxels_and_without_a_class_there_is_no_figure() -> None:
+    nothing = changes(OLD, ConfusionMatrix.empty(SEEN), ConfusionMatrix.empty(OLD), {}, {})
+    assert nothing == Changes(tuple(ClassChange(c, None, None, None, None) for c in OLD), None)
+    assert [c.fall for c in nothing.classes] == [None, None]
+
+
+def test_a_model_that_stayed_as_it_was_changed_nothing() -> None:
+    drawn = Drawn(3)
+    drawn.new = drawn.old
+    found = drawn.found(("north", "south"), ("north", "south", "new"))
+    assert found.changed == 0
+    assert [c.fall for c in found.classes] == [0, 0] and [c.agreement for c in found.classes] == [100, 100]
