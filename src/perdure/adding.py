@@ -11,7 +11,7 @@ from pydantic import JsonValue
 
 from perdure.config.build import method_class
 from perdure.config.data_sets import label
-from perdure.config.load import dump_recipe, override, parse_recipe, read_raw, split_override
+from perdure.config.load import dump_recipe, override, parse_recipe, read_raw, same_experiment, split_override
 from perdure.config.recipe import DataSetsSection, Recipe, TaskSection
 from perdure.data.catalog import open_source
 from perdure.data.detect import find_data, short_name
@@ -83,7 +83,13 @@ def extended(run: RunFolder, addition: Addition) -> Recipe:
     content["stream"]["tasks"] = [one.model_dump(mode="json") for one in tasks]
     _put_earlier(content["stream"]["tasks"][:-1], [label(one) for one in tasks[:-1]], addition.earlier)
     rest = [text for text in addition.overrides if not text.startswith("data.")]
-    return parse_recipe(override(content, rest), str(run.recipe_file))
+    made = parse_recipe(override(content, rest), str(run.recipe_file))
+    if key := same_experiment(recipe, made):
+        raise UsageError(
+            f"'{key}' cannot be changed in a run: one more data set is learned as the others were",
+            "leave it out; options of the data set are written data.KEY=VALUE",
+        )
+    return made
 
 
 def begun(name: str, data: Sequence[str], overrides: Sequence[str]) -> Recipe:

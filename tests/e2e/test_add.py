@@ -112,7 +112,13 @@ CASES = {
     "same of a class that is not here": (("plants", "--same", "dog"), 2, "the data set has no such class", ""),
     "earlier of an unknown task": (("plants", "--earlier", "zoo=pets"), 2, "the run has no task 'zoo'", "pets"),
     "a rename that is none": (("plants", "--rename", "tree"), 2, "--rename 'tree' cannot be read", "OLD=NEW"),
-    "a key that changes the method": (("plants", "training.lr=3"), 1, "another value of 'training.lr'", "same recipe"),
+    "a key that changes the method": (("plants", "training.lr=3"), 2, "'training.lr' cannot be changed", "data.KEY"),
+    "a folder that is not there": (
+        ("plants", "--earlier", "pets=nowhere"),
+        2,
+        "there is no such folder",
+        "leave it out",
+    ),
 }
 
 

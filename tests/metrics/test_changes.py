@@ -95,7 +95,7 @@ def test_the_model_as_it_was_is_measured_only_where_the_new_cases_are_labelled()
 
 def test_without_voxels_and_without_a_class_there_is_no_figure() -> None:
     nothing = changes(OLD, ConfusionMatrix.empty(SEEN), ConfusionMatrix.empty(OLD), {}, {})
-    assert nothing == Changes(tuple(ClassChange(c, None, None, None, None) for c in OLD), None)
+    assert nothing == Changes(tuple(ClassChange(c, None, None, None, None, None) for c in OLD), None)
     assert [c.fall for c in nothing.classes] == [None, None]
 
 

@@ -224,7 +224,7 @@ def test_a_set_that_is_gone_gives_reasons_and_no_other_numbers(folder: Path) -> 
     whole = results_of(described, after, folder)
     left = [after[0], after[1], {name: cases for name, cases in after[2].items() if name != "organs"}]
     results = results_of(described, left, folder)
-    why = "the test cases of task 'organs' are gone"
+    why = "the test cases of task 'organs' are not at hand"
     for name in ("miou.all", "miou.old", "dice.all", "hiou", "accuracy.mean", "miou.average", "forgetting", "bwt",
                  "dice.cases", "hd95[mm]", "dice.tasks", "bwtr", "wcd", "forgetting.semantics",
                  "forgetting.appearance"):  # fmt: skip
@@ -248,8 +248,8 @@ def test_a_set_with_fewer_cases_than_before_is_another_measurement(folder: Path)
     after = made_up(described)
     cut = CaseCounts(after[2]["organs"].labels, after[2]["organs"].pixels[:2], after[2]["organs"].surfaces[:2])  # type: ignore[index]
     results = results_of(described, [after[0], after[1], {**after[2], "organs": cut}], folder)
-    assert evaluate("dice.all", results, 2).why == "some of the test cases of task 'organs' are gone"
-    assert evaluate("bwtr", results, 2).why == "some of the test cases of task 'organs' are gone"
+    assert evaluate("dice.all", results, 2).why == "some of the test cases of task 'organs' are not at hand"
+    assert evaluate("bwtr", results, 2).why == "some of the test cases of task 'organs' are not at hand"
     assert evaluate("dice.tasks", results, 1).value is not None
 
 
@@ -263,7 +263,7 @@ def test_a_set_that_labels_all_classes_is_missed_by_every_class(folder: Path) ->
     del counts[2]["organs"]
     results = run_results(described, counts)
     assert all(v.value is None for v in results.class_values("iou", 2).values())
-    assert evaluate("forgetting", results, 2).why == "the test cases of task 'organs' are gone"
+    assert evaluate("forgetting", results, 2).why == "the test cases of task 'organs' are not at hand"
 
 
 @pytest.mark.parametrize(

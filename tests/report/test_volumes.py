@@ -59,7 +59,10 @@ def test_what_is_gone_is_said(run: Path, rewrite: Callable[[Path], None], check_
     counts.write_text(json.dumps(told))
     (run / "tasks/01-vessels/cases.csv").unlink()
     card, page = write_model_card(run).read_text(), check_page(write_report(run))
-    assert "- After task vessels: the test cases of task 'organs' are gone, so figures that need them are left" in card
+    assert (
+        "- After task vessels: the test cases of task 'organs' are not at hand, so figures that need them are left"
+        in card
+    )
     assert "The test images of earlier tasks were not at hand." in page
 
 

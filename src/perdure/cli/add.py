@@ -43,6 +43,9 @@ def add(path: Path, addition: Addition, at_most: float | None, quiet: bool, allo
         return []
     if not quiet:
         show(found, stream, open_console())
+    if at_most is not None and (unknown := [c for c in found.classes if c.fall is None]):
+        names = ", ".join(stream.space.name(c.class_id) for c in unknown)
+        open_console(stderr=True).print(f"not held against --at-most, for nothing shows them: {names}", markup=False)
     fallen = [c for c in found.classes if at_most is not None and c.fall is not None and c.fall > at_most]
     return [f"{stream.space.name(c.class_id)} ({c.fall:.1f})" for c in fallen]
 
@@ -63,9 +66,14 @@ def show(found: Changes, stream: DescribedStream, console: Console) -> None:
     new = stream.tasks[-1].called
     here = any(c.before is not None for c in found.classes)
     own = ["before", "after", "change"] if here else []
-    table = Table("earlier class", *own, f"{escape(new)}: Dice of old and new output", title="Earlier classes, Dice")
+    shown = any(c.as_it_was is not None for c in found.classes)
+    labelled = [f"on {escape(new)}: before", "after"] if shown else []
+    table = Table(
+        "earlier class", *own, *labelled, f"{escape(new)}: Dice of old and new output", title="Earlier classes, Dice"
+    )
     for c in found.classes:
         cells = [_number(c.before), _number(c.after), _change(c.before, c.after)] if here else []
+        cells += [_number(c.as_it_was), _number(c.as_it_is)] if shown else []
         table.add_row(escape(stream.space.name(c.class_id)), *cells, _number(c.agreement))
     console.print(table)
     if found.changed is not None:

@@ -31,6 +31,7 @@ class ClassChange:
         before: On the test cases of earlier tasks that were at hand before and after the task: before it.
         after: The same after it.
         as_it_was: On the new test cases: the model before the task, where they are labelled with the class.
+        as_it_is: The same after it.
         agreement: On the new test cases: Dice of the output before the task against that after it.
     """
 
@@ -38,6 +39,7 @@ class ClassChange:
     before: float | None
     after: float | None
     as_it_was: float | None
+    as_it_is: float | None
     agreement: float | None
 
     @property
@@ -73,7 +75,8 @@ def read_changes(run: Path, stream: DescribedStream, task: int) -> Changes | Non
         return None
     counted = read_counts(folders[task] / CHANGES)
     sets = [read_counts(folder / "counts.json") for folder in folders[task - 1 :]]
-    return changes(stream.tasks[task].old, counted[OUTPUTS], counted[BEFORE], *sets)
+    before, after = sets
+    return changes(stream.tasks[task].old, counted[OUTPUTS], counted[BEFORE], before, after, stream.tasks[task].name)
 
 
 def changes(
@@ -82,6 +85,7 @@ def changes(
     as_it_was: ConfusionMatrix,
     before: Mapping[str, ConfusionMatrix],
     after: Mapping[str, ConfusionMatrix],
+    own: str = "",
 ) -> Changes:
     """What a task changed, from counts.
 
@@ -91,6 +95,7 @@ def changes(
         as_it_was: Ground truth against old output on the new test cases.
         before: Counts of earlier test sets before the task.
         after: The same after it; only sets that are in both are compared.
+        own: Name of the new test set.
     """
     shared = [name for name in before if name in after]
     dice = [
@@ -98,12 +103,18 @@ def changes(
         for sets in (before, after)
     ]
     agreement, was = (class_values("dice", matrix) for matrix in (outputs, as_it_was))
+    now = class_values("dice", after[own]) if own in after else {}
+
+    def shown(c: int) -> bool:
+        return c in was and bool(as_it_was.truth[as_it_was.labels.index(c)])
+
     found = tuple(
         ClassChange(
             c,
             dice[0].get(c),
             dice[1].get(c),
-            was[c].value if c in was and as_it_was.truth[as_it_was.labels.index(c)] else None,
+            was[c].value if shown(c) else None,
+            now[c].value if shown(c) and c in now else None,
             agreement[c].value,
         )
         for c in old
