@@ -125,9 +125,9 @@ def test_no_override(text: str) -> None:
         ({"training": {"momentum": 1}}, "training.momentum: input should be less than 1", "of SGD"),
         ({"training": {"momentum": -0.1}}, "training.momentum: input should be greater", "of SGD"),
         ({"training": {"schedule": "stair"}}, "training.schedule: input should be 'constant'", "learning rate"),
-        ({"training": {"stairs": [0.1, 0.1]}}, "the key 'training.stairs.2' is missing", "schedule stairs"),
+        ({"training": {"stairs": [0.1, 0.1]}}, "the key 'training.stairs.3' is missing", "schedule stairs"),
         ({"stream": {"base": 1, "step": 1, "pool": "train"}}, "stream.pool: input should be 'val'", "unlabelled"),
-        ({"engine": {"trackers": ["x"]}}, "engine.trackers.0: input should be 'tensorboard'", "tracking"),
+        ({"engine": {"trackers": ["x"]}}, "engine.trackers.1: input should be 'tensorboard'", "tracking"),
     ],
 )
 def test_complaints_name_the_key_and_what_it_means(changes: dict[str, object], what: str, hint: str) -> None:
