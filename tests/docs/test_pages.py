@@ -30,7 +30,7 @@ LAUNCHERS = (
     re.compile(r"accelerate launch (?:--\w+ \S+ )*-m perdure\s+"),
 )
 OTHER = re.compile(
-    r"make \w+$|python scripts/\w+\.py |\. \.venv/bin/activate$|python -m pip install |tensorboard --logdir "
+    r"make \w+$|python scripts/\w+\.py |\. \.venv/bin/activate$|python -m pip install |tensorboard --logdir |rm -r d/"
 )
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 

@@ -37,13 +37,16 @@ def complete(words: list[str], shell: str = "bash") -> list[str]:
     return done.stdout.split()
 
 
+DATA_SETS = [f"data-sets/{name}" for name in ("mr", "prostate", "slices", "torso", "vessels-cells", "volumes")]
+
+
 @pytest.mark.parametrize(
     ("words", "offered"),
     [
         (["run", "dem"], ["demo", "demo-volumes"]),
         (["run", "star/camvid"], ["star/camvid-6-1"]),
         (["check", "class"], ["class_folders"]),
-        (["check", "d"], ["decathlon", "demo", "demo-volumes", "digits"]),
+        (["check", "d"], [*DATA_SETS, "demo", "demo-volumes", "decathlon", "digits"]),
         (["list", "me"], ["methods", "metrics"]),
         (["phantoms", ""], ["slices", "torso"]),
         (["check", "phantoms", "s"], ["seed=", "set=", "size=", "source="]),

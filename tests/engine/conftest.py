@@ -58,7 +58,7 @@ class Pictures(Source):
 
 
 class Scaled(Preparation):
-    def show(self, image: Tensor) -> Tensor:
+    def normalised(self, image: Tensor) -> Tensor:
         return image.float() / 255
 
 

@@ -103,7 +103,10 @@ CASES = {
     "larger-image": (lambda w: (w / "photos/images/p3.bmp").open("ab").write(b"x"), "images have other content"),
     "pool": (lambda w: picture(w / "pool/u5.bmp", 77), f"task 2 ('dog') of {OPEN}its unlabelled images have"),
     "weights": (flip("run/tasks/00-cat/weights.safetensors"), "is not what files.json says (hash differs)"),
-    "patients": (edit("run/stream.json", '"patients": false', '"patients": true'), "has patients 'True'"),
+    "patients": (
+        edit("run/stream.json", '"patients": false', '"patients": true'),
+        "the run has images of patients, the recipe says that there are none",
+    ),
     "recipe": (edit("run/recipe.yaml", "name: photos", "name: photos # Jane Doe"), "recipe.yaml: its content is not"),
     "ledger": (edit("run/tasks/00-cat/ledger.json", "training on", "trained on"), "ledger.json: its content is not"),
     "counts": (flip("run/tasks/00-cat/counts.json"), "counts.json: its content is not"),

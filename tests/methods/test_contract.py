@@ -67,7 +67,7 @@ class Bars(Source):
     """Image i holds a bar of each of two of four classes; a class shows by its colour."""
 
     dims: int
-    side: int
+    side: int = 16
     name = "bars"
     kind = "segmentation"
     patients = False
@@ -100,7 +100,7 @@ class Stripes(Source):
     """Image i shows stripes of one of four directions in noise: classification."""
 
     dims: int
-    side: int
+    side: int = 16
     name = "stripes"
     kind = "classification"
     patients = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -216,6 +217,6 @@ def test_the_spacing_of_an_image_that_was_scaled_is_not_known() -> None:
 
 
 def test_a_missing_package_is_a_plain_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("perdure.data.volumes.extra.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "monai", None)
     with pytest.raises(UsageError, match="reading volumes needs the extra 'volumes'"):
         surface_figures(*volumes(), COUNT, SPACING, 2)

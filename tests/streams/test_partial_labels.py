@@ -60,11 +60,11 @@ def test_offset_gives_every_set_its_own_ids(build, hospitals):
     stream = build(hospitals, union="offset")
     assert [t.new for t in stream.tasks] == [(1, 2), (3, 4), (5,)]
     assert [c.name for c in stream.space.classes] == [
-        "liver",
+        "north: liver",
         "north: kidney",
-        "spleen",
+        "south: spleen",
         "south: kidney",
-        "tumour",
+        "east: tumour",
     ]
     assert len({c.color for c in stream.space.classes}) == 5
     with stream.opened(stream.tasks[1]) as task:

@@ -108,7 +108,7 @@ def test_description_comes_back(stream, tmp_path):
 
 def test_description_holds_what_the_run_folder_needs(parts):
     content = describe(parts, "two hospitals", True).model_dump(mode="json")
-    first = ["protocol", "dataset", "kind", "background", "patients", "measured"]
+    first = ["protocol", "dataset", "kind", "background", "patients", "measured", "tolerance"]
     assert list(content) == [*first, "classes", "tasks", "groups"]
     assert content["patients"] is True
     assert len(content["tasks"][1].pop("digest")) == len(content["tasks"][1].pop("content")) == 24

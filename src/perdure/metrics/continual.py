@@ -47,7 +47,7 @@ class Gone:
         """What a figure that needs the set says instead of a value."""
         task = next((task for task in stream.tasks if task.name == self.name), None)
         whose = f"the set '{self.name}'" if task is None else f"task '{task.called}'"
-        return f"{'some of ' if self.left else ''}the test cases of {whose} are gone"
+        return f"{'some of ' if self.left else ''}the test cases of {whose} are not at hand"
 
 
 class Impossible(Exception):  # no error: a figure that cannot be computed, with the reason

@@ -25,8 +25,8 @@ def need(name: str) -> ModuleType:
     """
     try:
         with _IMPORTING:  # readers call this in threads, and standard output belongs to all of them
-            if name in sys.modules:
-                return sys.modules[name]
+            if (loaded := sys.modules.get(name)) is not None:
+                return loaded
             with quiet():
                 return importlib.import_module(name)
     except ImportError as error:
