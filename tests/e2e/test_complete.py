@@ -46,7 +46,7 @@ DATA_SETS = [f"data-sets/{name}" for name in ("mr", "prostate", "slices", "torso
         (["run", "dem"], ["demo", "demo-volumes"]),
         (["run", "star/camvid"], ["star/camvid-6-1"]),
         (["check", "class"], ["class_folders"]),
-        (["check", "d"], [*DATA_SETS, "demo", "demo-volumes", "decathlon", "digits"]),
+        (["check", "d"], [*DATA_SETS, "demo-volumes", "demo", "digits", "decathlon"]),
         (["list", "me"], ["methods", "metrics"]),
         (["phantoms", ""], ["slices", "torso"]),
         (["check", "phantoms", "s"], ["seed=", "set=", "size=", "source="]),

@@ -105,7 +105,7 @@ CASES = {
     "weights": (flip("run/tasks/00-cat/weights.safetensors"), "is not what files.json says (hash differs)"),
     "patients": (
         edit("run/stream.json", '"patients": false', '"patients": true'),
-        "the run has images of patients, the recipe says that there are none",
+        "the run has images of patients, the recipe",
     ),
     "recipe": (edit("run/recipe.yaml", "name: photos", "name: photos # Jane Doe"), "recipe.yaml: its content is not"),
     "ledger": (edit("run/tasks/00-cat/ledger.json", "training on", "trained on"), "ledger.json: its content is not"),

@@ -111,7 +111,7 @@ def test_description_holds_what_the_run_folder_needs(parts):
     first = ["protocol", "dataset", "kind", "background", "patients", "measured", "tolerance"]
     assert list(content) == [*first, "classes", "tasks", "groups"]
     assert content["patients"] is True
-    assert len(content["tasks"][1].pop("digest")) == len(content["tasks"][1].pop("content")) == 24
+    assert {len(content["tasks"][1].pop(key)) for key in ("digest", "content", "tests")} == {24}
     assert content["tasks"][1] == {
         "index": 1, "name": "two", "new": [3], "old": [1, 2], "annotated": [2, 3], "recurs": False,
         "preparation": Preparation().model_dump(mode="json"), "data": {}, "images": 1, "pool": "",
