@@ -201,3 +201,34 @@ def test_a_kill_while_adding_goes_on_to_the_same_bytes(sets: Path, cli: Callable
     assert again.code == 0, again.err
     assert learned("grown") == learned("quiet")
     assert not Path("grown/working").exists()
+
+
+def test_a_data_set_that_was_begun_can_be_taken_out(sets: Path, cli: Callable[..., Any]) -> None:
+    assert cli("run", "first.yaml", "--out", "grown", "--quiet").code == 0
+    before = learned("grown")
+    words = ["add", "grown", "--data", "plants", "--classes", "tree", "--quiet"]
+    script = (
+        "import os, signal\nfrom perdure.engine.trainer import Trainer\n"
+        "Trainer.step = lambda *a: os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"from perdure.cli import _run\n_run({words!r}, False)\n"
+    )
+    subprocess.run([sys.executable, "-c", script], env={**os.environ}, check=False, capture_output=True)
+    assert len(RunFolder(Path("grown")).stream().tasks) == 2
+    other = cli("add", "grown", "--data", "homes", "--same", "cat", "--quiet")
+    assert other.code == 1 and "--give-up" in other.err
+    done = cli("add", "grown", "--give-up")
+    assert done.code == 0 and "'plants' was taken out" in done.err + done.out, done.err
+    assert learned("grown") == before
+    audited = cli("audit", "grown")
+    assert audited.code == 0, audited.out
+
+
+def test_other_test_cases_are_no_measure_of_forgetting(sets: Path, cli: Callable[..., Any]) -> None:
+    assert cli("run", "first.yaml", "--out", "grown", "--quiet").code == 0
+    before = learned("grown")
+    shutil.copytree("pets", "others")
+    for name in ("p5", "p6", "p7"):  # the test cases
+        shutil.copy(Path("pets", "masks", "p0.png"), Path("others", "masks", f"{name}.png"))
+    found = add(cli, "plants", "--earlier", "pets=others")
+    assert found.code == 1 and "the test cases of 'pets' are not those" in found.err
+    assert learned("grown") == before
