@@ -55,7 +55,7 @@ def open_sources(recipe: Recipe, sealed: int = 0, known: DescribedStream | None 
     if isinstance(plan, StreamSection):
         return (_opened(recipe.sets[0], recipe.sets[0].root),)
     if not plan.tasks:
-        raise UsageError("the recipe names no data set", "give its folder: --data DIR")
+        raise UsageError("the recipe names no data set", "give its folder: perdure run RECIPE --data DIR")
     sources: list[Source] = []
     for index, task in enumerate(plan.tasks):
         root = task.data.root if plan.root is None or task.data.root is None else plan.root / task.data.root
