@@ -226,6 +226,8 @@ def test_the_report_says_which_test_cases_are_gone(make_run, check_page) -> None
         write_counts(folder / "counts.json", {"all" if folder.name < "02" else "rest": sets["all"]})
     page, card = check_page(write_report(run)), write_model_card(run).read_text()
     assert "the test cases of the set 'all' are not at hand" in page.replace("&#39;", "'")
-    assert "The test cases" in page and "the test cases of the set 'all' are not at hand: figures that need them" in card
+    assert (
+        "The test cases" in page and "the test cases of the set 'all' are not at hand: figures that need them" in card
+    )
     part = page.partition('id="continual"')[2].partition("</section>")[0].replace("&#39;", "'")
     assert "not computable: the test cases of the set 'all' are not at hand" in part
