@@ -185,10 +185,14 @@ def _put_earlier(tasks: Sequence[dict[str, JsonValue]], names: Sequence[str], ea
             data["root"] = str(earlier[name].expanduser().absolute())
 
 
-def give_up(run: RunFolder) -> str:
+def give_up(run: RunFolder, working: Path | None = None) -> str:
     """Take a data set that was begun and not learned out of a run again; returns its name, empty if there is none.
 
     The run is then as it was sealed last. Working files and the state of the task are deleted.
+
+    Args:
+        run: The run.
+        working: The folder for working files that was given, if any.
 
     Raises:
         RunError: Another process writes to the run, it has no sealed task, or is no run of data sets.
@@ -202,7 +206,7 @@ def give_up(run: RunFolder) -> str:
         if learned == len(plan.tasks) == len(stream.tasks):
             return ""
         name = label(plan.tasks[learned])
-        WorkingFolder(run.path, recipe.engine.working).clear()
+        WorkingFolder(run.path, working).clear()
         shutil.rmtree(run.resume, ignore_errors=True)
         for folder in (run.path / "tasks").iterdir():
             if folder not in sealed:

@@ -83,6 +83,7 @@ def run_experiment(recipe: Recipe, out: Path, resume: bool = False, quiet: bool 
             machine.start_trackers(recipe.name.replace("/", "-"))
         for task in remaining:
             with stream.opened(task):  # training data of all other tasks is sealed in this block
+                working.begin(task, machine)
                 before = Before.of(experiment, task, working.of(task))
                 if before is not None:
                     _say_how_it_was(experiment, task, before.take(machine), logger)

@@ -39,6 +39,14 @@ class WorkingFolder:
         self.path = run / WORKING if chosen is None else chosen / inside
         self.mark = None if chosen is None else run / WORKING
 
+    def begin(self, task: Task, machine: Machine) -> None:
+        """Leave a mark in the run where working files will lie elsewhere: an audit sees that there are some.
+
+        It comes first, so that no kill leaves images in a folder that nothing tells of.
+        """
+        if self.mark is not None and machine.main:
+            write_atomic(self.mark / self.of(task).name / ELSEWHERE, lambda part: part.write_bytes(b""))
+
     def fill(self, task: Task, machine: Machine, quiet: bool) -> None:
         """Write what the task's training reads, unless it is there; with a progress bar.
 
@@ -48,9 +56,6 @@ class WorkingFolder:
         """
         if task.data is None or task.data.prepare is None:
             return
-        if self.mark is not None and machine.main:  # an audit sees by it that there are working files, but not where
-            mark = self.mark / self.of(task).name / ELSEWHERE
-            write_atomic(mark, lambda part: part.write_bytes(b""))
         console = Console(stderr=True, quiet=quiet or not machine.main)
         with Progress(console=console, transient=True, disable=console.quiet or not console.is_terminal) as bar:
             total = sum(map(len, members(task.data.train())))

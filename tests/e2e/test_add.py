@@ -232,3 +232,33 @@ def test_other_test_cases_are_no_measure_of_forgetting(sets: Path, cli: Callable
     found = add(cli, "plants", "--earlier", "pets=others")
     assert found.code == 1 and "the test cases of 'pets' are not those" in found.err
     assert learned("grown") == before
+
+
+def test_working_files_elsewhere_are_not_forgotten(sets: Path, cli: Callable[..., Any]) -> None:
+    """Killed when the first of them is there: the run says that there are some, and needs the place to go back."""
+    assert cli("run", "first.yaml", "--out", "grown", "--quiet").code == 0
+    before = learned("grown")
+    words = ["add", "grown", "--data", "plants", "--classes", "tree", "--quiet", "engine.working=fast"]
+    script = (
+        "import os, signal\nfrom perdure.before import Before\n"
+        "keep = Before._keep\n"
+        "Before._keep = lambda *a: (keep(*a), os.kill(os.getpid(), signal.SIGKILL))\n"
+        f"from perdure.cli import _run\n_run({words!r}, False)\n"
+    )
+    subprocess.run([sys.executable, "-c", script], env={**os.environ}, check=False, capture_output=True)
+    assert [file.name for file in Path("fast").rglob("*.npz")] == ["00000.npz"]
+    assert Path("grown/working/01-plants/elsewhere").is_file()
+    lost = cli("add", "grown", "--give-up")
+    assert lost.code == 1 and "engine.working" in lost.err
+    done = cli("add", "grown", "--give-up", "engine.working=fast")
+    assert done.code == 0, done.err
+    assert learned("grown") == before and not list(Path("fast").rglob("*.npz"))
+
+
+def test_the_same_set_again_is_told(sets: Path, cli: Callable[..., Any]) -> None:
+    assert cli("run", "first.yaml", "--out", "grown", "--quiet").code == 0
+    assert add(cli, "plants").code == 0
+    before = learned("grown")
+    again = cli("add", "grown", "--data", "plants", "--classes", "tree")
+    assert again.code == 0 and "'plants' was learned before" in again.err
+    assert learned("grown") == before

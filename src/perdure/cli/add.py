@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -10,7 +11,8 @@ from rich.table import Table
 
 from perdure.adding import Addition, extended, give_up
 from perdure.cli.console import open_console
-from perdure.config.load import refuse_foreign_code
+from perdure.config.load import refuse_foreign_code, split_override
+from perdure.engine.options import EngineOptions
 from perdure.errors import UsageError
 from perdure.experiment import run_experiment
 from perdure.metrics.changes import Changes, read_changes
@@ -36,7 +38,10 @@ def add(path: Path, addition: Addition, at_most: float | None, quiet: bool, allo
     recipe = extended(run, addition)
     if not allow_code:
         refuse_foreign_code(recipe, str(run.recipe_file))
+    learned = len(run.sealed())
     run_experiment(recipe, path, resume=True, quiet=quiet)
+    if learned == len(run.sealed()) and not quiet:
+        open_console(stderr=True).print(f"'{run.stream().tasks[-1].name}' was learned before", markup=False)
     stream = run.stream()
     found = read_changes(path, stream, len(stream.tasks) - 1)
     if found is None:
@@ -50,10 +55,14 @@ def add(path: Path, addition: Addition, at_most: float | None, quiet: bool, allo
     return [f"{stream.space.name(c.class_id)} ({c.fall:.1f})" for c in fallen]
 
 
-def undone(path: Path) -> str:
-    """Take an unfinished data set out of a run; says what was done."""
+def undone(path: Path, overrides: Sequence[str]) -> str:
+    """Take an unfinished data set out of a run; says what was done. Of the recipe ``engine.working`` alone matters."""
     run = RunFolder.existing(path)
-    name = give_up(run)
+    given = dict(map(split_override, overrides))
+    working = EngineOptions(working=given.pop("engine.working", None)).working
+    if given:
+        raise UsageError(f"--give-up takes no {next(iter(given))}", "leave it out; only engine.working=DIR is needed")
+    name = give_up(run, working)
     if not name:
         return f"every data set of {path} is learned: nothing was taken out"
     record(run, restore(run.stream()).tasks[-1])

@@ -226,7 +226,14 @@ def run(
 @app.command()
 def add(
     run: Run,
-    overrides: Overrides = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...",
+            help="options of the data set as data.KEY=VALUE, of the machine as engine.KEY=VALUE",
+            autocompletion=complete.overrides,
+        ),
+    ] = None,
     data: Annotated[
         str, typer.Option("--data", help="folder of the new data set, in a layout of `perdure list datasets`")
     ] = "",
@@ -264,7 +271,7 @@ def add(
     from perdure.cli.add import pairs, undone
 
     if undo:
-        _say(undone(run))
+        _say(undone(run, overrides or ()))
         return
 
     chosen = [part.strip() for text in classes or () for part in text.split(",") if part.strip()]

@@ -79,16 +79,6 @@ class WorkingFiles:
             taught = places.read(TAUGHT).tolist() if TAUGHT in entries.files else None
         return Case(*sample, name, None if taught is None else frozenset(taught), group=name)
 
-    def delete(self) -> None:
-        """Delete the files, and the folder where nothing else lies in it. Raises PerdureError where this fails."""
-        try:
-            for file in (*_own(self.folder), self.folder / MARKER):
-                file.unlink(missing_ok=True)
-            if self.folder.is_dir() and not any(self.folder.iterdir()):
-                self.folder.rmdir()
-        except OSError as error:
-            raise write_failure(self.folder, error) from error
-
 
 def prepare_working_files(
     source: Source,
@@ -142,11 +132,6 @@ def prepare_working_files(
         if progress is not None:
             progress(len(names) - len(missing) + done + 1, len(names))
     return WorkingFiles(folder, tuple(names))
-
-
-def working_bytes(folder: Path) -> int:
-    """Bytes of the working files in a folder; 0 where there are none."""
-    return sum(file.stat().st_size for file in _own(folder))
 
 
 def _arrays(ready: Ready) -> dict[str, npt.NDArray[Any]]:
