@@ -108,7 +108,7 @@ def _by_window(predict: Predict, images: Tensor, preparation: Preparation, grid:
     if len(sides) != len(shape):
         raise UsageError(f"a window of {len(sides)} axes cannot cut images of {len(shape)}", "one side per axis")
     missing = [max(0, side - n) if preparation.fills_window else 0 for n, side in zip(shape, sides, strict=True)]
-    inside = (..., *(slice(lack // 2, lack // 2 + n) for n, lack in zip(shape, missing, strict=True)))
+    inside = tuple(slice(lack // 2, lack // 2 + n) for n, lack in zip(shape, missing, strict=True))
     if any(missing):
         # F.pad counts from the last axis; of an odd number nnU-Net puts the larger half behind
         images = F.pad(images, [n for lack in reversed(missing) for n in (lack // 2, lack - lack // 2)])
@@ -119,13 +119,13 @@ def _by_window(predict: Predict, images: Tensor, preparation: Preparation, grid:
     corners = list(itertools.product(*axes))
     if preparation.blend == "centre" and len(corners) > 1:
         found = _by_centre(predict, images, axes, sides, scores_at_once)
-        labels, confidence = (preparation.restore_labels(found_map[inside], grid) for found_map in found)
+        labels, confidence = (preparation.restore_labels(found_map[(..., *inside)], grid) for found_map in found)
         return Labelled(labels, confidence)
     windows = [_window(corner, sides) for corner in corners]
     parts = _averaged(predict, images, windows, grid, scores_at_once)
     return _best(
         # whole images with one class have scores without places
-        Part(ids, preparation.restore(scores[inside] if any(missing) else scores, grid))
+        Part(ids, preparation.restore(scores[(..., *inside)] if any(missing) else scores, grid))
         for ids, scores in parts
     )
 
