@@ -119,13 +119,15 @@ def _by_window(predict: Predict, images: Tensor, preparation: Preparation, grid:
     corners = list(itertools.product(*axes))
     if preparation.blend == "centre" and len(corners) > 1:
         found = _by_centre(predict, images, axes, sides, scores_at_once)
-        labels, confidence = (preparation.restore_labels(found_map[(..., *inside)], grid) for found_map in found)
+        labels, confidence = (
+            preparation.restore_labels(found_map[(slice(None), *inside)], grid) for found_map in found
+        )
         return Labelled(labels, confidence)
     windows = [_window(corner, sides) for corner in corners]
     parts = _averaged(predict, images, windows, grid, scores_at_once)
     return _best(
         # whole images with one class have scores without places
-        Part(ids, preparation.restore(scores[(..., *inside)] if any(missing) else scores, grid))
+        Part(ids, preparation.restore(scores[(slice(None), slice(None), *inside)] if any(missing) else scores, grid))
         for ids, scores in parts
     )
 
