@@ -22,7 +22,7 @@ from perdure.errors import DataError
 from perdure.files import write_json
 from perdure.inference.case import predict_cases
 from perdure.kept.ledger import DONE, preview_entry, task_folder, write_ledger
-from perdure.kept.manifest import CASES, CHANGES, GROWING, KINDS, REMADE, event_files
+from perdure.kept.manifest import CASES, CHANGES, GROWING, KINDS, NUMBERS, REMADE, event_files
 from perdure.kept.method_state import read_files, read_kept, weight_names, write_kept
 from perdure.methods.method import Method
 from perdure.methods.options import Options
@@ -31,6 +31,7 @@ from perdure.metrics.confusion import ConfusionMatrix, pooled, write_counts
 from perdure.metrics.evaluate import Counted, count
 from perdure.metrics.figures import at_zero, class_values, headline
 from perdure.metrics.figures import evaluate as value_of
+from perdure.metrics.numbers import TaskNumbers
 from perdure.metrics.results import gather_results, write_results
 from perdure.report.page import write_model_card, write_report
 from perdure.report.samples import write_class_samples, write_samples
@@ -96,6 +97,10 @@ def seal(
         write_counts(folder / "counts.json", counts)
         if changed is not None:
             write_counts(folder / CHANGES, changed)
+        measured = TaskNumbers() if before is None else before.numbers
+        numbers = measured.model_copy(update={"replayed": method.replayed})
+        if numbers != TaskNumbers():
+            write_json(folder / NUMBERS, numbers.model_dump(mode="json"))
         if cases := {name: sum_of.cases for name, sum_of in counted.items() if sum_of.cases is not None}:
             write_cases(folder / CASES, cases)
         shown = MEASURED[experiment.stream.measured]

@@ -5,7 +5,7 @@ Nothing here is ever NaN: a figure that does not exist is ``Value(None, 0)``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple, Self
 
@@ -20,6 +20,7 @@ from perdure.metrics.cases import CaseTable
 from perdure.metrics.confusion import ConfusionMatrix, pooled
 from perdure.metrics.continual import Gone, Impossible, KeptCounts, TaskDice
 from perdure.metrics.definitions import Figure, figure, fitting
+from perdure.metrics.numbers import TaskNumbers
 from perdure.streams.description import DescribedStream
 
 Floats = npt.NDArray[np.float64]
@@ -93,7 +94,7 @@ class RunResults:
         cases: Figures of single cases, by task; of runs that recorded them.
         kept: What sealed tasks keep, by task.
         alone: Results of a model per task on the same stream (method ``independent``), for plasticity.
-        untrained: Dice of the untrained model on the test cases of each task, in percent.
+        numbers: What else was measured or counted of tasks, by task.
     """
 
     stream: DescribedStream
@@ -103,7 +104,7 @@ class RunResults:
     cases: Mapping[int, CaseTable] = field(default_factory=dict)
     kept: Mapping[int, KeptCounts] = field(default_factory=dict)
     alone: RunResults | None = None
-    untrained: Sequence[float] | None = None
+    numbers: Mapping[int, TaskNumbers] = field(default_factory=dict)
 
     @property
     def last(self) -> int | None:
@@ -133,6 +134,7 @@ def run_results(
     reference: RunResults | None = None,
     cases: Mapping[int, CaseTable] | None = None,
     kept: Mapping[int, KeptCounts] | None = None,
+    numbers: Mapping[int, TaskNumbers] | None = None,
 ) -> RunResults:
     """Pool the test sets of each task, and find out which of them are no longer there.
 
@@ -149,7 +151,7 @@ def run_results(
         if lacking:
             raise DataError(f"the counts after task {t + 1} lack class {lacking[0]}, which was learned by then",
                             "counts.json of this task was changed or is damaged: restore it")  # fmt: skip
-    return RunResults(stream, counts, reference, _gone(counts_by_task), cases or {}, kept or {})
+    return RunResults(stream, counts, reference, _gone(counts_by_task), cases or {}, kept or {}, numbers=numbers or {})
 
 
 def _gone(counts_by_task: Mapping[int, Mapping[str, ConfusionMatrix]]) -> dict[int, tuple[Gone, ...]]:
@@ -241,9 +243,9 @@ _OF_DICE: Final[Mapping[str, Callable[[Figure, RunResults, int], list[float]]]] 
     "wcd": lambda _, r, t: continual.whole_class(r.cases.get(t), r.stream.tasks[t].seen, t),
     "bwtr": lambda _, r, t: continual.relative_backward(r.task_dice, t),
     "rma": lambda _, r, t: continual.plasticity(r.task_dice, r.alone.task_dice if r.alone else None, t),
-    "e-fwt": lambda _, r, t: continual.forward(r.task_dice, r.untrained, t),
+    "e-fwt": lambda _, r, t: continual.forward(r.task_dice, r.numbers, t),
     "mpe": lambda _, r, t: continual.growth(r.kept, t),
-    "drr": lambda _, r, t: continual.replay(r.kept, t),
+    "drr": lambda _, r, t: continual.replay(r.stream, r.kept, r.numbers, t),
     "forgetting.appearance": lambda f, r, t: continual.lost(r.task_dice, t, True, f.choices["rule"]),
     "forgetting.semantics": lambda f, r, t: continual.lost(r.task_dice, t, False, f.choices["rule"]),
 }
