@@ -79,7 +79,7 @@ def run_experiment(recipe: Recipe, out: Path, resume: bool = False, quiet: bool 
         working = WorkingFolder(run.path, recipe.engine.working)
         working.clear(besides=remaining[:1])  # of a task that was killed right after it had been sealed
         if machine.main and sealed and remaining:  # the description has grown, and results and pages follow from it
-            record(run, stream.tasks[len(sealed) - 1])
+            record(run)
             publish(run)
         if remaining:
             machine.start_trackers(recipe.name.replace("/", "-"))
@@ -103,7 +103,7 @@ def run_experiment(recipe: Recipe, out: Path, resume: bool = False, quiet: bool 
         machine.stop_trackers()
         checkpoint.clear()  # left over if the run was killed right after the last task was sealed
         if machine.main and not remaining:  # nothing was learned, but the pages may be of an earlier version
-            record(run, stream.tasks[-1])
+            record(run)
             publish(run)
     return run
 

@@ -6,6 +6,7 @@ Nothing here is ever NaN: a figure that does not exist is ``Value(None, 0)``.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple, Self
 
@@ -173,6 +174,29 @@ def headline(stream: DescribedStream) -> list[str]:
     if stream.kind == "classification":
         names = ["accuracy.all", "accuracy.mean", "forgetting[max-last,of=accuracy]", "accuracy.average"]
     return [str(figure(name, background=stream.background is not None)) for name in names]
+
+
+def measured_tasks(results: RunResults, after: int) -> list[tuple[int, float]]:
+    """Where test sets are gone: each task that is measured all the same, with Dice (or accuracy) in percent.
+
+    Dice is d[t][j], over the structures that task j annotates on its own test cases; accuracy is that of its classes.
+    """
+    found: list[tuple[int, float]] = []
+    accuracy = group_matrix(results, "accuracy").get(after, []) if results.stream.kind == "classification" else None
+    for j in range(after + 1 if results.gone.get(after) else 0):
+        if accuracy is None:
+            with suppress(Impossible):
+                found.append((j, results.task_dice.of(after, j)))
+        elif (value := accuracy[j]) is not None:
+            found.append((j, value))
+    return found
+
+
+def missing_tests(results: RunResults, after: int) -> str:
+    """Which test cases of earlier tasks were not at hand, in a few words; empty if none."""
+    called = {task.name: task.called for task in results.stream.tasks}
+    names = [called.get(g.name, g.name) + (" (in part)" if g.left else "") for g in results.gone.get(after, ())]
+    return f"test cases of {', '.join(names)} not at hand" if names else ""
 
 
 def class_values(name: str, counts: ConfusionMatrix) -> dict[int, Value]:
