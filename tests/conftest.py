@@ -136,11 +136,10 @@ def _rewrite(run: Path) -> None:
     from perdure.kept.manifest import KINDS, MANIFEST, event_files
     from perdure.run_folder import RunFolder
     from perdure.sealing import publish, record
-    from perdure.streams.description import restore
 
     folder = RunFolder(run)
     (run / MANIFEST).unlink()
     sealed = folder.sealed()
-    record(folder, restore(folder.stream()).tasks[len(sealed) - 1])
+    record(folder)
     publish(folder)
     folder.list_files([*KINDS, *event_files(run)], sealed)

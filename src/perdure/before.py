@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,13 @@ from perdure.data.dataset import Dataset
 from perdure.engine.machine import Machine
 from perdure.files import write_atomic
 from perdure.labels import BACKGROUND
+from perdure.methods.method import Method
+from perdure.methods.options import Options
 from perdure.metrics.changes import BEFORE, OUTPUTS
 from perdure.metrics.confusion import ConfusionMatrix, confusion
-from perdure.metrics.evaluate import count
+from perdure.metrics.continual import dice_of
+from perdure.metrics.evaluate import Counted, count
+from perdure.metrics.numbers import TaskNumbers
 from perdure.streams.task import Task
 
 
@@ -34,6 +39,7 @@ class Before:
         self.as_it_was = ConfusionMatrix.empty(task.old)
         labels = 1 + len(task.seen)
         self.moved = torch.zeros(labels, labels + 1, dtype=torch.int64)
+        self.numbers = TaskNumbers()
 
     @classmethod
     def of(cls, experiment: Experiment, task: Task, folder: Path) -> Before | None:
@@ -43,11 +49,34 @@ class Before:
 
     def take(self, machine: Machine) -> ConfusionMatrix:
         """Show the new test cases to the model as it is; returns its counts against their labels."""
-        self.experiment.method.to(machine.device).eval()
-        recipe, predict = self.experiment.recipe, self.experiment.method.predict
-        at_once, workers = recipe.evaluate.batch_size, recipe.engine.workers
-        self.as_it_was = count(predict, self._tests, self.task.old, machine, at_once, workers, each=self._keep).matrix
+        self.as_it_was, self._newest = self._count(self.experiment.method, machine, self._keep)
         return self.as_it_was
+
+    def look_back(self, earlier: Iterable[Method[Options]], machine: Machine) -> None:
+        """Measure earlier models on the new test cases too, for forward generalisation.
+
+        Only here both are at hand: when those models were made nobody had the new data, and later it may be gone.
+        Nothing is done where the tasks annotate other classes, of which such models know nothing.
+
+        Args:
+            earlier: The untrained model, then the one after each task but the last one, which :meth:`take` has shown
+                the cases to.
+            machine: Where to compute.
+        """
+        task = self.task
+        if any(other.annotated != task.annotated for other in self.experiment.stream.tasks[: task.index]):
+            return
+        counted = [*(self._count(method, machine).cases for method in earlier), self._newest]
+        dice = [None if cases is None else dice_of(cases, task.annotated) for cases in counted]
+        self.numbers = TaskNumbers(untrained=dice[0], earlier=tuple(dice[1:]))
+
+    def _count(
+        self, method: Method[Options], machine: Machine, each: Callable[[int, Tensor], None] | None = None
+    ) -> Counted:
+        recipe = self.experiment.recipe
+        at_once, workers = recipe.evaluate.batch_size, recipe.engine.workers
+        predict = method.to(machine.device).eval().predict
+        return count(predict, self._tests, self.task.old, machine, at_once, workers, each=each)
 
     def compare(self, position: int, labels: Tensor) -> None:
         """Count the new output of a test case against the old one."""

@@ -12,7 +12,7 @@ from rich.progress import Progress
 
 from perdure.adding import give_up
 from perdure.before import Before
-from perdure.config.build import Experiment, build_experiment
+from perdure.config.build import Experiment, build_experiment, build_method
 from perdure.config.data_sets import in_order
 from perdure.config.load import data_of_tasks
 from perdure.config.recipe import DataSetsSection, Recipe
@@ -24,6 +24,8 @@ from perdure.engine.engine import Engine
 from perdure.engine.machine import Machine
 from perdure.engine.run_logger import RunLogger
 from perdure.errors import DataError, UsageError
+from perdure.methods.method import Method
+from perdure.methods.options import Options
 from perdure.metrics.confusion import ConfusionMatrix
 from perdure.metrics.figures import class_values
 from perdure.networks.layers import sync_batch_norm
@@ -77,7 +79,7 @@ def run_experiment(recipe: Recipe, out: Path, resume: bool = False, quiet: bool 
         working = WorkingFolder(run.path, recipe.engine.working)
         working.clear(besides=remaining[:1])  # of a task that was killed right after it had been sealed
         if machine.main and sealed and remaining:  # the description has grown, and results and pages follow from it
-            record(run, stream.tasks[len(sealed) - 1])
+            record(run)
             publish(run)
         if remaining:
             machine.start_trackers(recipe.name.replace("/", "-"))
@@ -87,6 +89,7 @@ def run_experiment(recipe: Recipe, out: Path, resume: bool = False, quiet: bool 
                 before = Before.of(experiment, task, working.of(task))
                 if before is not None:
                     _say_how_it_was(experiment, task, before.take(machine), logger)
+                    before.look_back(_earlier_models(experiment, run, task), machine)
                 working.fill(task, machine, quiet)
                 begin(method, task, recipe.seed)
                 sync_batch_norm(method, machine.device)  # here, because a method may build a network for the task
@@ -100,9 +103,21 @@ def run_experiment(recipe: Recipe, out: Path, resume: bool = False, quiet: bool 
         machine.stop_trackers()
         checkpoint.clear()  # left over if the run was killed right after the last task was sealed
         if machine.main and not remaining:  # nothing was learned, but the pages may be of an earlier version
-            record(run, stream.tasks[-1])
+            record(run)
             publish(run)
     return run
+
+
+def _earlier_models(experiment: Experiment, run: RunFolder, task: Task) -> Iterator[Method[Options]]:
+    """The untrained model, then the one after each sealed task but that before ``task``; one at a time."""
+    recipe, tasks = experiment.recipe, experiment.stream.tasks
+    for learned in range(task.index):
+        method = build_method(recipe, tasks[0].preparation, pretrained=False)
+        if learned:
+            restore_sealed(method, tasks, run, run.sealed()[:learned], recipe.seed)
+        else:
+            begin(method, tasks[0], recipe.seed)
+        yield method
 
 
 def _say_how_it_was(experiment: Experiment, task: Task, counts: ConfusionMatrix, logger: RunLogger) -> None:

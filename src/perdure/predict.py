@@ -26,7 +26,7 @@ from perdure.data.volumes.files import ENDINGS, free_memory
 from perdure.data.volumes.preprocessing import Volume3D
 from perdure.data.volumes.sampled import Sampled
 from perdure.data.volumes.slices import Slices2D
-from perdure.errors import DataError, PerdureError, RunError, UsageError
+from perdure.errors import DataError, PerdureError, RunError, UsageError, nearest
 from perdure.files import write_json
 from perdure.inference.case import predict_cases
 from perdure.labels import BACKGROUND, LabelSpace
@@ -36,7 +36,7 @@ from perdure.outputs.images import refuse_unwritable, table_names, write_masks, 
 from perdure.outputs.volumes import write_label_volume
 from perdure.run_folder import RunFolder
 from perdure.sealing import restore_sealed
-from perdure.streams.description import restore
+from perdure.streams.description import DescribedTask, restore
 
 
 class Answer(NamedTuple):
@@ -59,11 +59,12 @@ class Trained:
 
     Args:
         method: In evaluation mode, on ``device``.
-        preparation: How images are shown to it: that of the task it learned last.
+        preparation: How images are shown to it: that of the task it learned last, or of the one that was asked for.
         space: All classes of the stream.
         seen: Ids of the classes learned so far, in learning order.
         device: Where it computes.
         kind: Whether it labels pixels or images.
+        note: Said where images could have been shown in another way too; else empty.
     """
 
     method: Method[Options]
@@ -72,15 +73,18 @@ class Trained:
     seen: tuple[int, ...]
     device: torch.device
     kind: Kind = "segmentation"
+    note: str = ""
 
     @classmethod
-    def open(cls, path: Path, device: str = "auto", allow_code: bool = False) -> Trained:
+    def open(cls, path: Path, device: str = "auto", allow_code: bool = False, task: str = "") -> Trained:
         """Load the newest sealed task of a run onto ``device``: auto (a GPU if there is one), cpu or cuda.
 
         A run may come from somebody else: what it names outside of Perdure is imported with ``allow_code`` only.
+        Images are shown as those of ``task`` were, by name or number from 1; by default as those of the newest task.
 
         Raises:
-            UsageError: A GPU was asked for and there is none, or the run needs code that was not allowed.
+            UsageError: A GPU was asked for and there is none, the run needs code that was not allowed, or it has no
+                such task.
             RunError: The folder is not a run, or none of its tasks is sealed yet.
             DataError: A file of the run is damaged.
         """
@@ -100,8 +104,15 @@ class Trained:
         method = build_method(recipe, stream.tasks[0].preparation, pretrained=False)
         restore_sealed(method, stream.tasks, run, sealed, recipe.seed)
         method.to(where).eval()
-        newest = stream.tasks[len(sealed) - 1]
-        return cls(method, newest.preparation, stream.space, newest.seen, where, described.kind)
+        seen, learned = stream.tasks[len(sealed) - 1].seen, described.tasks[: len(sealed)]
+        chosen = task_named(learned, task)
+        several = any(other.preparation != chosen.preparation for other in learned)
+        note = (
+            f"each task has a preparation of its own; images are shown as those of '{chosen.called}', the newest task "
+            "(another one: --task NAME)"
+        )
+        preparation = stream.tasks[chosen.index].preparation
+        return cls(method, preparation, stream.space, seen, where, described.kind, note if several and not task else "")
 
     def predict(self, image: np.ndarray, geometry: Geometry | None = None, name: str = "the image") -> Answer:
         """Label an image or a volume as test cases are labelled in the run.
@@ -151,17 +162,35 @@ def find_cases(preparation: Preparation, inputs: Iterable[Path]) -> list[Input]:
     return [Input(path.stem, (path,)) for path in find_images(inputs)]
 
 
-def cases_of_run(run: Path, inputs: Iterable[Path]) -> list[Input]:
-    """The same of a run, from its description alone: without its weights.
+def task_named(learned: Sequence[DescribedTask], name: str) -> DescribedTask:
+    """A sealed task by its name or its number from 1; the newest where no name is given.
 
     Raises:
+        UsageError: There is none.
+    """
+    if not name:
+        return learned[-1]
+    found = next((task for task in learned if name in (task.name, task.called)), None)
+    if found is None and name.isdecimal() and 1 <= int(name) <= len(learned):
+        found = learned[int(name) - 1]
+    if found is None:
+        known = nearest(name, [task.called for task in learned])
+        raise UsageError(f"--task {name}: the run has learned no such task", f"{known}, or a number from 1 on")
+    return found
+
+
+def cases_of_run(run: Path, inputs: Iterable[Path], task: str = "") -> list[Input]:
+    """The same of a run, from its description alone: without its weights. ``task``: see :meth:`Trained.open`.
+
+    Raises:
+        UsageError: The run has learned no such task.
         RunError: The folder is not a run.
         DataError: See :func:`find_cases`; or a file of the run is damaged.
     """
     folder = RunFolder.existing(run)
     tasks = folder.stream().tasks
-    newest = tasks[max(0, len(folder.sealed()) - 1)]
-    return find_cases(read_preparation(newest.preparation, "stream.json"), inputs)
+    chosen = task_named(tasks[: max(1, len(folder.sealed()))], task)
+    return find_cases(read_preparation(chosen.preparation, "stream.json"), inputs)
 
 
 def predict_files(model: Trained, inputs: Iterable[Path], out: Path, done: Callable[[int, int], None]) -> list[Path]:

@@ -22,15 +22,16 @@ from perdure.errors import DataError
 from perdure.files import write_json
 from perdure.inference.case import predict_cases
 from perdure.kept.ledger import DONE, preview_entry, task_folder, write_ledger
-from perdure.kept.manifest import CASES, CHANGES, GROWING, KINDS, REMADE, event_files
+from perdure.kept.manifest import CASES, CHANGES, GROWING, KINDS, NUMBERS, REMADE, event_files
 from perdure.kept.method_state import read_files, read_kept, weight_names, write_kept
 from perdure.methods.method import Method
 from perdure.methods.options import Options
 from perdure.metrics.cases import write_cases
 from perdure.metrics.confusion import ConfusionMatrix, pooled, write_counts
 from perdure.metrics.evaluate import Counted, count
-from perdure.metrics.figures import at_zero, class_values, headline
+from perdure.metrics.figures import RunResults, at_zero, class_values, headline, measured_tasks, missing_tests
 from perdure.metrics.figures import evaluate as value_of
+from perdure.metrics.numbers import TaskNumbers
 from perdure.metrics.results import gather_results, write_results
 from perdure.report.page import write_model_card, write_report
 from perdure.report.samples import write_class_samples, write_samples
@@ -96,6 +97,10 @@ def seal(
         write_counts(folder / "counts.json", counts)
         if changed is not None:
             write_counts(folder / CHANGES, changed)
+        measured = TaskNumbers() if before is None else before.numbers
+        numbers = measured.model_copy(update={"replayed": method.replayed})
+        if numbers != TaskNumbers():
+            write_json(folder / NUMBERS, numbers.model_dump(mode="json"))
         if cases := {name: sum_of.cases for name, sum_of in counted.items() if sum_of.cases is not None}:
             write_cases(folder / CASES, cases)
         shown = MEASURED[experiment.stream.measured]
@@ -105,9 +110,19 @@ def seal(
         write_ledger(folder, task.name, entries, patients, least)
         # last: without it the task counts as not sealed, and a resumed run does it again
         write_json(folder / DONE, {"task": task.index})
-        figures = record(run, task)
+        results = record(run)
+        values = {name: value_of(name, results, task.index).value for name in headline(results.stream)}
+        figures = {name: value for name, value in values.items() if value is not None}
         logger.log(task=task.index + 1, event="sealed", **figures)
-        text = "  ".join(f"{name.partition('[')[0]} [bold]{value:.1f}[/]" for name, value in figures.items())
+        told = [f"{name.partition('[')[0]} [bold]{value:.1f}[/]" for name, value in figures.items()]
+        if lacking := missing_tests(results, task.index):
+            of, names = "Dice" if experiment.kind == "segmentation" else "accuracy", results.stream.tasks
+            told += [
+                f"{of} of {escape(names[j].called)} [bold]{value:.1f}[/]"
+                for j, value in measured_tasks(results, task.index)
+            ]
+            told.append(escape(f"({lacking})"))
+        text = "  ".join(told)
         on = "" if experiment.stream.measured == "test" else f"  on {shown} images"
         title = called(task.name, len(task.new))
         logger.say(f"[green]sealed[/] task {task.index + 1} of {len(experiment.stream)} ({title})  {text}{on}")
@@ -230,10 +245,9 @@ def refuse_pictures_of_few(experiment: Experiment, sealed: int = 0) -> None:
                 )
 
 
-def record(run: RunFolder, task: Task) -> dict[str, float]:
-    """Write the result files from what all sealed tasks hold; return the headline figures after ``task``."""
+def record(run: RunFolder) -> RunResults:
+    """Write the result files from what all sealed tasks hold, and return that."""
     stream = run.stream()
     results = gather_results(stream, run.sealed())
     write_results(run.path, results)
-    values = {name: value_of(name, results, task.index).value for name in headline(stream)}
-    return {name: value for name, value in values.items() if value is not None}
+    return results

@@ -253,6 +253,17 @@ def test_other_channels_and_axes_are_refused(monkeypatch: pytest.MonkeyPatch, se
     assert words in told.value.what and told.value.hint
 
 
+def test_test_cases_are_shown_by_the_plan_of_their_own_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    given, sources = given_plans(monkeypatch, "per_task", ["near", "far", "sound"])
+    assert isinstance(given.stream, DataSetsSection)
+    stream, _ = data_sets(given, given.stream, sources, None)
+    tests = stream.tasks[-1].tests()
+    assert [one.preparation for one in tests.values()] == [OWN[name] for name in ("near", "far", "sound")]
+    assert [task.preparation for task in stream.tasks] == [OWN[name] for name in ("near", "far", "sound")]
+    # and pages do not name the newest plan as if it were that of all
+    assert describe(stream, "three", False).evaluation[1] == ", shown to the network by a plan of each task"
+
+
 def test_tasks_that_a_run_knows_are_shown_as_it_knows_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """An added set is compared with the first task as the run has it, and nothing is planned for the known ones."""
     given, sources = given_plans(monkeypatch, "first", ["near", "like"])

@@ -17,6 +17,8 @@ import yaml
 from safetensors.numpy import load_file
 
 from perdure.metrics.changes import read_changes
+from perdure.metrics.figures import measured_tasks
+from perdure.metrics.results import gather_results
 from perdure.run_folder import RunFolder
 
 pytestmark = pytest.mark.e2e
@@ -92,7 +94,21 @@ def test_earlier_data_is_not_needed(sets: Path, cli: Callable[..., Any]) -> None
     shutil.rmtree("pets")
     assert add(cli, "plants").code == 0
     shutil.rmtree("plants")
-    assert add(cli, "homes", "--same", "all").code == 0
+    done = cli("add", "grown", "--data", "homes", "--classes", "house,cat", "--same", "all")
+    assert done.code == 0
+    # what can be measured is told with its name, in the line, on the page and in the card
+    run = RunFolder(Path("grown"))
+    results = gather_results(run.stream(), run.sealed())
+    (place, value), *others = measured_tasks(results, 2)
+    assert (place, others) == (2, []) and value == results.task_dice.of(2, 2)
+    lacking = "test cases of pets, plants not at hand"
+    line = next(line for line in (done.out + done.err).splitlines() if line.startswith("sealed task 3 of 3"))
+    assert line.endswith(f"  Dice of homes {value:.1f}  ({lacking})")
+    page, card = (Path("grown", name).read_text() for name in ("report.html", "MODEL_CARD.md"))
+    tiles = page.partition('<div class="cards">')[2].partition("</section>")[0]
+    assert "Dice of task homes" in tiles and f"{value:.1f}" in tiles and lacking in tiles and "–" not in tiles
+    assert f"Dice of task homes: {value:.1f} % ({lacking})." in card
+    assert cli("audit", "grown").code == 0
     for folder in ("00-pets", "01-plants", "02-homes"):
         ours, theirs = (load_file(Path(run, "tasks", folder, "weights.safetensors")) for run in ("grown", "whole"))
         assert ours.keys() == theirs.keys() and all((ours[k] == theirs[k]).all() for k in ours)

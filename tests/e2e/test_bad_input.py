@@ -636,6 +636,12 @@ FOLDERS = {
 PREDICTION = {
     "predict without a run": Case("predict photos -i photos/images -o out", FAILED, ("photos is not a run folder",)),
     "predict too early": Case(PREDICT, FAILED, ("no task of run is sealed yet",), without_sealed_task),
+    "predict as in no task": Case(
+        "predict run -i photos/images -o out --task 9",
+        USAGE,
+        ("--task 9: the run has learned no such task",),
+        copied_run(),
+    ),
     "no such input": Case("predict run -i nothing.png -o out", FAILED, ("nothing.png does not exist",), copied_run()),
     "input of another kind": Case(
         "predict run -i tiny.yaml -o out", FAILED, ("tiny.yaml is not an image",), copied_run()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pytest
 import torch
@@ -11,12 +11,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from perdure.data.case import Grid
-from perdure.data.preparation import Preparation
+from perdure.data.preparation import Photo2D, Preparation
 from perdure.data.transforms import nearest
+from perdure.data.volumes.preprocessing import Volume3D
 from perdure.errors import UsageError
 from perdure.inference import case
 from perdure.inference.case import SLICES, predict_cases, starts
 from perdure.methods.prediction import Prediction
+from perdure.networks.residual_unet import residual_unet
 
 AS_IS = Preparation()
 
@@ -257,3 +259,67 @@ def test_a_network_for_images_sees_a_volume_slice_by_slice() -> None:
     expected = torch.tensor([0, 7, 300], dtype=torch.int16)[best.indices].transpose(1, 2)
     assert torch.equal(found.labels, expected)
     torch.testing.assert_close(found.confidence, best.values.transpose(1, 2))
+
+
+class Framing(Preparation):
+    """As volumes are shown: in the middle of a window of zeros where they are smaller."""
+
+    fills_window: ClassVar[bool] = True
+
+
+@pytest.mark.parametrize("blend", ["average", "centre"])
+@pytest.mark.parametrize("shape", [(3, 11, 8), (8, 8, 5), (2, 1, 19)])
+def test_a_volume_smaller_than_the_window_is_shown_in_the_middle_of_zeros(
+    shape: tuple[int, ...], blend: Literal["average", "centre"]
+) -> None:
+    """As nnU-Net pads it, and what the network says of the border is cut off again."""
+    pad = pytest.importorskip("acvl_utils.cropping_and_padding.padding").pad_nd_image
+    images, seen = torch.rand(1, 2, *shape), []
+
+    def score(shown: Tensor) -> Tensor:
+        seen.append(shown)
+        return shown + torch.arange(shown.shape[-1])  # differs by place, so that a shift would be found
+
+    preparation = Framing(dims=3, window=(8, 8, 8), overlap=0.5, blend=blend)
+    found = predict_cases(dense(score, (3, 5)), images, preparation, Grid(shape))
+    padded, cut = pad(images, (8, 8, 8), "constant", {"value": 0}, return_slicer=True)
+    assert torch.equal(seen[0], padded[:, :, :8, :8, :8])
+    assert all(shown.shape[2:] == (8, 8, 8) for shown in seen)
+    whole = predict_cases(
+        dense(score, (3, 5)), padded, Preparation(dims=3, window=(8, 8, 8), overlap=0.5, blend=blend),
+        Grid(tuple(padded.shape[2:])),
+    )  # fmt: skip
+    inside = (cut[0], *cut[2:])
+    assert torch.equal(found.labels, whole.labels[inside])
+    torch.testing.assert_close(found.confidence, whole.confidence[inside])
+
+
+def test_a_volume_of_a_few_voxels_reaches_a_network_that_cannot_normalise_one() -> None:
+    network = residual_unet(3, 1, (4, 8, 8, 8))
+    network.grow(2)
+    network.eval()
+    plan = Volume3D(
+        channels=1, patch=(16, 16, 16), window=(16, 16, 16), spacing=(1.0, 1.0, 1.0), schemes=("NoNormalization",),
+        masked=(False,), intensities=(None,),
+    )  # fmt: skip
+    small = torch.rand(1, 1, 6, 8, 5)
+
+    def model(images: Tensor) -> Prediction:
+        return Prediction.dense(network.full_logits(images).softmax(1), (0, 4))
+
+    with torch.no_grad(), pytest.raises(UsageError, match="input too small"):
+        model(small)  # an axis of at most 8 voxels is one voxel at the deepest level
+    found = predict_cases(model, small, plan, Grid((6, 8, 5)))
+    assert found.labels.shape == (1, 6, 8, 5) and found.confidence.isfinite().all()
+
+
+def test_a_photograph_smaller_than_the_window_keeps_its_size() -> None:
+    seen: list[tuple[int, ...]] = []
+
+    def score(images: Tensor) -> Tensor:
+        seen.append(tuple(images.shape[2:]))
+        return images
+
+    photo = Photo2D(patch=(8, 8), window=32)
+    predict_cases(dense(score, (0, 1, 2)), torch.rand(1, 3, 7, 40), photo, Grid((7, 40)))
+    assert set(seen) == {(7, 32)}

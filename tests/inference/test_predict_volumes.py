@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from perdure.data.catalog import open_source
 from perdure.data.readers.inputs import Input, find_cases
 from perdure.data.volumes.files import ENDINGS, write_volume
+from perdure.data.volumes.preprocessing import Volume3D
 from perdure.data.volumes.slices import Slices2D
 from perdure.errors import DataError
 from perdure.inference.case import predict_cases
@@ -269,3 +271,31 @@ def test_channels_are_found_by_their_numbers(tmp_path: Path) -> None:
     assert found["a"] == Input("a", (tmp_path / names[0], tmp_path / names[1]), ".nii.gz")
     assert found["b_2023"].target == "b_2023.nii.gz"
     assert (found["c"].target, found["d"].target) == ("c.mha", "d.mha")
+
+
+def test_images_are_shown_as_those_of_the_newest_task_or_of_the_one_that_is_named(
+    volume_run: Path, tmp_path: Path, cli: Callable[..., Any]
+) -> None:
+    write_volume(tmp_path / "in/a.nii.gz", *torso())
+    words = ("-i", tmp_path / "in", "-o", tmp_path / "out", "--device", "cpu")
+    same = cli("predict", volume_run, *words)
+    assert (same.code, "note" in same.err) == (0, False), same.err  # all tasks have one preparation
+
+    run = tmp_path / "run"
+    shutil.copytree(volume_run, run)
+    described = json.loads((run / "stream.json").read_text())
+    described["tasks"][0]["preparation"]["spacing"] = [20, 16, 16]  # as with volumes.plan: per_task
+    (run / "stream.json").write_text(json.dumps(described))
+    newest = (12.0, 10.0, 10.0)
+    shown = {task: Trained.open(run, "cpu", task=task).preparation for task in ("", "vessels", "2", "organs", "1")}
+    spacings = [plan.spacing for plan in shown.values() if isinstance(plan, Volume3D)]
+    assert spacings == [newest, newest, newest, (20.0, 16.0, 16.0), (20.0, 16.0, 16.0)]
+    told = cli("predict", run, *words)
+    assert told.code == 0 and told.err.startswith("note: each task has a preparation of its own; ")
+    assert "as those of 'vessels', the newest task" in told.err.splitlines()[0]
+    asked = cli("predict", run, *words, "--task", "organs")
+    assert (asked.code, "note" in asked.err) == (0, False), asked.err
+    for name in ("vesels", "3", "0"):
+        wrong = cli("predict", run, *words, "--task", name)
+        assert wrong.code == 2 and f"--task {name}: the run has learned no such task" in wrong.err
+    assert "did you mean 'vessels'?" in cli("predict", run, *words, "--task", "vesels").err

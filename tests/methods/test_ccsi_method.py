@@ -104,6 +104,7 @@ def _train(phase: Train, learner: Ccsi, _: Path, read: Read) -> dict[str, Any]:
         phase.after_step(step)
         centroids.append(learner.centroids)
     replayed = (learner.replay_images, learner.replay_labels)
+    assert learner.replayed == (0 if learner.replay_labels is None else len(learner.replay_labels))
     phase.finish()
     return {"batches": batches, "losses": losses, "replayed": replayed, "centroids": centroids, "first": first}
 

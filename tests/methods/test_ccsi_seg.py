@@ -91,7 +91,7 @@ def test_three_tasks(make_blocks, make_setup, work):
         assert all(value.isfinite().all() for value in state.values())
         claimed = {key for item in learner.kept() for key in item.keys}
         assert claimed == {key for key in state if not key.startswith("network.")}
-    assert learner.yields.tolist() == [9, 9]
+    assert learner.yields.tolist() == [9, 9] and learner.replayed == 9
     assert "of 9 impressions made for this task 9" in learner.kept()[1].made_from
     learner.yields[1] = 2
     assert "which is few" in learner.kept()[1].made_from

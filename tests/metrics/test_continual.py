@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from perdure.errors import DataError
 from perdure.labels import BACKGROUND
 from perdure.metrics.cases import CaseCounts, CaseTable, read_cases, write_cases
 from perdure.metrics.confusion import ConfusionMatrix
 from perdure.metrics.continual import KeptCounts
 from perdure.metrics.figures import UNDEFINED, RunResults, case_values, evaluate, group_matrix, run_results
+from perdure.metrics.numbers import TaskNumbers, read_numbers
 from perdure.metrics.results import read_results, results_document, results_rows, write_results
 from perdure.streams.description import DescribedStream, parse_stream
 
@@ -171,14 +173,15 @@ def test_forward_generalisation_of_a_stream_of_the_same_classes(folder: Path) ->
     described = stream(same, ((1, 2), (), ()))
     after = made_up(described)
     results = results_of(described, after, folder)
-    assert "the Dice of the untrained model" in evaluate("e-fwt", results, 2).why
-    # a run that was measured on the cases of all tasks after each of them
-    everywhere = [after[2], *made_up(described, seed=2)[2:], after[2]]
-    d = np.array([[dice(sets, name, (1, 2)) for name in NAMES] for sets in everywhere])
-    untrained = [3.0, 4.0, 5.0]
-    known = RunResults(**{**vars(results_of(described, everywhere, folder)), "untrained": untrained})
-    wanted = 2 / (3 * 2) * sum(d[t, i] - untrained[i] for i in range(3) for t in range(i))
+    why = "earlier models were not measured on the test cases of task 'tumours'"
+    assert evaluate("e-fwt", results, 2).why == why
+    seen = {1: TaskNumbers(untrained=3.0, earlier=(40.0,)), 2: TaskNumbers(untrained=4.0, earlier=(20.0, 60.0))}
+    known = results_of(described, after, folder, numbers=seen)
+    wanted = 2 / (3 * 2) * ((40 - 3) + (20 - 4) + (60 - 4))
     assert evaluate("e-fwt", known, 2) == (pytest.approx(wanted, abs=1e-5), 3)
+    assert evaluate("e-fwt", known, 1) == (37, 1)
+    empty = results_of(described, after, folder, numbers={**seen, 2: TaskNumbers(earlier=(None, 1.0))})
+    assert evaluate("e-fwt", empty, 2).why == "no test case of task 'again' shows its structures"
     other = evaluate("e-fwt", results_of(stream(), made_up(stream()), folder), 2)
     assert other.why == "task 'tumours' annotates other classes than the first one"
     assert evaluate("forgetting.semantics", results, 2).why == "later tasks annotate all structures of the earlier ones"
@@ -273,7 +276,8 @@ def test_a_set_that_labels_all_classes_is_missed_by_every_class(folder: Path) ->
         ("alone", "rma", "the model that learned task 'tumours' alone is at 0"),
         ("ledger", "mpe", "the ledger of task 2 lists no weights"),
         ("ledger", "drr", "task 2 has no ledger"),
-        ("samples", "drr", "the method keeps samples, and a run does not record how often they are replayed"),
+        ("samples", "drr", "the method keeps samples, and does not say how many it replays"),
+        ("replayed", "drr", "the number of training images of task 'tumours' is not known"),
         ("unmeasured", "dice.tasks", "task 'again' has no test cases"),
         ("empty", "dice.tasks", "no test case of task 'again' shows its structures"),
     ],
@@ -296,9 +300,28 @@ def test_reasons(change: str, figure: str, why: str, folder: Path) -> None:
     if change == "empty":
         after[2]["again"].pixels[:, 1:] = 0
         after[2]["again"].pixels[:, 0] = 5
-    results = results_of(described, after, folder, kept=kept)
+    numbers = {1: TaskNumbers(replayed=7)} if change == "replayed" else {}
+    results = results_of(described, after, folder, kept=kept, numbers=numbers)
     value = evaluate(figure, RunResults(**{**vars(results), "alone": alone}), 2)
     assert value == UNDEFINED and value.why == why
+
+
+def test_replay_burden_is_replayed_samples_by_new_ones(folder: Path) -> None:
+    described = stream()
+    tasks = [task.model_copy(update={"images": n}) for task, n in zip(described.tasks, (10, 40, 50), strict=True)]
+    described = described.model_copy(update={"tasks": tuple(tasks)})
+    kept = {t: KeptCounts(1000, t > 0) for t in range(3)}
+    numbers = {1: TaskNumbers(replayed=8), 2: TaskNumbers(replayed=30)}
+    results = results_of(described, made_up(described), folder, kept=kept, numbers=numbers)
+    assert evaluate("drr", results, 2) == (pytest.approx(100 * (8 / 40 + 30 / 50) / 2), 2)
+    assert evaluate("drr", results, 1) == (pytest.approx(20), 1)
+
+
+def test_numbers_that_are_damaged_are_told(folder: Path) -> None:
+    for text in ("{", "[]", '{"replayed": -1}', '{"earlier": [101]}', '{"untrained": NaN}', '{"other": 1}'):
+        (folder / "numbers.json").write_text(text)
+        with pytest.raises(DataError, match=r"numbers\.json"):
+            read_numbers(folder / "numbers.json")
 
 
 def test_photographs_with_one_set_for_all_tasks(folder: Path) -> None:

@@ -26,6 +26,7 @@ from perdure.metrics.figures import (
     headline,
     run_results,
 )
+from perdure.metrics.numbers import TaskNumbers
 from perdure.streams.description import DescribedStream, parse_stream
 
 REST = {"recurs": False, "preparation": {"kind": "as_is"}}
@@ -172,7 +173,7 @@ def test_every_defined_figure_is_computed() -> None:
                 described = described.model_copy(update={"tasks": tuple(again)})
             cases = {t: one_case(c) for t, c in THREE.counts.items()}
             run = run_results(described, counts, joint, cases, kept)
-            run = replace(run, alone=run, untrained=[1.0, 2.0, 3.0])
+            run = replace(run, alone=run, numbers={t: TaskNumbers(untrained=1, earlier=(2,) * t) for t in (1, 2)})
             for wanted in variants(definition, kind):
                 if definition.scope == "class":
                     assert class_values(definition.name, run.counts[2])[1].value is not None

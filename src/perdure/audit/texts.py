@@ -25,10 +25,11 @@ from perdure.data.preparation import read_preparation
 from perdure.engine.run_logger import EVENTS
 from perdure.errors import PerdureError, UsageError
 from perdure.files import parse_yaml, read_json
-from perdure.kept.manifest import CASES, CHANGES, COUNTS
+from perdure.kept.manifest import CASES, CHANGES, COUNTS, NUMBERS
 from perdure.metrics.cases import problem_of
 from perdure.metrics.changes import BEFORE, OUTPUTS
 from perdure.metrics.confusion import read_counts, write_counts
+from perdure.metrics.numbers import DIGITS, read_numbers
 from perdure.report.samples import Classes
 from perdure.run_folder import ENVIRONMENT, ORIGIN
 from perdure.streams.description import DescribedStream
@@ -81,7 +82,8 @@ def _check_of(inside: str) -> Callable[[Path], str | None] | None:
     """What to check of a file in a task's folder."""
     if inside.startswith("samples/") and inside.endswith(".class.json"):
         return _classes_problem
-    return {COUNTS: _counts_problem, CHANGES: _changes_problem, CASES: _cases_problem}.get(inside)
+    checks = {COUNTS: _counts_problem, CHANGES: _changes_problem, CASES: _cases_problem, NUMBERS: _numbers_problem}
+    return checks.get(inside)
 
 
 def _guarded(check: Callable[[Path], str | None], path: Path) -> str | None:
@@ -217,6 +219,17 @@ def _changes_problem(path: Path) -> str | None:
     fits = [one for one in counts if one.labels == outputs.labels and one.cases == outputs.cases == before.cases]
     if not fits or before.labels != outputs.labels[: len(before.labels)]:
         return "was counted on other classes or cases than the task's"
+    return None
+
+
+def _numbers_problem(path: Path) -> str | None:
+    numbers = read_numbers(path)
+    if numbers.model_dump(mode="json") != _canonical(path):
+        return "is not as it was written"
+    if len(numbers.earlier) not in (0, int(path.parent.name[:2])):
+        return "holds figures of more or fewer models than there were before the task"
+    if any(dice is not None and round(dice, DIGITS) != dice for dice in (numbers.untrained, *numbers.earlier)):
+        return f"holds a figure with more than {DIGITS} digits"
     return None
 
 

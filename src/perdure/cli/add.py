@@ -18,7 +18,7 @@ from perdure.experiment import run_experiment
 from perdure.metrics.changes import Changes, read_changes
 from perdure.run_folder import RunFolder
 from perdure.sealing import publish, record
-from perdure.streams.description import DescribedStream, restore
+from perdure.streams.description import DescribedStream
 
 
 def pairs(texts: list[str], option: str, form: str) -> dict[str, str]:
@@ -65,7 +65,7 @@ def undone(path: Path, overrides: Sequence[str]) -> str:
     name = give_up(run, working)
     if not name:
         return f"every data set of {path} is learned: nothing was taken out"
-    record(run, restore(run.stream()).tasks[-1])
+    record(run)
     publish(run)
     return f"'{name}' was taken out of {path}; the model is that of the data sets before it"
 

@@ -339,6 +339,9 @@ def predict(
     ],
     out: Annotated[Path, typer.Option("-o", "--out", parser=_folder, help="folder for the label maps or the table")],
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda")] = "auto",
+    task: Annotated[
+        str, typer.Option("--task", help="show images as those of this task (name or number); default: the newest")
+    ] = "",
     allow_code: AllowCode = False,
 ) -> None:
     """Apply a run's newest sealed model to new images or volumes: label maps and the class list, or a table."""
@@ -351,8 +354,10 @@ def predict(
 
     if allow_code:
         search_here()
-    cases = cases_of_run(run, inputs)  # wrong inputs are told before the model is loaded
-    model = Trained.open(run, device, allow_code)
+    cases = cases_of_run(run, inputs, task)  # wrong inputs are told before the model is loaded
+    model = Trained.open(run, device, allow_code, task)
+    if model.note:
+        _say(f"note: {model.note}")
     console = Console(stderr=True)
     kind = "volume" if all(case.ending for case in cases) else "image"
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:

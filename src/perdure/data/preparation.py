@@ -44,6 +44,8 @@ class Preparation(BaseModel):
         patch: Spatial size of training samples; ``()`` where it is that of the images.
         needs_working_files: True where whole cases are prepared before training, into
             :class:`~perdure.data.volumes.working.WorkingFiles`, and samples are cut from those.
+        fills_window: True where an image that is shorter than the window along an axis is predicted in the middle of a
+            window of zeros.
         window: Side of the windows in which larger images are predicted, also one per axis; ``None`` for whole images.
         overlap: Share of a window that its neighbour covers again.
         blend: What happens there: scores are averaged, or each pixel takes the class from the window in whose middle it
@@ -53,6 +55,7 @@ class Preparation(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     needs_working_files: ClassVar[bool] = False
+    fills_window: ClassVar[bool] = False
 
     kind: Literal["as_is", "photo2d", "class_image", "volume3d", "slices2d"] = "as_is"
     dims: Literal[2, 3] = 2

@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from perdure.data.case import Grid
 from perdure.data.preparation import Preparation
@@ -106,18 +107,29 @@ def _by_window(predict: Predict, images: Tensor, preparation: Preparation, grid:
     sides = tuple(shape) if window is None else (window,) * len(shape) if isinstance(window, int) else window
     if len(sides) != len(shape):
         raise UsageError(f"a window of {len(sides)} axes cannot cut images of {len(shape)}", "one side per axis")
+    missing = [max(0, side - n) if preparation.fills_window else 0 for n, side in zip(shape, sides, strict=True)]
+    inside = tuple(slice(lack // 2, lack // 2 + n) for n, lack in zip(shape, missing, strict=True))
+    if any(missing):
+        # F.pad counts from the last axis; of an odd number nnU-Net puts the larger half behind
+        images = F.pad(images, [n for lack in reversed(missing) for n in (lack // 2, lack - lack // 2)])
     axes = [
         starts(length, side, max(1, round(side * (1 - preparation.overlap))))
-        for length, side in zip(shape, sides, strict=True)
+        for length, side in zip(images.shape[2:], sides, strict=True)
     ]
     corners = list(itertools.product(*axes))
     if preparation.blend == "centre" and len(corners) > 1:
         found = _by_centre(predict, images, axes, sides, scores_at_once)
-        return Labelled(
-            preparation.restore_labels(found.labels, grid), preparation.restore_labels(found.confidence, grid)
+        labels, confidence = (
+            preparation.restore_labels(found_map[(slice(None), *inside)], grid) for found_map in found
         )
+        return Labelled(labels, confidence)
     windows = [_window(corner, sides) for corner in corners]
-    return _best(_averaged(predict, images, windows, preparation, grid, scores_at_once))
+    parts = _averaged(predict, images, windows, grid, scores_at_once)
+    return _best(
+        # whole images with one class have scores without places
+        Part(ids, preparation.restore(scores[(slice(None), slice(None), *inside)] if any(missing) else scores, grid))
+        for ids, scores in parts
+    )
 
 
 def _best(parts: Iterable[Part]) -> Labelled:
@@ -138,11 +150,10 @@ def _averaged(
     predict: Predict,
     images: Tensor,
     windows: Sequence[tuple[slice, ...]],
-    preparation: Preparation,
     grid: Grid,
     scores_at_once: int,
 ) -> Iterator[Part]:
-    """Scores of a few classes at a time on the raw grid, averaged where windows overlap."""
+    """Scores of a few classes at a time ``(N, k, *s)``, averaged where windows overlap."""
     shape = images.shape[2:]
     first = predict(images[windows[0]])
     per_class = len(images) * max(math.prod(shape), math.prod(grid.inside)) if grid.size else len(images)
@@ -170,7 +181,7 @@ def _averaged(
             visits[window[2:]] += 1
         if len(windows) > 1:
             total.div_(visits)
-        yield Part(tuple(first.class_ids[channel] for channel in channels), preparation.restore(total, grid))
+        yield Part(tuple(first.class_ids[channel] for channel in channels), total)
 
 
 def _by_centre(

@@ -40,11 +40,13 @@ KINDS: Final[Mapping[str, str]] = {
 }
 """Kinds of the files that stand at the top of a run."""
 CHANGES: Final = "changes.json"
+NUMBERS: Final = "numbers.json"
 IN_TASK: Final[Mapping[str, str]] = {
     LEDGER: "ledger",
     COUNTS: "counts",
     CASES: "counts",
     CHANGES: "counts",
+    NUMBERS: "counts",
     DONE: "mark",
 }
 """Kinds of the files that stand at the top of a task's folder; tasks whose images have one class each have no cases."""

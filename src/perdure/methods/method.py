@@ -76,6 +76,11 @@ class Method(Stateful, ABC, Generic[OptionsT]):
     def predict(self, images: Tensor) -> Prediction:
         """Scores of images ``(N, C, *S)`` at the input's size, for all classes seen so far."""
 
+    @property
+    def replayed(self) -> int:
+        """Samples of earlier tasks, raw or synthetic, that the present task trained on; asked when it is sealed."""
+        return 0
+
     def kept(self) -> Sequence[Kept]:
         """What besides the network's weights crosses the task boundary."""
         return ()

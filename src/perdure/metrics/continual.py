@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from perdure.metrics.cases import CaseTable
+from perdure.metrics.cases import CaseCounts, CaseTable
+from perdure.metrics.numbers import DIGITS, TaskNumbers
 from perdure.streams.description import DescribedStream
 
 
@@ -151,18 +152,33 @@ def plasticity(d: TaskDice, alone: TaskDice | None, after: int) -> list[float]:
     return terms
 
 
-def forward(d: TaskDice, untrained: Sequence[float] | None, after: int) -> list[float]:
+def forward(d: TaskDice, numbers: Mapping[int, TaskNumbers], after: int) -> list[float]:
     """Terms of E-FWT in points: d[l][j] - d of the untrained model on task j, for l < j."""
     first = d.structures(0)
     other = next((j for j in range(1, after + 1) if d.structures(j) != first), None)
     if other is not None:
         raise Impossible(f"task '{d.called(other)}' annotates other classes than the first one")
-    if untrained is None:
-        raise Impossible(
-            "needs the Dice of the untrained model, and test cases of tasks before they are learned; a run measures "
-            "neither"
-        )
-    return [d.of(t, j) - untrained[j] for j in range(1, after + 1) for t in range(j)]
+    terms = []
+    for j in range(1, after + 1):
+        found = numbers.get(j, TaskNumbers())
+        if len(found.earlier) != j:
+            raise Impossible(f"earlier models were not measured on the test cases of task '{d.called(j)}'")
+        for dice in found.earlier:
+            if dice is None or found.untrained is None:
+                raise Impossible(f"no test case of task '{d.called(j)}' shows its structures")
+            terms.append(dice - found.untrained)
+    return terms
+
+
+def dice_of(cases: CaseCounts, classes: Iterable[int]) -> float | None:
+    """Mean over structures of their mean Dice over cases, in percent; ``None`` where no case shows one."""
+    means = []
+    for c in sorted(classes):
+        truth, guess, both = cases.pixels[:, cases.labels.index(c)].T
+        shown = truth + guess > 0
+        if shown.any():
+            means.append(float(np.mean(200 * both[shown] / (truth + guess)[shown])))
+    return round(mean(means), DIGITS) if means else None
 
 
 def growth(kept: Mapping[int, KeptCounts], after: int) -> list[float]:
@@ -174,14 +190,21 @@ def growth(kept: Mapping[int, KeptCounts], after: int) -> list[float]:
     return [100 * (counts[t] - counts[t - 1]) / counts[0] for t in range(1, after + 1)]
 
 
-def replay(kept: Mapping[int, KeptCounts], after: int) -> list[float]:
-    """Terms of DRR in percent: 0 for each later task, where there is nothing that could be replayed."""
-    for t in range(after):
-        if t not in kept:
-            raise Impossible(f"task {t + 1} has no ledger")
-        if kept[t].samples:
-            raise Impossible("the method keeps samples, and a run does not record how often they are replayed")
-    return [0.0] * after
+def replay(
+    stream: DescribedStream, kept: Mapping[int, KeptCounts], numbers: Mapping[int, TaskNumbers], after: int
+) -> list[float]:
+    """Terms of DRR in percent: replayed samples / new training samples of each later task."""
+    terms = []
+    for t in range(1, after + 1):
+        task, replayed = stream.tasks[t], numbers.get(t, TaskNumbers()).replayed
+        if t - 1 not in kept:
+            raise Impossible(f"task {t} has no ledger")
+        if kept[t - 1].samples and not replayed:
+            raise Impossible("the method keeps samples, and does not say how many it replays")
+        if replayed and not task.images:
+            raise Impossible(f"the number of training images of task '{task.called}' is not known")
+        terms.append(100 * replayed / task.images if replayed else 0.0)
+    return terms
 
 
 def lost(d: TaskDice, after: int, again: bool, rule: str) -> list[float]:

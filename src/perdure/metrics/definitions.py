@@ -260,15 +260,16 @@ _TABLE: Final = (
                kinds=("segmentation",), limits=(0.0, None)),
     Definition("e-fwt", "forward generalisation", "stream",
                "Mean over pairs of tasks l < j <= t of d[l][j] minus the Dice of the untrained model on task j, for "
-               f"streams whose tasks all annotate the same classes. {_D}",
+               "streams whose tasks all annotate the same classes. Earlier models are measured on the test cases of "
+               f"task j when it begins. {_D}",
                f"E-FWT of the {_BENCHMARK}", kinds=("segmentation",), unit="points"),
     Definition("mpe", "growth of the model", "stream",
                "Mean over later tasks t of (P_t - P_(t-1)) / P_1, P_t being the number of floating-point values in the "
                "weights after task t: parameters, and running statistics of normalisation layers.",
                f"MPE of the {_BENCHMARK}", better="lower", limits=(None, None)),
     Definition("drr", "replay burden", "stream",
-               "Mean over later tasks of replayed samples divided by new training samples. 0 where no earlier task "
-               "left raw or synthetic samples; features drawn from statistics are no samples.",
+               "Mean over later tasks of the number of replayed samples, raw or synthetic, divided by that of new "
+               "training samples. Features drawn from statistics are no samples.",
                f"DRR of the {_BENCHMARK}", better="lower", limits=(0.0, None)),
     Definition("forgetting.appearance", "forgetting of appearance", "stream",
                "Points of Dice that were lost on earlier test sets on structures that a later task annotates too, such "

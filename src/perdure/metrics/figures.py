@@ -5,7 +5,8 @@ Nothing here is ever NaN: a figure that does not exist is ``Value(None, 0)``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple, Self
 
@@ -20,6 +21,7 @@ from perdure.metrics.cases import CaseTable
 from perdure.metrics.confusion import ConfusionMatrix, pooled
 from perdure.metrics.continual import Gone, Impossible, KeptCounts, TaskDice
 from perdure.metrics.definitions import Figure, figure, fitting
+from perdure.metrics.numbers import TaskNumbers
 from perdure.streams.description import DescribedStream
 
 Floats = npt.NDArray[np.float64]
@@ -93,7 +95,7 @@ class RunResults:
         cases: Figures of single cases, by task; of runs that recorded them.
         kept: What sealed tasks keep, by task.
         alone: Results of a model per task on the same stream (method ``independent``), for plasticity.
-        untrained: Dice of the untrained model on the test cases of each task, in percent.
+        numbers: What else was measured or counted of tasks, by task.
     """
 
     stream: DescribedStream
@@ -103,7 +105,7 @@ class RunResults:
     cases: Mapping[int, CaseTable] = field(default_factory=dict)
     kept: Mapping[int, KeptCounts] = field(default_factory=dict)
     alone: RunResults | None = None
-    untrained: Sequence[float] | None = None
+    numbers: Mapping[int, TaskNumbers] = field(default_factory=dict)
 
     @property
     def last(self) -> int | None:
@@ -133,6 +135,7 @@ def run_results(
     reference: RunResults | None = None,
     cases: Mapping[int, CaseTable] | None = None,
     kept: Mapping[int, KeptCounts] | None = None,
+    numbers: Mapping[int, TaskNumbers] | None = None,
 ) -> RunResults:
     """Pool the test sets of each task, and find out which of them are no longer there.
 
@@ -149,7 +152,7 @@ def run_results(
         if lacking:
             raise DataError(f"the counts after task {t + 1} lack class {lacking[0]}, which was learned by then",
                             "counts.json of this task was changed or is damaged: restore it")  # fmt: skip
-    return RunResults(stream, counts, reference, _gone(counts_by_task), cases or {}, kept or {})
+    return RunResults(stream, counts, reference, _gone(counts_by_task), cases or {}, kept or {}, numbers=numbers or {})
 
 
 def _gone(counts_by_task: Mapping[int, Mapping[str, ConfusionMatrix]]) -> dict[int, tuple[Gone, ...]]:
@@ -171,6 +174,29 @@ def headline(stream: DescribedStream) -> list[str]:
     if stream.kind == "classification":
         names = ["accuracy.all", "accuracy.mean", "forgetting[max-last,of=accuracy]", "accuracy.average"]
     return [str(figure(name, background=stream.background is not None)) for name in names]
+
+
+def measured_tasks(results: RunResults, after: int) -> list[tuple[int, float]]:
+    """Where test sets are gone: each task that is measured all the same, with Dice (or accuracy) in percent.
+
+    Dice is d[t][j], over the structures that task j annotates on its own test cases; accuracy is that of its classes.
+    """
+    found: list[tuple[int, float]] = []
+    accuracy = group_matrix(results, "accuracy").get(after, []) if results.stream.kind == "classification" else None
+    for j in range(after + 1 if results.gone.get(after) else 0):
+        if accuracy is None:
+            with suppress(Impossible):
+                found.append((j, results.task_dice.of(after, j)))
+        elif (value := accuracy[j]) is not None:
+            found.append((j, value))
+    return found
+
+
+def missing_tests(results: RunResults, after: int) -> str:
+    """Which test cases of earlier tasks were not at hand, in a few words; empty if none."""
+    called = {task.name: task.called for task in results.stream.tasks}
+    names = [called.get(g.name, g.name) + (" (in part)" if g.left else "") for g in results.gone.get(after, ())]
+    return f"test cases of {', '.join(names)} not at hand" if names else ""
 
 
 def class_values(name: str, counts: ConfusionMatrix) -> dict[int, Value]:
@@ -241,9 +267,9 @@ _OF_DICE: Final[Mapping[str, Callable[[Figure, RunResults, int], list[float]]]] 
     "wcd": lambda _, r, t: continual.whole_class(r.cases.get(t), r.stream.tasks[t].seen, t),
     "bwtr": lambda _, r, t: continual.relative_backward(r.task_dice, t),
     "rma": lambda _, r, t: continual.plasticity(r.task_dice, r.alone.task_dice if r.alone else None, t),
-    "e-fwt": lambda _, r, t: continual.forward(r.task_dice, r.untrained, t),
+    "e-fwt": lambda _, r, t: continual.forward(r.task_dice, r.numbers, t),
     "mpe": lambda _, r, t: continual.growth(r.kept, t),
-    "drr": lambda _, r, t: continual.replay(r.kept, t),
+    "drr": lambda _, r, t: continual.replay(r.stream, r.kept, r.numbers, t),
     "forgetting.appearance": lambda f, r, t: continual.lost(r.task_dice, t, True, f.choices["rule"]),
     "forgetting.semantics": lambda f, r, t: continual.lost(r.task_dice, t, False, f.choices["rule"]),
 }

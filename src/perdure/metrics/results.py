@@ -13,12 +13,13 @@ from typing import Final, NamedTuple
 from perdure.errors import DataError, PerdureError
 from perdure.files import write_json, write_text
 from perdure.kept.ledger import LEDGER, Ledger, read_ledger
-from perdure.kept.manifest import CASES, COUNTS
+from perdure.kept.manifest import CASES, COUNTS, NUMBERS
 from perdure.metrics.cases import read_cases
 from perdure.metrics.confusion import read_counts
 from perdure.metrics.continual import KeptCounts
 from perdure.metrics.definitions import DEFINITIONS, Definition, Figure, figure, variants
 from perdure.metrics.figures import RunResults, case_values, evaluate, group_matrix, headline, run_results
+from perdure.metrics.numbers import read_numbers
 from perdure.streams.description import DescribedStream
 
 COLUMNS: Final = ("after_task", "task", "class_id", "class_name", "figure", "value", "n", "split")
@@ -51,7 +52,8 @@ def gather_results(stream: DescribedStream, sealed: Sequence[Path]) -> RunResult
     counts = {t: read_counts(folder / COUNTS) for t, folder in folders.items() if (folder / COUNTS).is_file()}
     cases = {t: read_cases(folder / CASES) for t, folder in folders.items() if (folder / CASES).is_file()}
     kept = {t: _kept(read_ledger(folder)) for t, folder in folders.items() if (folder / LEDGER).is_file()}
-    return run_results(stream, counts, cases=cases, kept=kept)
+    numbers = {t: read_numbers(folder / NUMBERS) for t, folder in folders.items() if (folder / NUMBERS).is_file()}
+    return run_results(stream, counts, cases=cases, kept=kept, numbers=numbers)
 
 
 def _kept(ledger: Ledger) -> KeptCounts:

@@ -10,8 +10,18 @@ import yaml
 
 from perdure.engine.duration import in_words
 from perdure.metrics.changes import Changes, read_changes
-from perdure.metrics.definitions import figure
-from perdure.metrics.figures import RunResults, Value, at_zero, evaluate, forgetting_by_group, group_matrix, headline
+from perdure.metrics.definitions import Figure, figure
+from perdure.metrics.figures import (
+    RunResults,
+    Value,
+    at_zero,
+    evaluate,
+    forgetting_by_group,
+    group_matrix,
+    headline,
+    measured_tasks,
+    missing_tests,
+)
 from perdure.report import kept_items
 from perdure.report.plots import Line, curves
 from perdure.report.render import WORDS, definitions, render
@@ -62,7 +72,7 @@ def write_report(run: Path, page: Path | None = None, name: str | None = None) -
         shown_figures.append("dice")
     values = _common(data) | {
         "last_name": None if last is None else stream.tasks[last].spoken,
-        "cards": [] if last is None else [(figure(n), evaluate(n, results, last)) for n in headline(stream)],
+        "cards": headline_cards(results),
         "curves": run_curves(results),
         "changes": task_changes(run, data),
         "confusion": confusion_tables(results),
@@ -116,7 +126,7 @@ def _loaded(run: Path, name: str | None) -> RunData:
 def _common(data: RunData) -> dict[str, object]:
     """What both templates lay out."""
     results, stream = data.results, data.stream
-    words, shown = WORDS[stream.kind], headline(stream)
+    words, shown, last = WORDS[stream.kind], headline(stream), results.last
     return {
         "run": data,
         "stream": stream,
@@ -130,12 +140,22 @@ def _common(data: RunData) -> dict[str, object]:
         "words": words,
         "took": {t: in_words(s) for t, s in data.seconds.items()},
         "took_all": in_words(sum(data.seconds.values())) if len(data.seconds) == data.sealed > 0 else None,
+        "alone": [] if last is None else [(stream.tasks[j], value) for j, value in measured_tasks(results, last)],
+        "lacking": "" if last is None else missing_tests(results, last),
         "unlearned": unlearned(results),
         "warnings": warnings(stream) + [gone_sets(results)] * any(results.gone.values()),
         "images": stream.measured_images,
         "ledger": ledger_table(data.ledgers),
         "definitions": definitions([*shown, words.by_class]),
     }
+
+
+def headline_cards(results: RunResults) -> list[tuple[Figure, Value]]:
+    """The headline figures after the last task; where test sets are gone, only those that there are."""
+    last = results.last
+    cards = [] if last is None else [(figure(n), evaluate(n, results, last)) for n in headline(results.stream)]
+    gone = last is not None and results.gone.get(last)
+    return [(fig, value) for fig, value in cards if not gone or value.value is not None]
 
 
 def unlearned(results: RunResults) -> list[tuple[DescribedTask, list[str]]]:

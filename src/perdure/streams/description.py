@@ -185,6 +185,8 @@ class DescribedStream(BaseModel):
         if shown.get("kind") in ("volume3d", "slices2d"):
             spacing = shown.get("spacing")
             at = f", at {_by(spacing)} mm" if isinstance(spacing, list | tuple) else ""
+            if any(task.preparation != shown for task in self.tasks):
+                return "whole volumes at their own size and spacing", ", shown to the network by a plan of each task"
             network = f"windows of {_by(window)} voxels" if isinstance(window, list | tuple) else "slices"
             return "whole volumes at their own size and spacing", f", shown to the network in {network}{at}"
         cut = (

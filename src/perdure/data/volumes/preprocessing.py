@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -61,6 +61,10 @@ class Volume3D(Sampled):
         intensities: Of each channel.
         patch: Voxels of a training sample along the prepared axes.
     """
+
+    # as nnU-Net does it: samples that reach beyond a volume are 0 there in training too, and a network whose deepest
+    # features are a single voxel cannot normalise them
+    fills_window: ClassVar[bool] = True
 
     kind: Literal["volume3d"] = "volume3d"
     dims: Literal[2, 3] = 3

@@ -182,6 +182,11 @@ class Ccsi(Method[CcsiOptions]):
             self.replay_images = self.memory.means[self.replay_labels].float() / 255
         self.memory.means = append_rows(self.memory.means, mean_images(sums))
 
+    @property
+    def replayed(self) -> int:
+        """Images of old classes: impressions, or class means."""
+        return self._plan(self.task).numel() if self.old and self.options.replay != "none" else 0
+
     # Impressions --------------------------------------------------------------------------------------------------
 
     def _plan(self, task: int) -> Tensor:

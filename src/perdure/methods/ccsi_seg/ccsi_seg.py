@@ -135,6 +135,11 @@ class CcsiSeg(Method[CcsiSegOptions]):
         return phases
 
     @property
+    def replayed(self) -> int:
+        """Impressions of old classes that showed their layout."""
+        return int(self.yields[1]) if self.old else 0
+
+    @property
     def _teacher(self) -> Segmenter:
         assert self.old_network is not None
         return self.old_network.module
