@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -17,7 +18,7 @@ from perdure import __version__
 from perdure.cli import complete
 from perdure.errors import RunError, UsageError, nearest, plain
 from perdure.files import home
-from perdure.foreign import is_foreign, search_here
+from perdure.foreign import search_here
 
 
 def _folder(text: str | Path) -> Path:
@@ -133,14 +134,23 @@ def check(
     what: Annotated[
         str,
         typer.Argument(
-            help="a recipe (name or file), or a data set (name, or package.module:function)",
+            help="a recipe (name or file), or a data set (name, or package.module:function); neither is needed with "
+            "--data",
             autocompletion=complete.recipes_and_data,
         ),
-    ],
+    ] = "",
     path: Annotated[
         str | None, typer.Argument(help="folder of the data set", autocompletion=complete.overrides)
     ] = None,
     overrides: Overrides = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--data",
+            help="folder of a data set, whose reader is found from its files; with a recipe of data sets: in the place "
+            "of its own, repeatable",
+        ),
+    ] = None,
     fix: Annotated[
         Path | None,
         typer.Option(
@@ -154,31 +164,14 @@ def check(
     allow_code: AllowCode = False,
 ) -> None:
     """Check a recipe (schema, images of each task, every file) or a data set (layout, files, labels, counts)."""
-    from perdure.cli.check import check_dataset, check_recipe, fix_dataset
-    from perdure.config.load import load_recipe, split_override
-    from perdure.data.catalog import DATASETS
+    from perdure.cli.check import check as look
 
-    given = list(overrides or [])
-    if path is not None and complete.is_override(path):
-        given, path = [path, *given], None
     if allow_code:
         search_here()
-    if what in DATASETS or is_foreign(what):
-        if is_foreign(what) and not allow_code:
-            raise UsageError(
-                f"'{what}' is code outside of Perdure", "it would be run; add --allow-code if you trust it"
-            )
-        options = {key.removeprefix("data."): value for key, value in map(split_override, given)}
-        root_path = None if path is None else Path(path)
-        if fix is not None:
-            passed = fix_dataset(what, root_path, options, fix, as_json)
-        else:
-            passed = check_dataset(what, root_path, options, as_json)
-    elif fix is not None:
-        raise UsageError(f"--fix corrects a data set, and '{what}' is none", "give its name and its folder")
-    else:
-        root = [f"data.root={json.dumps(path)}"] if path is not None else []
-        passed = check_recipe(load_recipe(what, [*given, *root]), as_json, allow_code)
+    # what a shell hands over as WHAT and PATH are overrides where --data takes their place
+    words = [word for word in (what, path, *(overrides or ())) if word]
+    named = list(takewhile(lambda word: not complete.is_override(word), words[:2]))
+    passed = look(named, data or (), words[len(named) :], fix, as_json, allow_code)
     if not passed:
         raise typer.Exit(1)
 

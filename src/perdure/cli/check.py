@@ -14,12 +14,15 @@ from rich.progress import Progress
 from rich.table import Table
 
 from perdure.cli.console import open_console
+from perdure.config.load import load_recipe, split_override
 from perdure.config.recipe import Recipe, StreamSection
-from perdure.data.catalog import open_source
+from perdure.data.catalog import DATASETS, open_source
 from perdure.data.check import Inspection, alike_as_one, inspect
+from perdure.data.detect import reader_of
 from perdure.data.source import SPLITS, size_text
 from perdure.data.survey import Problem, told
-from perdure.errors import DataError
+from perdure.errors import DataError, UsageError
+from perdure.foreign import is_foreign
 from perdure.labels import IGNORE
 from perdure.streams.description import called
 from perdure.streams.published import Comparison, compare_counts, datasets, published
@@ -31,6 +34,52 @@ if TYPE_CHECKING:
 
 _BY_HABIT: Final = ("folders", "nifti_folders", "h5_volumes")
 """Data sets in which 255 means "ignore", unless it is a class, although no rule of theirs says so."""
+
+
+def check(
+    named: Sequence[str], data: Sequence[str], overrides: Sequence[str], fix: Path | None, as_json: bool, code: bool
+) -> bool:
+    """Check what a command line names; False if it cannot be used as it is.
+
+    Args:
+        named: A recipe or a data set, and a folder; both may be left out.
+        data: Folders of data sets whose reader is to be found.
+        overrides: ``key=value``.
+        fix: Where to write corrected masks instead.
+        as_json: Print JSON.
+        code: Whether code outside of Perdure may be imported.
+
+    Raises:
+        UsageError: That is nothing that can be checked, or not together.
+    """
+    what, folder = (*named, "", "")[:2]
+    if not (what or data):
+        raise UsageError("there is nothing to check", "perdure check --data DIR, or perdure check RECIPE")
+    if folder and data:
+        raise UsageError(f"'{folder}' and --data {data[0]} both name a folder", "leave one of them out")
+    if what and what not in DATASETS and not is_foreign(what):
+        if fix is not None:
+            raise UsageError(f"--fix corrects a data set, and '{what}' is none", "give its name and its folder")
+        if Path(what).is_dir():
+            raise UsageError(f"{what} is a folder, not a recipe", f"check the data in it: perdure check --data {what}")
+        if data:
+            from perdure.adding import begun  # this loads torch
+
+            return check_recipe(begun(what, data, overrides), as_json, code)
+        root = [f"data.root={json.dumps(folder)}"] if folder else []
+        return check_recipe(load_recipe(what, [*overrides, *root]), as_json, code)
+    if len(data) > 1:
+        raise UsageError(f"--data names {len(data)} folders", "check one at a time, or a recipe with all of them")
+    options = {key.removeprefix("data."): value for key, value in map(split_override, overrides)}
+    place = folder or next(iter(data), "")
+    found = (what, Path(place) if place else None) if what else reader_of(place, options)
+    if is_foreign(found[0]) and not code:
+        raise UsageError(
+            f"'{found[0]}' is code outside of Perdure", "it would be run; add --allow-code if you trust it"
+        )
+    if fix is not None:
+        return fix_dataset(*found, options, fix, as_json)
+    return check_dataset(*found, options, as_json)
 
 
 def check_dataset(name: str, root: Path | None, options: Mapping[str, object], as_json: bool) -> bool:
