@@ -109,6 +109,14 @@ def resnet_weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Prepa
     return prepare
 
 
+def sets_recipe(world: Path) -> None:
+    """Write a recipe of data sets that names none."""
+    recipe = yaml.safe_load((world / "photos.yaml").read_text())
+    del recipe["data"]
+    recipe["stream"] = {"kind": "data_sets"}
+    (world / "sets.yaml").write_text(yaml.safe_dump(recipe))
+
+
 class Bomb:
     """Makes a folder where it is unpickled carelessly."""
 
@@ -815,6 +823,33 @@ VERBS = {
     "check with an unknown option": Case(
         "check folders photos holdot=2", USAGE, ("'holdot'", "did you mean 'holdout'")
     ),
+    "pictures for a recipe for volumes": Case(
+        "run data-sets/volumes --data photos --out out",
+        USAGE,
+        ("the recipe is for volumes (volumes.view=volumes), and 'folders' holds pictures", "volumes.view=pictures"),
+    ),
+    "pictures where a patch of volumes is chosen": Case(
+        "run sets.yaml --data photos volumes.patch=[16,16,16] --out out",
+        USAGE,
+        ("the recipe is for volumes (volumes.patch), and 'folders' holds pictures",),
+        sets_recipe,
+    ),
+    "volumes for a recipe for pictures": Case(
+        "run data-sets/vessels-cells --data phantoms data.kind=torso --out out",
+        USAGE,
+        ("the recipe is for pictures (volumes.view=pictures), and 'phantoms' holds volumes", "data-sets/volumes"),
+    ),
+    "volumes for a network for pictures": Case(
+        "run sets.yaml --data phantoms data.kind=torso --out out",
+        USAGE,
+        ("the network 'deeplab' does not work in 3D, and 'phantoms' holds volumes", "residual_unet"),
+        sets_recipe,
+    ),
+    "volumes where classes of pictures are learned in steps": Case(
+        "run photos.yaml 'data={name: phantoms, kind: torso}' --out out",
+        USAGE,
+        ("'phantoms' holds volumes, and stream.kind=class_incremental is for pictures", "data-sets/volumes"),
+    ),
     "check of nothing": Case("check", USAGE, ("nothing to check", "check --data DIR")),
     "check of options of nothing": Case("check holdout=5", USAGE, ("nothing to check",)),
     "check of a folder that is no recipe": Case(
@@ -928,14 +963,6 @@ def test_what_the_machine_cannot_do(name: str, cli, world: Path, monkeypatch: py
     done = cli(*shlex.split(TINY))
     assert done.code == FAILED
     plain_lines(done.err, (what, hint), world.parent)
-
-
-def sets_recipe(world: Path) -> None:
-    """Write a recipe of data sets that names none."""
-    recipe = yaml.safe_load((world / "photos.yaml").read_text())
-    del recipe["data"]
-    recipe["stream"] = {"kind": "data_sets"}
-    (world / "sets.yaml").write_text(yaml.safe_dump(recipe))
 
 
 CHECKS = {

@@ -30,7 +30,7 @@ def preparations(
             shown.append(read_preparation(known.tasks[index].preparation, "stream.json"))
             continue
         later = index > 0 and recipe.volumes.plan != "per_task"
-        given = recipe.volumes.view == "volumes" and recipe.volumes.plan == "given"
+        given = recipe.volumes.view != "slices" and recipe.volumes.plan == "given"
         own = _as_given(shown[0], source) if later and given else _planned(recipe, source)
         if later:
             notes += [f"{names[index]}: {note}" for note in _misfit(shown[0], source, own)]
@@ -41,7 +41,7 @@ def preparations(
 
 def _planned(recipe: Recipe, source: Source) -> Preparation:
     """The preparation that a data set has alone."""
-    if source.dims == 2 and recipe.volumes.view == "volumes":
+    if source.dims == 2 and recipe.volumes.view != "slices":
         return build_preparation(recipe, source.kind)
 
     from perdure.data.volumes.plan import plan_slices, plan_volumes  # these load nnU-Net

@@ -18,8 +18,11 @@ class VolumeOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    view: Literal["volumes", "slices"] = Field(
-        "volumes", description="volumes: patches for a 3D network; slices: single slices for a 2D network"
+    view: Literal["auto", "volumes", "slices", "pictures"] = Field(
+        "auto",
+        description="volumes: patches for a 3D network, and pictures are refused; slices: single slices for a 2D "
+        "network; pictures: as in the section augment, and volumes are refused; auto: volumes or pictures, as the data "
+        "are",
     )
     plan: Literal["first", "given", "per_task"] = Field(
         "first",
@@ -62,7 +65,7 @@ class VolumeOptions(BaseModel):
 
     @model_validator(mode="after")
     def _complete(self) -> VolumeOptions:
-        if self.view == "volumes" and self.plan == "given" and (self.spacing is None or self.patch is None):
+        if self.view in ("auto", "volumes") and self.plan == "given" and (self.spacing is None or self.patch is None):
             raise ValueError("plan: given needs volumes.spacing and volumes.patch")
         if not 0 <= self.intensity[0] < self.intensity[1] <= 100:
             raise ValueError("volumes.intensity must be two percentiles from 0 to 100, smaller one first")
