@@ -59,7 +59,7 @@ _NO_MEMORY = (
 
 def _explained(error: BaseException, verb: str) -> tuple[str, str, int]:
     """What is wrong, what to try, and the exit code."""
-    smaller = "try a smaller training.batch_size, augment.crop or evaluate.window"
+    smaller = "try a smaller training.batch_size, augment.crop or evaluate.window (of volumes: volumes.patch)"
     if verb == "predict":
         smaller = "try smaller images, or fewer other programs beside it"
     kind, text = type(error).__name__, " ".join(str(error).split())[:300]

@@ -8,6 +8,7 @@ from typing import Final
 
 import yaml
 
+from perdure.data.preparation import for_small_objects
 from perdure.engine.duration import in_words
 from perdure.metrics.changes import Changes, read_changes
 from perdure.metrics.definitions import figure
@@ -131,6 +132,7 @@ def _common(data: RunData) -> dict[str, object]:
         "took": {t: in_words(s) for t, s in data.seconds.items()},
         "took_all": in_words(sum(data.seconds.values())) if len(data.seconds) == data.sealed > 0 else None,
         "unlearned": unlearned(results),
+        "for_small": for_small_objects(stream.tasks[0].preparation.get("kind")),
         "warnings": warnings(stream) + [gone_sets(results)] * any(results.gone.values()),
         "images": stream.measured_images,
         "ledger": ledger_table(data.ledgers),
