@@ -34,8 +34,8 @@ from perdure.config.load import parse_recipe
 from perdure.data.sampling import Batches, Mix
 from perdure.data.tensors import FileSamples
 from perdure.engine import loader
-from perdure.engine.engine import Interrupted
 from perdure.engine.phases import Generate
+from perdure.errors import Interrupted
 from perdure.experiment import run_experiment
 from perdure.files import TEMPORARY, read_tensors
 from perdure.inference import case

@@ -16,7 +16,7 @@ import typer
 
 from perdure import __version__
 from perdure.cli import complete
-from perdure.errors import RunError, UsageError, nearest, plain
+from perdure.errors import RunError, UsageError, nearest, plain, stoppable
 from perdure.files import home
 from perdure.foreign import search_here
 
@@ -36,6 +36,8 @@ app = typer.Typer(
 )
 DEMO: Final = ("finetune", "star", "joint")
 DEMO_VOLUMES: Final = ("finetune", "lwf", "joint")
+AGAIN: Final = "the same command begins anew"
+"""What to do after Ctrl-C in a command that saves nothing on its way."""
 Json = Annotated[bool, typer.Option("--json", help="machine-readable output")]
 Run = Annotated[Path, typer.Argument(help="a run folder")]
 AllowCode = Annotated[
@@ -171,7 +173,8 @@ def check(
     # what a shell hands over as WHAT and PATH are overrides where --data takes their place
     words = [word for word in (what, path, *(overrides or ())) if word]
     named = list(takewhile(lambda word: not complete.is_override(word), words[:2]))
-    passed = look(named, data or (), words[len(named) :], fix, as_json, allow_code)
+    with stoppable("files were read" if fix is None else f"masks were written to {fix}", AGAIN):
+        passed = look(named, data or (), words[len(named) :], fix, as_json, allow_code)
     if not passed:
         raise typer.Exit(1)
 
@@ -345,12 +348,16 @@ def predict(
     if allow_code:
         search_here()
     cases = cases_of_run(run, inputs)  # wrong inputs are told before the model is loaded
-    model = Trained.open(run, device, allow_code)
+    with stoppable("the model was loaded", AGAIN):
+        model = Trained.open(run, device, allow_code)
     console = Console(stderr=True)
     kind = "volume" if all(case.ending for case in cases) else "image"
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+    work = predict_files if model.kind == "segmentation" else classify_images
+    with (
+        stoppable(f"{kind}s were labelled; whatever is in {out} is whole", AGAIN),
+        Progress(console=console, transient=True, disable=not console.is_terminal) as bar,
+    ):
         shown = bar.add_task(f"{kind}s", total=len(cases))
-        work = predict_files if model.kind == "segmentation" else classify_images
         work(model, inputs, out, lambda done, _: bar.update(shown, completed=done))
     done, where = ("segmented", out) if model.kind == "segmentation" else ("classified", out / "predictions.csv")
     count = len(model.seen)
