@@ -1013,6 +1013,12 @@ CHECKS = {
     "folders in the place of a recipe's": Case(
         "check sets.yaml --data photos", 0, ("the recipe can run", "cat, dog, tree, house"), sets_recipe
     ),
+    "patients where nobody reads them": Case(
+        "check folders photos",
+        0,
+        ("patients.json is read for volumes only: every",),
+        text("photos/patients.json", "{}"),
+    ),
     "no validation set": Case(
         "check photos.yaml", 0, ("photos has no validation set: there is no val.txt", "the recipe can run")
     ),

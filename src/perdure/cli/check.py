@@ -15,7 +15,7 @@ from rich.table import Table
 
 from perdure.cli.console import open_console
 from perdure.config.load import load_recipe, split_override
-from perdure.config.recipe import Recipe, StreamSection
+from perdure.config.recipe import DataSetsSection, Recipe, StreamSection
 from perdure.data.catalog import DATASETS, open_source
 from perdure.data.check import Inspection, alike_as_one, inspect
 from perdure.data.detect import reader_of
@@ -28,6 +28,8 @@ from perdure.streams.description import called
 from perdure.streams.published import Comparison, compare_counts, datasets, published
 
 if TYPE_CHECKING:
+    from perdure.config.build import Experiment
+    from perdure.data.readers.volumes import VolumeSource
     from perdure.data.source import Source
     from perdure.streams.summary import StreamSummary
 
@@ -101,8 +103,7 @@ def check_dataset(name: str, root: Path | None, options: Mapping[str, object], a
         )
         whole = sum(sum(report.pixels.values()) for report in found.splits.values())
         notes = _ignored(images, f" ({100 * pixels / whole:.2g} % of pixels)", name == "folders") if images else []
-    if source.dims == 3:
-        notes += _of_volumes(source)
+    notes += _of_volumes(source, root)
     if as_json:
         open_console().print_json(json.dumps(found.to_dict() | {"notes": notes}))
     else:
@@ -110,13 +111,35 @@ def check_dataset(name: str, root: Path | None, options: Mapping[str, object], a
     return found.ok
 
 
-def _of_volumes(source: Source) -> list[str]:
-    """Spacings and orientations, where a data set of ours has them."""
-    from perdure.data.readers.volumes import VolumeSource, told_of_volumes
+def _of_volumes(source: Source, root: Path | None) -> list[str]:
+    """Spacings, orientations and patients, where a data set of ours has them."""
+    from perdure.data.readers.volumes import PATIENTS, told_of_patients, told_of_volumes
+
+    volumes = _volumes(source)
+    if volumes is None:
+        unread = root is not None and (root / PATIENTS).exists()
+        return [f"{PATIENTS} is read for volumes only: every image counts as a patient of its own"] if unread else []
+    return [*(told_of_volumes(volumes) if volumes.dims == 3 else ()), *told_of_patients(volumes)]
+
+
+def _volumes(source: Source) -> VolumeSource | None:
+    """The reader of volumes behind a source, if it is one."""
+    from perdure.data.readers.volumes import VolumeSource
     from perdure.data.validation import HeldOut
 
     inner = source.inner if isinstance(source, HeldOut) else source
-    return told_of_volumes(inner) if isinstance(inner, VolumeSource) else []
+    return inner if isinstance(inner, VolumeSource) else None
+
+
+def _of_patients(experiment: Experiment) -> list[str]:
+    """What divides the cases of each data set of volumes, a line each."""
+    from perdure.config.data_sets import label
+    from perdure.data.readers.volumes import told_of_patients
+
+    plan, sources = experiment.recipe.stream, experiment.sources
+    names = [label(task) for task in plan.tasks] if isinstance(plan, DataSetsSection) else [sources[0].name]
+    found = zip(names, map(_volumes, sources), strict=True)
+    return [f"{name}: {line}" for name, one in found if one is not None for line in told_of_patients(one)]
 
 
 def fix_dataset(name: str, root: Path | None, options: Mapping[str, object], folder: Path, as_json: bool) -> bool:
@@ -231,7 +254,7 @@ def check_recipe(recipe: Recipe, as_json: bool, allow_code: bool = False) -> boo
     except DataError as error:
         problems.append(Problem("train", "", error.what, error.hint))
     problems += _unfetched(recipe) if fetched else []
-    notes = [*experiment.notes, *told(found.shared), *_unusual(summary)]
+    notes = [*experiment.notes, *told(found.shared), *_unusual(summary), *_of_patients(experiment)]
     if single and len(summary["tasks"]) == 1 and not experiment.method.sees_all_tasks:
         notes.append("one task only: nothing is learned later; a smaller stream.base leaves classes for later tasks")
     if single and name == "folders" and "values" not in recipe.sets[0].settings:

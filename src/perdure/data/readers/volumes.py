@@ -9,6 +9,7 @@ patient's. How cases become training and test cases: :mod:`perdure.data.readers.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -34,6 +35,8 @@ PICTURES: Final = (".png", ".bmp", ".tif", ".tiff")
 """Endings of cases that are images, not volumes."""
 LARGEST: Final = (1 << 16) - 1
 """Largest number in a mask that can have a meaning."""
+PATIENTS: Final = "patients.json"
+"""Optional file beside the data: ``{case: patient}``."""
 _VOLUMES: Final = re.compile(
     r"\.(nii|nii\.gz|mha|mhd|nrrd|hdr|gipl|mgz|npz|npy|dcm|png|bmp|tiff?|jpe?g)$", re.IGNORECASE
 )
@@ -442,17 +445,44 @@ def annotated_classes(
 
 
 def patient_of(root: Path, names: Iterable[str], problems: list[DataError]) -> dict[str, str]:
-    """Patient of every case, from ``patients.json``; empty without it. Cases it lacks are added to ``problems``."""
-    path = root / "patients.json"
+    """Patient of every case, from ``patients.json``; empty without it.
+
+    Added to ``problems``: cases that it lacks, patients that are neither text nor a number, and cases of which there is
+    no file. That of a case without a mask is there, and may be listed.
+    """
+    path = root / PATIENTS
     listed = _mapping(path)
     if not path.exists():
         return {}
-    found = {name: str(listed[name]) for name in names if isinstance(listed.get(name), str | int)}
-    for name in names:
-        if name not in found:
+    known = set(names)
+    found: dict[str, str] = {}
+    for name in sorted(known):
+        patient = listed.get(name)
+        if name not in listed:
             what = f"{path} does not name the patient of '{name}'"
             problems.append(DataError(what, 'list every case: {"case": "patient"}'))
+        elif isinstance(patient, bool) or not isinstance(patient, str | int) or patient == "":
+            what = f"{path}: the patient of '{name}' is {json.dumps(patient)[:40]}, which is no name"
+            problems.append(DataError(what, 'write one name or number per case: {"case": "patient"}'))
+        else:
+            found[name] = str(patient)
+    if absent := set(listed) - known:
+        files = [place.name for place in root.glob("*/*")]
+        for name in sorted(absent):
+            if not any(re.match(rf"{re.escape(name)}(_\d{{4}})?\.", file) for file in files):
+                what = f"{path} names the case '{name}', which is not there"
+                problems.append(DataError(what, nearest(name, known)))
     return found
+
+
+def told_of_patients(source: VolumeSource) -> list[str]:
+    """What a check says of the patients that the cases are of; nothing where there are none."""
+    cases = [name for names in source.layout.splits.values() for name in names]
+    if not source.groups:
+        return [f"there is no {PATIENTS}: every case counts as a patient of its own"] if source.patients else []
+    patients = Counter(source.groups.get(name, name) for name in cases)
+    most = max(patients.values(), default=0)
+    return [f"{PATIENTS}: {len(cases)} cases of {len(patients)} patients, at most {most} of one; none is divided"]
 
 
 def _mapping(path: Path) -> dict[str, Any]:
@@ -461,5 +491,5 @@ def _mapping(path: Path) -> dict[str, Any]:
         return {}
     content = read_json(path)
     if not isinstance(content, dict):
-        raise DataError(f"{path} is not a mapping of cases", 'write {"case": ...}')
+        raise DataError(f"{path} is no mapping of cases", 'write {"case": ...}')
     return content
