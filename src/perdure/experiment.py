@@ -67,7 +67,8 @@ def _run(recipe: Recipe, run: RunFolder, resume: bool, quiet: bool) -> None:
     recipe = in_order(recipe)
     machine = Machine(recipe.engine, trackers_at=run.path / "tracking")
     there = resume and run.recipe_file.exists()
-    experiment = build_experiment(recipe, len(run.sealed()) if there else 0, known=run.stream() if there else None)
+    with run.read_alone():
+        experiment = build_experiment(recipe, len(run.sealed()) if there else 0, known=run.stream() if there else None)
     stream, method = experiment.stream, experiment.method
     with _prepared(run, experiment, machine, resume, quiet):
         logger = RunLogger(machine, run.path / "log.jsonl", quiet)
@@ -176,7 +177,8 @@ def _prepared(
         failed = True
         try:
             if machine.main:
-                run.check(recipe, described, resume)  # nothing has been written before this line
+                with run.read_alone():
+                    run.check(recipe, described, resume)  # nothing has been written before this line
                 _refuse_other_tests(experiment, run, sealed)
                 refuse_pictures_of_few(experiment, sealed)
                 # the network per task that is still to come, and resume states with optimiser (8 networks)

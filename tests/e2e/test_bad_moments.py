@@ -102,7 +102,7 @@ def test_disk_full_in_a_process_of_its_own(world: Path) -> None:
 def test_another_run_is_at_work(cli, world: Path) -> None:
     Path("out").mkdir()
     with FileLock("out/.lock"):
-        told(cli("run", "tiny.yaml", "--out", "out", "--quiet"), 1, "another run is writing to out")
+        told(cli("run", "tiny.yaml", "--out", "out", "--quiet"), 1, "another command is working on the run folder out")
     assert [p.name for p in Path("out").iterdir() if p.name != ".lock"] == []
 
 
