@@ -58,12 +58,13 @@ def _planned(recipe: Recipe, source: Source) -> Preparation:
 
 def _as_given(first: Preparation, source: Source) -> Preparation:
     """What a later data set would have where spacing and patch are given: no case but the first has to be read."""
+    from perdure.data.volumes.options import kept_channels
     from perdure.data.volumes.sampled import Sampled
 
     if not isinstance(first, Sampled) or source.dims != first.dims:
         return Preparation(dims=source.dims)
     channels = source.read("train", source.names("train")[0]).image.shape[0]
-    return first.model_copy(update={"channels": channels, "modality": source.modality})
+    return first.model_copy(update={"channels": channels, "modality": kept_channels(source.modality)})
 
 
 def _misfit(first: Preparation, source: Source, own: Preparation) -> list[str]:
