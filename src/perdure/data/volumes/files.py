@@ -124,17 +124,7 @@ def read_voxels(header: Header) -> Voxels:
             "crop or resample it, or use a machine with more memory",
         )
     with _explained(header.path):
-        values = turn(header.load(), header.geometry)
-        if header.path.name.endswith(".gz"):
-            _to_the_end(header.path)
-    return values
-
-
-def _to_the_end(path: Path) -> None:
-    """Decompress all of a file: its check sum stands at its end, and whoever wants the voxels alone stops before it."""
-    with gzip.open(path) as stream:
-        while stream.read(1 << 20):
-            pass
+        return turn(header.load(), header.geometry)
 
 
 def read_image(header: Header) -> npt.NDArray[np.float32]:
@@ -391,9 +381,16 @@ def _nifti_header(path: Path) -> Header:
     affine = np.asarray(header.get_best_affine(), np.float64)
     kind = header.get_data_dtype()
     scaled = header.get_slope_inter() not in ((1.0, 0.0), (None, None))
-    # an array proxy of the header that was read, because loading the file by its name repairs and prints
-    proxy = nib.arrayproxy.ArrayProxy(str(path), header, mmap=False)
-    return _header(path, shape, affine, 8 if scaled else kind.itemsize, lambda: np.asanyarray(proxy))
+
+    def load() -> Voxels:
+        with gzip.open(path) if ending(path) == ".nii.gz" else path.open("rb") as stream:
+            # an array proxy of the header that was read, because loading the file by its name repairs and prints
+            values: Voxels = np.asanyarray(nib.arrayproxy.ArrayProxy(stream, header, mmap=False))
+            while stream.read(1 << 20):  # to the end, where the check sum of an archive stands: it is read only once
+                pass
+        return values
+
+    return _header(path, shape, affine, 8 if scaled else kind.itemsize, load)
 
 
 def _itk_header(path: Path) -> Header:
