@@ -251,9 +251,9 @@ def test_every_file_is_decoded_once(raw: Raw, monkeypatch: pytest.MonkeyPatch) -
     proxy = nib.arrayproxy.ArrayProxy
 
     class Counting(proxy):  # type: ignore[misc, valid-type]
-        def __init__(self, path: str, *arguments: Any, **options: Any) -> None:
-            super().__init__(path, *arguments, **options)
-            self.where = path
+        def __init__(self, stream: Any, *arguments: Any, **options: Any) -> None:
+            super().__init__(stream, *arguments, **options)
+            self.where = stream.name
 
         def __array__(self, *arguments: Any, **options: Any) -> Any:
             decoded[self.where] += 1
