@@ -9,16 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from perdure.data.volumes.files import (
-    companions,
-    difference,
-    place,
-    read_header,
-    read_image,
-    read_voxels,
-    turn_back,
-    write_volume,
-)
+from perdure.data.volumes.files import companions, read_header, read_image, read_voxels, write_volume
+from perdure.data.volumes.headers import difference, place, turn_back
 from perdure.errors import DataError, UsageError
 from perdure.outputs.volumes import write_label_volume
 

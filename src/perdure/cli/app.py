@@ -6,8 +6,6 @@ The tables of ``list``, ``check`` and ``audit`` have a file each beside this one
 from __future__ import annotations
 
 import json
-import shutil
-import time
 from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Final
@@ -34,8 +32,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-DEMO: Final = ("finetune", "star", "joint")
-DEMO_VOLUMES: Final = ("finetune", "lwf", "joint")
 AGAIN: Final = "the same command begins anew"
 """What to do after Ctrl-C in a command that saves nothing on its way."""
 Json = Annotated[bool, typer.Option("--json", help="machine-readable output")]
@@ -90,31 +86,9 @@ def demo(
     ] = False,
 ) -> None:
     """Learn digits task by task with STAR, fine-tuning and jointly, and compare: three to six minutes."""
-    from perdure.cli.console import open_console
-    from perdure.config.load import load_recipe
-    from perdure.files import write_json
+    from perdure.cli.demo import demo as show
 
-    recipe, methods = ("demo-volumes", DEMO_VOLUMES) if volumes else ("demo", DEMO)
-    top = out or Path(recipe)
-    folders = [top / method for method in methods]
-    for folder in folders if fresh else ():
-        # nothing is deleted that a run did not write, whatever --out points at
-        if folder.exists() and not (folder / "recipe.yaml").is_file():
-            raise RunError(f"{folder} is not a run folder and will not be deleted", "choose another --out")
-        shutil.rmtree(folder, ignore_errors=True)
-
-    from perdure.experiment import run_experiment
-    from perdure.report.compare import comparison_table
-    from perdure.report.compare_page import write_comparison
-
-    started = time.monotonic()
-    for method, folder in zip(methods, folders, strict=True):
-        run_experiment(load_recipe(recipe, [f"method={method}"]), folder, resume=True)  # a second call costs nothing
-    comparison = write_comparison(folders, top / "compare.html")
-    write_json(top / "compare.json", comparison.to_json())
-    open_console().print(comparison_table(comparison))
-    pages = f"{top / 'compare.html'}, {folders[1] / 'report.html'}"
-    _say(f"{time.monotonic() - started:.0f} s. Pages to look at: {pages}")
+    _say(show(out, fresh, volumes))
 
 
 @app.command("list")

@@ -113,7 +113,8 @@ def check_dataset(name: str, root: Path | None, options: Mapping[str, object], a
 
 def _of_volumes(source: Source, root: Path | None) -> list[str]:
     """Spacings, orientations and patients, where a data set of ours has them."""
-    from perdure.data.readers.volumes import PATIENTS, told_of_patients, told_of_volumes
+    from perdure.data.readers.casefiles import PATIENTS
+    from perdure.data.readers.volumes import told_of_patients, told_of_volumes
 
     volumes = _volumes(source)
     if volumes is None:
