@@ -132,9 +132,9 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.way:
         from perdure.data.readers.nnunet import open_nnunet
-        from perdure.data.volumes.files import library
+        from perdure.data.volumes.extra import need
 
-        assert callable(open_nnunet) and library("nibabel")  # imported before the clock starts
+        assert callable(open_nnunet) and need("nibabel")  # imported before the clock starts
         work = WAYS[asked.way](asked.root)
         begun = time.process_time()
         work()

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from perdure.cli.app import DEMO_VOLUMES
+from perdure.cli.demo import DEMO_VOLUMES
 from perdure.config.build import check_method, method_class
 from perdure.config.load import load_recipe, shipped
 from perdure.config.recipe import Recipe

@@ -113,8 +113,11 @@ def test_working_files_are_told_while_they_are_there_and_gone_afterwards(
 
     audited = cli("audit", "run")
     assert audited.code == 1
-    count = 1 if elsewhere else len(held)
-    assert f"{count} working files hold images of patients" in " ".join(audited.out.split())
+    where = "working files in the folder that engine.working named" if elsewhere else f"{len(held)} working files"
+    assert f"{where} hold images of patients; they are deleted" in " ".join(audited.out.split())
+    if elsewhere:
+        assert "1 working file" not in audited.out
+        assert "mark of working files in another folder" in audited.out
 
     stopped(False)
     done = cli("run", *words, "--resume")

@@ -14,7 +14,7 @@ from perdure.config.data_sets import label
 from perdure.config.load import dump_recipe, override, parse_recipe, read_raw, same_experiment, split_override
 from perdure.config.recipe import DataSetsSection, Recipe, TaskSection
 from perdure.data.catalog import open_source
-from perdure.data.detect import find_data, short_name
+from perdure.data.detect import reader_of, short_name
 from perdure.errors import RunError, UsageError, nearest
 from perdure.run_folder import BEGIN, RunFolder
 from perdure.streams.description import DescribedStream, write_stream
@@ -125,11 +125,7 @@ def _task(addition: Addition) -> TaskSection:
         for key, value in map(split_override, addition.overrides)
         if key.startswith("data.")
     }
-    root: Path | None
-    if "name" in options:
-        name, root = str(options.pop("name")), Path(addition.data).expanduser()
-    else:
-        name, root = find_data(addition.data)
+    name, root = reader_of(addition.data, options)
     data: dict[str, JsonValue] = {"name": name, "root": None if root is None else str(root.absolute()), **options}
     own = addition.name or (short_name(root) if root is not None else str(name))
     content = {

@@ -9,7 +9,8 @@ from __future__ import annotations
 import difflib
 import os
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
 DIRECTION: Final = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
@@ -56,6 +57,23 @@ class SealedDataError(PerdureError):
 
 class RunError(PerdureError):
     """A run folder is missing, locked, damaged, or made by another recipe."""
+
+
+class Interrupted(PerdureError):
+    """Somebody asked the program to stop; what was under way is told, and how to go on."""
+
+
+@contextmanager
+def stoppable(doing: str, hint: str) -> Iterator[None]:
+    """Ctrl-C inside tells what was under way, ``doing`` after "stopped while", and how to go on.
+
+    Where it is nested, the inner one is told: it becomes an error at once, because typer would end the program without
+    a word of where it was.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise Interrupted(f"stopped while {doing}", hint) from error
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -20,10 +20,10 @@ from perdure.data.catalog import DATASETS, needs_folder
 from perdure.data.gone import GoneSource
 from perdure.data.survey import Survey, survey, told
 from perdure.engine.checkpoint import Checkpoint
-from perdure.engine.engine import Engine
+from perdure.engine.engine import GO_ON, Engine
 from perdure.engine.machine import Machine
 from perdure.engine.run_logger import RunLogger
-from perdure.errors import DataError, UsageError
+from perdure.errors import DataError, UsageError, stoppable
 from perdure.methods.method import Method
 from perdure.methods.options import Options
 from perdure.metrics.confusion import ConfusionMatrix
@@ -60,11 +60,17 @@ def run_experiment(recipe: Recipe, out: Path, resume: bool = False, quiet: bool 
     Raises:
         PerdureError: The run cannot start or continue. The folder stays resumable.
     """
+    with stoppable("the run was made ready", GO_ON):
+        _run(recipe, RunFolder(out), resume, quiet)
+    return RunFolder(out)
+
+
+def _run(recipe: Recipe, run: RunFolder, resume: bool, quiet: bool) -> None:
     recipe = in_order(recipe)
-    machine = Machine(recipe.engine, trackers_at=out / "tracking")
-    run = RunFolder(out)
+    machine = Machine(recipe.engine, trackers_at=run.path / "tracking")
     there = resume and run.recipe_file.exists()
-    experiment = build_experiment(recipe, len(run.sealed()) if there else 0, known=run.stream() if there else None)
+    with run.read_alone():
+        experiment = build_experiment(recipe, len(run.sealed()) if there else 0, known=run.stream() if there else None)
     stream, method = experiment.stream, experiment.method
     with _prepared(run, experiment, machine, resume, quiet):
         logger = RunLogger(machine, run.path / "log.jsonl", quiet)
@@ -87,17 +93,22 @@ def run_experiment(recipe: Recipe, out: Path, resume: bool = False, quiet: bool 
             with stream.opened(task):  # training data of all other tasks is sealed in this block
                 working.begin(task, machine)
                 before = Before.of(experiment, task, working.of(task))
+                where = f"of task {task.index + 1} ('{task.name}')"
                 if before is not None:
-                    _say_how_it_was(experiment, task, before.take(machine), logger)
-                    before.look_back(_earlier_models(experiment, run, task), machine)
-                working.fill(task, machine, quiet)
+                    with stoppable(f"the model was measured on the new data {where}", GO_ON):
+                        _say_how_it_was(experiment, task, before.take(machine), logger)
+                        before.look_back(_earlier_models(experiment, run, task), machine)
+                with stoppable(f"cases {where} were prepared; those that are ready stay", GO_ON):
+                    working.fill(task, machine, quiet)
                 begin(method, task, recipe.seed)
                 sync_batch_norm(method, machine.device)  # here, because a method may build a network for the task
                 position = checkpoint.load(method, task.index)
                 method.to(machine.device)
                 validation = measure_validation(experiment, task, machine)
-                engine.run(method, method.phases(task), task.index, position, validation)
-            seal(experiment, task, run, machine, logger, before)
+                with stoppable(f"classes {where} were learned, before that was saved", GO_ON):
+                    engine.run(method, method.phases(task), task.index, position, validation)
+            with stoppable(f"the test cases after task {task.index + 1} ('{task.name}') were measured", GO_ON):
+                seal(experiment, task, run, machine, logger, before)
             checkpoint.clear()
             working.clear()
         machine.stop_trackers()
@@ -105,7 +116,6 @@ def run_experiment(recipe: Recipe, out: Path, resume: bool = False, quiet: bool 
         if machine.main and not remaining:  # nothing was learned, but the pages may be of an earlier version
             record(run)
             publish(run)
-    return run
 
 
 def _earlier_models(experiment: Experiment, run: RunFolder, task: Task) -> Iterator[Method[Options]]:
@@ -151,7 +161,8 @@ def look_at_files(experiment: Experiment, quiet: bool = False) -> Survey:
 
 def _refuse_damaged(experiment: Experiment, quiet: bool) -> None:
     """Raise DataError where a file of any split cannot be read; say what makes figures too good."""
-    found = look_at_files(experiment, quiet)
+    with stoppable("files were checked, before anything was learned", GO_ON):
+        found = look_at_files(experiment, quiet)
     if found.problems:
         first, more = found.problems[0], len(found.problems) - 1
         others = f" (and {more} more: `perdure check` names them)" if more else ""
@@ -181,7 +192,8 @@ def _prepared(
         failed = True
         try:
             if machine.main:
-                run.check(recipe, described, resume)  # nothing has been written before this line
+                with run.read_alone():
+                    run.check(recipe, described, resume)  # nothing has been written before this line
                 _refuse_other_tests(experiment, run, sealed)
                 refuse_pictures_of_few(experiment, sealed)
                 # the network per task that is still to come, and resume states with optimiser (8 networks)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TEMPORARY = ".part-"
+SECRET_BYTES = 32
 DEEPEST = 50
 """Levels of nesting in YAML and JSON; recipes and our own files have at most a dozen."""
 
@@ -49,6 +51,32 @@ def cache_dir() -> Path:
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches" / "perdure"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "perdure"
+
+
+def cache_secret() -> bytes:
+    """A random key in the cache folder, 32 bytes, readable by the user alone: digests in the cache are made with it.
+
+    A digest of a patient's image, or of the name of its file, is then worth nothing on another machine, and nobody can
+    tell from a copy of the cache without this file whose images were read.
+    """
+    return _secret(cache_dir() / "secret")
+
+
+@functools.lru_cache(8)
+def _secret(path: Path) -> bytes:
+    """Read once per process: all digests of a process have one key, also where the cache cannot be written."""
+    with contextlib.suppress(OSError):
+        known = path.read_bytes()
+        if len(known) == SECRET_BYTES:
+            return known
+    key = os.urandom(SECRET_BYTES)
+    with contextlib.suppress(OSError):  # nothing is remembered then but for this process
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, part = tempfile.mkstemp(prefix=TEMPORARY, dir=path.parent)  # with rights for the user alone
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(key)
+        Path(part).replace(path)
+    return key
 
 
 def write_atomic(path: Path, fill: Callable[[Path], object]) -> None:

@@ -22,7 +22,8 @@ from perdure.data.readers.imagefiles import IMAGE_SUFFIXES, read_image, to_grey
 from perdure.data.readers.inputs import Input, find_images, read_input
 from perdure.data.readers.inputs import find_cases as find_cases_in
 from perdure.data.source import Kind, size_text
-from perdure.data.volumes.files import ENDINGS, free_memory
+from perdure.data.volumes.extra import free_memory
+from perdure.data.volumes.files import ENDINGS
 from perdure.data.volumes.preprocessing import Volume3D
 from perdure.data.volumes.sampled import Sampled
 from perdure.data.volumes.slices import Slices2D

@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from perdure.config.load import dump_recipe, parse_recipe, read_raw, same_experiment
 from perdure.config.recipe import Recipe
-from perdure.errors import RunError, UsageError
+from perdure.errors import PerdureError, RunError, UsageError
 from perdure.files import TEMPORARY, write_json
 from perdure.kept.ledger import LEDGER, read_ledger, sealed_folders
 from perdure.kept.manifest import check_files, list_files, read_manifest
@@ -87,7 +87,8 @@ class RunFolder:
             lock.acquire(timeout=0)
         except Timeout as error:
             raise RunError(
-                f"another run is writing to {self.path}", "wait until it ends, or choose another folder with --out"
+                f"another command is working on the run folder {self.path}",
+                "wait until it ends; a new run goes into another folder (--out)",
             ) from error
         except OSError as error:
             raise RunError(
@@ -98,6 +99,21 @@ class RunFolder:
             yield
         finally:
             lock.release()
+
+    @contextmanager
+    def read_alone(self) -> Iterator[None]:
+        """Tell of another command at work where reading the run fails: it found the folder half changed by that one.
+
+        Raises:
+            RunError: Something failed, and another process has locked the folder.
+        """
+        try:
+            yield
+        except PerdureError:
+            if self.recipe_file.exists() and (self.path / LOCK).exists():
+                with self.locked():
+                    pass
+            raise
 
     def check(self, recipe: Recipe, described: DescribedStream, resume: bool) -> DescribedStream:
         """Check that a run can start or continue in this folder; returns its stream from now on. Writes nothing.

@@ -14,6 +14,7 @@ from torch import Tensor
 from perdure.before import Before
 from perdure.config.build import Experiment
 from perdure.data.dataset import Dataset, members
+from perdure.data.preparation import for_small_objects
 from perdure.data.source import MEASURED
 from perdure.engine.machine import Machine
 from perdure.engine.run_logger import RunLogger
@@ -144,7 +145,7 @@ def _say_what_was_not_learned(experiment: Experiment, task: Task, counts: Confus
         logger.say(
             f"[yellow]not learned[/] {escape(shown)}: at 0 after the task that teaches "
             f"{'it' if len(zero) == 1 else 'them'}; try more training.{later}{length}, another training.{later}lr, "
-            "a larger augment.crop where objects are small, or more training images"
+            f"{for_small_objects(task.preparation.kind)}, or more training images"
         )
 
 

@@ -9,7 +9,6 @@ import hashlib
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
 
 from rich.console import Console
 from rich.progress import Progress
@@ -19,11 +18,8 @@ from perdure.engine.machine import Machine
 from perdure.errors import RunError
 from perdure.files import write_atomic
 from perdure.kept.ledger import task_folder
-from perdure.kept.manifest import WORKING
+from perdure.kept.manifest import ELSEWHERE, WORKING
 from perdure.streams.task import Task
-
-ELSEWHERE: Final = "elsewhere"
-"""Empty file that stands for working files in a folder of the user's."""
 
 
 class WorkingFolder:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import re
 import shutil
 import socket
 from collections.abc import Callable
@@ -13,9 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from perdure import methods
 from perdure.audit.audit import audit
 from perdure.audit.findings import Audit
 from perdure.audit.names import audit_names, identifying_names
+from perdure.audit.texts import PHASES
 from perdure.kept.ledger import is_raw
 
 LAST = "tasks/02-09-10"
@@ -329,3 +332,10 @@ def test_log_of_a_run_under_way_only_grows(run: Path, rewrite) -> None:
     text = (run / "log.jsonl").read_text()
     (run / "log.jsonl").write_text(text.replace('"seconds": ', '"seconds":  ', 1) + text)
     fails(run, "log.jsonl", "its content is not what files.json says")
+
+
+def test_the_audit_knows_the_phases_of_all_methods() -> None:
+    folder = Path(methods.__file__).parent
+    named = re.compile(r'(?:Collect|Generate|_generate)\(\s*"([^"]+)"|\bname="([^"]+)"')
+    found = {a or b for path in folder.rglob("*.py") for a, b in named.findall(path.read_text(encoding="utf-8"))}
+    assert found == PHASES

@@ -67,6 +67,11 @@ def with_chunk(png: bytes, text: bytes) -> bytes:
 
 
 Spoil = Callable[[Path], None]
+CHANNELS = {
+    "kind": "slices2d", "dims": 2, "channels": 1, "patch": [32, 32], "window": None,
+    "size": 32, "mean": [0.5], "std": [0.25], "modality": ["Jane Doe (1950)"],
+}  # fmt: skip
+"""A preparation of slices whose channel has the name of a patient."""
 
 
 def append(place: str, content: bytes | str) -> Spoil:
@@ -431,7 +436,12 @@ CASES = [
          "which is not a number"),
     Case("log-pixels-one-by-one", log(**{f"p{k}": k for k in PIXELS}), "log.jsonl", "more figures"),
     Case("log-phases", lambda run: [log(phase=PHOTO.hex()[k:k + 40])(run) for k in range(400)], "log.jsonl",
-         "more different ones"),
+         "names the phase"),
+    Case("log-phase-name", log(phase="Jane Doe, born 1950"), "log.jsonl", "names the phase 'Jane Doe, born 1950'"),
+    Case("log-phase-of-nobody", log(phase="jane doe"), "log.jsonl", "names the phase 'jane doe', which no method"),
+    Case("log-phase-number", log(phase=7), "log.jsonl", "names the phase '7'"),
+    Case("stream-channel", change("stream.json", lambda v: v["tasks"][0].update(preparation=CHANNELS)),
+         "stream.json", "names the channel 'Jane Doe (1950)', which is no short name"),
     Case("stream-digest", change("stream.json", lambda v: v["tasks"][0].update(digest=TEXT[:900])), "stream.json",
          "holds a fingerprint of images that is none"),
     Case("stream-images", change("stream.json", lambda v: v["tasks"][0].update(images=int("7" * 400))), "stream.json",

@@ -100,6 +100,12 @@ def text(name: str, content: str) -> Spoil:
     return lambda root: (root / name).write_text(content)
 
 
+def patients(**change: object) -> Spoil:
+    """Write patients.json with a patient per case, but for some."""
+    listed = {f"case{k}": f"p{k}" for k in range(6)} | change
+    return lambda root: (root / "patients.json").write_text(json.dumps(listed))
+
+
 def cut(which: Callable[[Path], Path], keep: float = 0.6) -> Spoil:
     def spoil(root: Path) -> None:
         content = which(root).read_bytes()
@@ -206,11 +212,17 @@ FILES: dict[str, Bad] = {
     "unknown class annotated": Bad(text("annotated.json", '{"case1": ["livr"]}'), "'livr'", "no class", "'liver'?"),
     "annotated by number": Bad(text("annotated.json", '{"case1": [1]}'), "'case1'", "no list of class names", "write"),
     "patient missing": Bad(text("patients.json", '{"case0": "p"}'), "'case1'", "does not name the patient", "list"),
+    "patient of an unknown case": Bad(patients(kase1="p"), "'kase1'", "is not there", "did you mean 'case1'?"),
+    "patient is a list": Bad(patients(case1=["p"]), "'case1'", 'is ["p"], which is no name', "one name or number"),
+    "patient is nothing": Bad(patients(case1=""), "'case1'", 'is "", which is no name', "one name or number"),
+    "patient is a truth value": Bad(patients(case1=True), "'case1'", "is true, which is no name", "one name"),
 }  # fmt: skip
 
 # what is wrong with the description is told when the folder is opened
 OPENING: dict[str, Bad] = {
     "no description": Bad(lambda r: (r / "dataset.json").unlink(), "Dataset001", "no dataset.json", "nnUNet_raw"),
+    "patients are a list": Bad(text("patients.json", '["p"]'), "patients.json", "no mapping of cases", "{"),
+    "patients are no JSON": Bad(text("patients.json", "{"), "patients.json", "not valid JSON", ""),
     "no JSON": Bad(text("dataset.json", "{"), "dataset.json", "not valid JSON", ""),
     "a list": Bad(text("dataset.json", "[]"), "dataset.json", "no description", "channel_names"),
     "no labels": Bad(described(labels=None), "dataset.json", "has no 'labels'", "nnU-Net v2 needs"),

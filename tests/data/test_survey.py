@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from perdure.data.source import AbsentSplitError, Split
 from perdure.data.survey import Survey, survey, told
 from perdure.data.validation import HeldOut
 from perdure.errors import DataError, UsageError
-from perdure.files import cache_dir
+from perdure.files import cache_dir, cache_secret
 from perdure.streams.lists import cached_presence
 
 NAMES = tuple("abcdef")
@@ -193,3 +194,31 @@ def test_a_file_that_changes_while_it_is_read_is_read_again(root: Path, monkeypa
         look(root)
     assert look(root)[1] == 1
     assert look(root)[1] == 0
+
+
+def test_digests_in_the_cache_are_those_of_this_machine(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caches: list[dict[str, bytes]] = []
+    for machine in ("one", "two"):
+        monkeypatch.setenv("PERDURE_CACHE", str(tmp_path / machine))
+        assert look(root)[1] == 6
+        assert look(root)[1] == 0  # its own are known again
+        cached_presence(open_source("folders", root, {}), "train")
+        caches.append({p.name: p.read_bytes() for p in (tmp_path / machine).rglob("*") if p.is_file()})
+        secret = tmp_path / machine / "secret"
+        assert secret.read_bytes() == cache_secret() and secret.stat().st_mode & 0o777 == 0o600
+    one, two = caches
+    assert set(one) & set(two) == {"secret"} and one["secret"] != two["secret"]
+    images = [np.moveaxis(np.asarray(Image.open(root / f"images/{name}.png")), -1, 0) for name in NAMES]
+    for image in images:  # what anybody could compute
+        plain = hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16)
+        plain.update(repr(image.shape).encode())
+        assert not any(plain.digest() in content for content in (*one.values(), *two.values()))
+
+
+def test_a_cache_that_cannot_be_written_still_finds_repeats(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (root / "blocked").write_text("")
+    monkeypatch.setenv("PERDURE_CACHE", str(root / "blocked"))
+    Image.open(root / "images/a.png").save(root / "images/e.png", compress_level=0)
+    assert look(root)[0].shared == {"train, test": {"e": "a"}}

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
+import gzip
 import itertools
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from perdure.data.volumes.files import (
-    companions,
-    difference,
-    place,
-    read_header,
-    read_image,
-    read_voxels,
-    turn_back,
-    write_volume,
-)
-from perdure.errors import UsageError
+from perdure.data.volumes.files import companions, read_header, read_image, read_voxels, write_volume
+from perdure.data.volumes.headers import difference, place, turn_back
+from perdure.errors import DataError, UsageError
 from perdure.outputs.volumes import write_label_volume
 
 nib = pytest.importorskip("nibabel")
@@ -167,3 +160,20 @@ def test_arrays_are_those_of_nnunet(shared_data: Path, capfd: pytest.CaptureFixt
     path = shared_data / "ct_totalseg" / "example_mr_sm.nii.gz"
     assert read_header(path).orientation == "LPS"
     np.testing.assert_array_equal(read_image(read_header(path)), reader.read_images([str(path)])[0])
+
+
+def test_an_archive_is_read_once_and_to_its_check_sum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values, affine = oriented("RAS")
+    path = tmp_path / "x.nii.gz"
+    write_volume(path, values, affine)
+    content = bytearray(path.read_bytes())
+    content[-8] ^= 1  # the check sum
+    (tmp_path / "bad.nii.gz").write_bytes(content)
+    header, bad = read_header(path), read_header(tmp_path / "bad.nii.gz")
+    opened: list[object] = []
+    real = gzip.open
+    monkeypatch.setattr(gzip, "open", lambda *a, **k: opened.append(a) or real(*a, **k))
+    assert read_voxels(header).shape == header.turned
+    assert len(opened) == 1
+    with pytest.raises(DataError, match="is not a readable volume: CRC check failed"):
+        read_voxels(bad)

@@ -19,6 +19,7 @@ from perdure.data.check import inspect
 from perdure.data.content import content_fingerprint
 from perdure.data.dataset import Dataset
 from perdure.data.preparation import Preparation
+from perdure.data.readers.volumes import VolumeSource, told_of_patients
 from perdure.data.source import AbsentSplitError, Source
 from perdure.data.survey import survey
 from perdure.errors import DataError, UsageError
@@ -95,6 +96,23 @@ def test_a_patient_is_never_divided(raw: Raw) -> None:
         assert (source.dims, source.modality) == (3, ("T1",))
         seen.update(groups[2])
     assert seen == dict.fromkeys(set(patients.values()), 1)
+
+
+def test_a_check_says_which_patients_it_found(raw: Raw) -> None:
+    root = raw()
+
+    def said(**options: object) -> list[str]:
+        source = open_source("nnunet", root, options)
+        assert isinstance(source, VolumeSource)
+        assert not source.layout.problems
+        return told_of_patients(source)
+
+    assert said() == ["there is no patients.json: every case counts as a patient of its own"]
+    assert said(patients=False) == []
+    (root / "imagesTs").mkdir()  # a case without a mask may be listed
+    shutil.copy(root / "imagesTr" / "case0_0000.nii.gz", root / "imagesTs" / "case9_0000.nii.gz")
+    (root / "patients.json").write_text(json.dumps({f"case{k}": k // 2 for k in (*range(6), 9)}))
+    assert said() == ["patients.json: 6 cases of 3 patients, at most 2 of one; none is divided"]
 
 
 def test_labelled_test_cases_are_the_test_set(raw: Raw) -> None:
@@ -233,9 +251,9 @@ def test_every_file_is_decoded_once(raw: Raw, monkeypatch: pytest.MonkeyPatch) -
     proxy = nib.arrayproxy.ArrayProxy
 
     class Counting(proxy):  # type: ignore[misc, valid-type]
-        def __init__(self, path: str, *arguments: Any, **options: Any) -> None:
-            super().__init__(path, *arguments, **options)
-            self.where = path
+        def __init__(self, stream: Any, *arguments: Any, **options: Any) -> None:
+            super().__init__(stream, *arguments, **options)
+            self.where = stream.name
 
         def __array__(self, *arguments: Any, **options: Any) -> Any:
             decoded[self.where] += 1

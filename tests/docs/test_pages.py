@@ -103,7 +103,7 @@ def test_command_parses(found: list[str], at_root: Path) -> None:
     verb = found[0]
     if verb == "run":
         check_method(load_recipe(given["recipe"], given["overrides"]))
-    if verb == "check" and given["what"] not in DATASETS and ":" not in given["what"]:
+    if verb == "check" and given["what"] and given["what"] not in DATASETS and ":" not in given["what"]:
         first = [given["path"]] if "=" in (given["path"] or "") else []  # a folder, or already a key=value
         load_recipe(given["what"], [*first, *(given["overrides"] or [])])
     for text in given.get("figure") or []:

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -269,6 +270,37 @@ def test_working_files_elsewhere_are_not_forgotten(sets: Path, cli: Callable[...
     done = cli("add", "grown", "--give-up", "engine.working=fast")
     assert done.code == 0, done.err
     assert learned("grown") == before and not list(Path("fast").rglob("*.npz"))
+
+
+def test_two_at_once_on_one_run(sets: Path, cli: Callable[..., Any]) -> None:
+    """While one command learns, others say so and change nothing, whatever they find in the folder at that moment."""
+    assert cli("run", "first.yaml", "--out", "grown", "--quiet", "training.steps=1").code == 0
+    words = ["add", "grown", "--data", "plants", "--classes", "tree", "--quiet"]
+    script = (
+        "import pathlib, sys, time\nfrom perdure.engine.trainer import Trainer\n"
+        "Trainer.step = lambda *a: (pathlib.Path('learning').touch(), time.sleep(600))\n"
+        f"from perdure.cli import _run\n_run({words!r}, False)\n"
+    )
+    first = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE)
+    try:
+        while not Path("learning").exists():
+            assert first.poll() is None, first.stderr.read().decode() if first.stderr else ""
+            time.sleep(0.1)
+        before = learned("grown")
+        for others in (
+            ("--data", "plants", "--classes", "tree"),
+            ("--data", "homes", "--same", "cat"),
+            ("--data", "pets", "--name", "more", "--same", "all"),
+            ("--give-up",),
+        ):
+            done = cli("add", "grown", *others, "--quiet")
+            told = done.err.splitlines()
+            assert done.code == 1 and len(told) == 2, done.err
+            assert "another command is working on the run folder grown" in told[0] and "wait until it ends" in told[1]
+        assert learned("grown") == before
+    finally:
+        first.kill()
+        first.communicate()
 
 
 def test_the_same_set_again_is_told(sets: Path, cli: Callable[..., Any]) -> None:

@@ -109,6 +109,14 @@ def resnet_weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Prepa
     return prepare
 
 
+def sets_recipe(world: Path) -> None:
+    """Write a recipe of data sets that names none."""
+    recipe = yaml.safe_load((world / "photos.yaml").read_text())
+    del recipe["data"]
+    recipe["stream"] = {"kind": "data_sets"}
+    (world / "sets.yaml").write_text(yaml.safe_dump(recipe))
+
+
 class Bomb:
     """Makes a folder where it is unpickled carelessly."""
 
@@ -821,6 +829,52 @@ VERBS = {
     "check with an unknown option": Case(
         "check folders photos holdot=2", USAGE, ("'holdot'", "did you mean 'holdout'")
     ),
+    "pictures for a recipe for volumes": Case(
+        "run data-sets/volumes --data photos --out out",
+        USAGE,
+        ("the recipe is for volumes (volumes.view=volumes), and 'folders' holds pictures", "volumes.view=pictures"),
+    ),
+    "pictures where a patch of volumes is chosen": Case(
+        "run sets.yaml --data photos volumes.patch=[16,16,16] --out out",
+        USAGE,
+        ("the recipe is for volumes (volumes.patch), and 'folders' holds pictures",),
+        sets_recipe,
+    ),
+    "volumes for a recipe for pictures": Case(
+        "run data-sets/vessels-cells --data phantoms data.kind=torso --out out",
+        USAGE,
+        ("the recipe is for pictures (volumes.view=pictures), and 'phantoms' holds volumes", "data-sets/volumes"),
+    ),
+    "volumes for a network for pictures": Case(
+        "run sets.yaml --data phantoms data.kind=torso --out out",
+        USAGE,
+        ("the network 'deeplab' does not work in 3D, and 'phantoms' holds volumes", "residual_unet"),
+        sets_recipe,
+    ),
+    "volumes where classes of pictures are learned in steps": Case(
+        "run photos.yaml 'data={name: phantoms, kind: torso}' --out out",
+        USAGE,
+        ("'phantoms' holds volumes, and stream.kind=class_incremental is for pictures", "data-sets/volumes"),
+    ),
+    "check of nothing": Case("check", USAGE, ("nothing to check", "check --data DIR")),
+    "check of options of nothing": Case("check holdout=5", USAGE, ("nothing to check",)),
+    "check of a folder that is no recipe": Case(
+        "check photos", USAGE, ("photos is a folder, not a recipe", "perdure check --data photos")
+    ),
+    "check of a folder that is not there": Case("check --data nowhere", FAILED, ("nowhere does not exist",)),
+    "check of a folder of something": Case(
+        "check --data other", FAILED, ("nothing in other says", "data.name=NAME"), lambda w: (w / "other").mkdir()
+    ),
+    "check of two folders": Case("check --data photos --data photos", USAGE, ("--data names 2 folders", "a recipe")),
+    "check of a folder twice": Case(
+        "check folders photos --data photos", USAGE, ("'photos' and --data photos both name a folder", "leave one")
+    ),
+    "check of a folder with an unknown option": Case(
+        "check --data photos holdot=2", USAGE, ("did you mean 'holdout'",)
+    ),
+    "check of a recipe of one data set with data": Case(
+        "check photos.yaml --data photos", USAGE, ("takes no --data", "data.root=DIR")
+    ),
     "check with half an option": Case("check folders photos holdout", USAGE, ("'holdout' is not an override",)),
     "check a crop off the stride": Case("check tiny.yaml augment.crop=33", USAGE, ("augment.crop=33",)),
     "demo in the way": Case(
@@ -953,6 +1007,23 @@ CHECKS = {
         0,
         ("1 image of test is also in train, pixel for pixel (p6 = train p2)", "the recipe can run"),
         lambda w: Image.open(w / "photos/images/p2.png").save(w / "photos/images/p6.png", compress_level=0),
+    ),
+    "folder whose reader is found": Case("check --data photos", 0, ("tree", "everything can be used")),
+    "folder with options": Case(
+        "check --data photos data.validation=2", 0, ("│ 2       │ 2", "everything can be used")
+    ),
+    "folder with its reader": Case("check folders --data photos", 0, ("tree", "everything can be used")),
+    "folder with its reader among the options": Case(
+        "check data.name=folders --data photos", 0, ("tree", "everything can be used")
+    ),
+    "folders in the place of a recipe's": Case(
+        "check sets.yaml --data photos", 0, ("the recipe can run", "cat, dog, tree, house"), sets_recipe
+    ),
+    "patients where nobody reads them": Case(
+        "check folders photos",
+        0,
+        ("patients.json is read for volumes only: every",),
+        text("photos/patients.json", "{}"),
     ),
     "no validation set": Case(
         "check photos.yaml", 0, ("photos has no validation set: there is no val.txt", "the recipe can run")

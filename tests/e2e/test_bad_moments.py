@@ -102,7 +102,7 @@ def test_disk_full_in_a_process_of_its_own(world: Path) -> None:
 def test_another_run_is_at_work(cli, world: Path) -> None:
     Path("out").mkdir()
     with FileLock("out/.lock"):
-        told(cli("run", "tiny.yaml", "--out", "out", "--quiet"), 1, "another run is writing to out")
+        told(cli("run", "tiny.yaml", "--out", "out", "--quiet"), 1, "another command is working on the run folder out")
     assert [p.name for p in Path("out").iterdir() if p.name != ".lock"] == []
 
 
@@ -129,9 +129,56 @@ def test_folder_that_cannot_be_written(cli, world: Path) -> None:
     told(cli("run", "tiny.yaml", "--out", "locked/out", "--quiet"), 1, "locked/out", "cannot be written")
 
 
-def test_ctrl_c(cli, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*_: object) -> None:
+STOPS = {
+    "list": ("list recipes", "perdure.cli.listing.list_things", "perdure list was stopped", "begins anew"),
+    "a check": ("check --data photos", "perdure.cli.check.inspect", "stopped while files were read", "begins anew"),
+    "files before a run": (
+        "run photos.yaml --out out", "perdure.experiment.survey", "while files were checked, before", "--resume"
+    ),
+    "the stream of a run": (
+        "run photos.yaml --out out", "perdure.experiment.build_experiment", "while the run was made ready", "--resume"
+    ),
+    "preprocessing": (
+        "run tiny.yaml --out out --quiet",
+        "perdure.working.WorkingFolder.fill",
+        "were prepared; those that are ready stay",
+        "--resume",
+    ),
+    "training, a second time": (
+        "run tiny.yaml --out out --quiet",
+        "perdure.engine.engine.Engine.run",
+        "were learned, before that was saved",
+        "--resume",
+    ),
+    "evaluation": (
+        "run tiny.yaml --out out --quiet method=finetune",
+        "perdure.sealing.count",
+        "while the test cases after task 1 (",
+        "--resume",
+    ),
+    "a model that is loaded": (
+        "predict RUN -i photos/images -o out", "perdure.predict.Trained.open", "while the model was loaded", "anew"
+    ),
+    "prediction": (
+        "predict RUN -i photos/images -o out",
+        "perdure.predict.predict_files",
+        "while images were labelled; whatever is in out is whole",
+        "begins anew",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STOPS)
+def test_ctrl_c_tells_what_was_under_way(
+    name: str, cli, world: Path, star_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("perdure.cli.listing.list_things", interrupted)
-    assert cli("list", "recipes") == (1, "", "error: stopped\n")
+    command, place, what, hint = STOPS[name]
+    with monkeypatch.context() as patch:
+        patch.setattr(place, interrupted)
+        told(cli(*(str(star_run) if word == "RUN" else word for word in command.split())), 1, what, hint)
+    if name == "preprocessing":  # as the message says
+        done = cli(*command.split(), "--resume")
+        assert done.code == 0, done.err

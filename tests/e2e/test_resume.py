@@ -34,8 +34,8 @@ from perdure.config.load import parse_recipe
 from perdure.data.sampling import Batches, Mix
 from perdure.data.tensors import FileSamples
 from perdure.engine import loader
-from perdure.engine.engine import Interrupted
 from perdure.engine.phases import Generate
+from perdure.errors import Interrupted
 from perdure.experiment import run_experiment
 from perdure.files import TEMPORARY, read_tensors
 from perdure.inference import case
@@ -231,7 +231,7 @@ def test_who_may_not_write_here_is_told_so_and_changes_nothing(tmp_path: Path) -
     assert run(TINY, out, say=at("saved 0.1.1", 1, kill))[0] == -signal.SIGKILL
     before = content(out)
     with RunFolder(out).locked():
-        assert "another run is writing to" in run(TINY, out, resume=True)[1]
+        assert "another command is working on the run folder" in run(TINY, out, resume=True)[1]
     assert "there is a run in" in run(TINY, out)[1]
     other = run(tiny(training={"lr": 0.5}), out, resume=True)
     assert (other[0], "another value of 'training.lr'" in other[1]) == (1, True)

@@ -16,11 +16,10 @@ from torch.optim import SGD
 
 from perdure.data.case import Batch
 from perdure.data.sampling import Batches, Mix
-from perdure.engine.engine import Interrupted
 from perdure.engine.phases import Collect, Generate, Train
 from perdure.engine.schedules import poly
 from perdure.engine.state import Stateful, load_tree
-from perdure.errors import PerdureError, UsageError
+from perdure.errors import Interrupted, PerdureError, UsageError
 from perdure.files import read_tensors
 
 

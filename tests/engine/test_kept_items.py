@@ -10,9 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from perdure.engine.engine import Interrupted
 from perdure.engine.phases import Generate
-from perdure.errors import DataError, RunError
+from perdure.errors import DataError, Interrupted, RunError
 from perdure.files import read_tensors, write_tensors
 from perdure.kept import store as room
 from perdure.kept.store import FileStore

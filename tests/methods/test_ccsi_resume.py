@@ -15,10 +15,11 @@ from torch import Tensor
 from perdure.data.preparation import Preparation
 from perdure.data.source import Source
 from perdure.engine.checkpoint import Checkpoint
-from perdure.engine.engine import Engine, Interrupted
+from perdure.engine.engine import Engine
 from perdure.engine.machine import Machine
 from perdure.engine.options import EngineOptions
 from perdure.engine.run_logger import RunLogger
+from perdure.errors import Interrupted
 from perdure.labels import label_space
 from perdure.methods.ccsi.ccsi import Ccsi
 from perdure.methods.inversion import engine as inversion

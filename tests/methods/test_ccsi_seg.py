@@ -8,10 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from perdure.engine.engine import Interrupted
 from perdure.engine.phases import Generate
 from perdure.engine.state import restore
-from perdure.errors import PerdureError, UsageError
+from perdure.errors import Interrupted, PerdureError, UsageError
 from perdure.files import write_tensors
 from perdure.labels import IGNORE
 from perdure.methods.ccsi_seg.ccsi_seg import CcsiSeg

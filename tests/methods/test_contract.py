@@ -16,10 +16,11 @@ from perdure.config.build import method_class
 from perdure.data.preparation import Preparation
 from perdure.data.source import Source
 from perdure.engine.checkpoint import Checkpoint
-from perdure.engine.engine import Engine, Interrupted
+from perdure.engine.engine import Engine
 from perdure.engine.machine import Machine
 from perdure.engine.options import EngineOptions
 from perdure.engine.run_logger import RunLogger
+from perdure.errors import Interrupted
 from perdure.kept.ledger import read_ledger, task_folder, write_ledger
 from perdure.kept.method_state import read_files, read_kept, write_kept
 from perdure.kept.store import FileStore

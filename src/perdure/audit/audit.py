@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from perdure.audit.files import IMAGES, Places, audit_files
+from perdure.audit.files import IMAGES, MARK, Places, audit_files
 from perdure.audit.findings import Audit
 from perdure.audit.ledgers import audit_ledgers, read_sealed
 from perdure.audit.names import audit_names
@@ -56,10 +56,14 @@ def audit(path: Path, key: Path | None = None) -> Audit:
     listed = audit_files(path, places, sealed, under_way, tracker, found)
     # who edits stream.json alone does not make images of patients others: any file that says so counts
     patients = stream is None or stream.patients or any(led["patients"] for led in sealed.ledgers.values())
+    deleted = "they are deleted when the task is sealed"
     if patients and IMAGES in found.files:
-        found.problems.append(
-            f"{found.files[IMAGES][0]} working files hold images of patients; they are deleted when the task is sealed"
-        )
+        count = found.files[IMAGES][0]
+        what = "1 working file holds" if count == 1 else f"{count} working files hold"
+        found.problems.append(f"{what} images of patients; {deleted}")
+    if patients and MARK in found.files:
+        what = "working files in the folder that engine.working named hold"
+        found.problems.append(f"{what} images of patients; {deleted}")
     found.guard("ledgers", lambda: audit_ledgers(path, sealed, stream, patients, min_images, found))
     if listed is not None and stream is not None:
         growing = under_way is not None

@@ -18,7 +18,7 @@ from perdure.audit.ledgers import Sealed
 from perdure.audit.under_way import UnderWay, form_problem
 from perdure.errors import DataError, NewerVersionError
 from perdure.files import sha256
-from perdure.kept.manifest import GROWING, MANIFEST, SIGNATURE, TRACKING, Listed, problem_of, read_manifest
+from perdure.kept.manifest import ELSEWHERE, GROWING, MANIFEST, SIGNATURE, TRACKING, Listed, problem_of, read_manifest
 from perdure.kept.store import STORE, StoredFile
 from perdure.run_folder import LOCK
 
@@ -26,6 +26,7 @@ UNLISTED: Final = frozenset({MANIFEST, SIGNATURE, LOCK})
 """Files that ``files.json`` cannot list: itself, what is made over it, and what every process writes."""
 STATE: Final = "state of the task under way"
 IMAGES: Final = "working files: images of the task under way"
+MARK: Final = "mark of working files in another folder"
 _EVENTS: Final = re.compile(r"events\.out\.tfevents\.\d{6}\.perdure")
 
 
@@ -95,7 +96,7 @@ def audit_files(
     kinds = (
         sealed.kinds
         | dict.fromkeys(events, TRACKING)
-        | {p: IMAGES if under_way is not None and under_way.is_working(p) else STATE for p in working}
+        | {p: _kind_under_way(p, under_way) for p in working if under_way is not None}
     )
     for place, size in sorted(places.files.items()):
         kind = kinds.get(place, "unknown")
@@ -117,6 +118,12 @@ def audit_files(
     if places.files.get(LOCK):
         found.tell(LOCK, "is not empty")
     return listed
+
+
+def _kind_under_way(place: str, under_way: UnderWay) -> str:
+    if not under_way.is_working(place):
+        return STATE
+    return MARK if PurePosixPath(place).name == ELSEWHERE else IMAGES
 
 
 def _read_list(run: Path, found: Audit) -> dict[str, Listed] | None:

@@ -22,10 +22,12 @@ from perdure.config.load import data_of_tasks, parse_recipe
 from perdure.config.recipe import Recipe
 from perdure.data.catalog import check_options
 from perdure.data.preparation import read_preparation
+from perdure.data.volumes.options import CHANNEL_NAME
 from perdure.engine.run_logger import EVENTS
 from perdure.errors import PerdureError, UsageError
 from perdure.files import parse_yaml, read_json
 from perdure.kept.manifest import CASES, CHANGES, COUNTS, NUMBERS
+from perdure.methods import METHODS
 from perdure.metrics.cases import problem_of
 from perdure.metrics.changes import BEFORE, OUTPUTS
 from perdure.metrics.confusion import read_counts, write_counts
@@ -49,6 +51,15 @@ MOST_KEYS: Final = 40
 """Of a line of the log."""
 MOST_NAMES: Final = 300
 """Different keys and phases of a whole log."""
+PHASES: Final = frozenset(
+    {"train", "classes", "impressions", "next impressions", "neighbours", "moments", "counts", "prototypes", "spreads",
+     "statistics"}
+)  # fmt: skip
+"""Phases of the methods that come with the package: the log of a run with one of them names no other."""
+MOST_PHASES: Final = 20
+"""Of a method of somebody's own."""
+_PHASE: Final = re.compile(r"[a-z][a-z0-9_ -]{0,23}")
+"""Name of a phase of such a method."""
 _BIG: Final = 1 << 63
 _WORD: Final = re.compile(r"[\w.,=\[\] +-]{1,80}")
 _KEY: Final = re.compile(r"[A-Za-z_][\w.,=\[\]-]{0,39}")
@@ -125,6 +136,9 @@ def _stream_problem(path: Path, stream: DescribedStream, run: Path) -> str | Non
         plain = read_preparation(task.preparation, "stream.json").model_dump(mode="json")
         if (extra := _extra(task.preparation, plain)) is not None:
             return f"holds '{extra}', which is no part of a preparation"
+        channels = plain.get("modality", ())
+        if odd := next((name for name in channels if not CHANNEL_NAME.fullmatch(str(name))), ""):
+            return f"names the channel '{odd[:40]}', which is no short name of letters and digits"
         if (wrong := _too_much([dict(task.data), task.preparation])) is not None:
             return wrong
         if not all(map(_FINGERPRINT.fullmatch, (task.digest, task.content, task.pool, task.tests))):
@@ -176,17 +190,23 @@ def _environment_problem(path: Path) -> str | None:
 
 
 def _log_problem(path: Path, longest_tail: int) -> str | None:
+    recipe = _recipe(path.parent)
+    own = recipe is None or recipe.method.name not in METHODS
     seen: set[str] = set()
+    phases: set[str] = set()
     for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1], 1):
         entry = json.loads(line)
         if not isinstance(entry, dict) or json.dumps(entry) != line:
             return f"line {number} is not as the run writes it"
         if "event" in entry and entry["event"] not in EVENTS:
             return f"line {number} holds the unknown event '{str(entry['event'])[:40]}'"
+        if "phase" in entry:
+            phases.add(phase := str(entry["phase"]))
+            if not (_PHASE.fullmatch(phase) if own else phase in PHASES) or len(phases) > MOST_PHASES:
+                return f"line {number} names the phase '{phase[:40]}', which no method here has"
         for key, value in entry.items():
             if key in ("event", "phase"):
-                fits = isinstance(value, str) and len(value) <= MOST_KEYS and _WORD.fullmatch(value) is not None
-                seen.add(str(value))
+                fits = isinstance(value, str)
             elif isinstance(value, int):  # before any conversion: one of 320 digits is no float
                 fits = abs(value) < _BIG
             else:

@@ -12,7 +12,7 @@ from perdure.audit.formats import png_problem, read_safetensors
 from perdure.audit.ledgers import SAMPLE
 from perdure.files import TEMPORARY
 from perdure.kept.ledger import LEDGER, task_folder
-from perdure.kept.manifest import WORKING
+from perdure.kept.manifest import ELSEWHERE, WORKING
 from perdure.kept.store import STORE
 
 RESUME: Final = "resume"
@@ -72,6 +72,8 @@ def form_problem(path: Path) -> str | None:
     """A file of a task under way has the form that its name says; what its tensors hold nobody has listed yet."""
     if path.name.startswith(TEMPORARY):
         return None
+    if path.name == ELSEWHERE:
+        return "is not empty" if path.stat().st_size else None
     if path.suffix == ".png":
         return png_problem(path.read_bytes())
     if path.suffix == ".safetensors":

@@ -59,7 +59,7 @@ _NO_MEMORY = (
 
 def _explained(error: BaseException, verb: str) -> tuple[str, str, int]:
     """What is wrong, what to try, and the exit code."""
-    smaller = "try a smaller training.batch_size, augment.crop or evaluate.window"
+    smaller = "try a smaller training.batch_size, augment.crop or evaluate.window (of volumes: volumes.patch)"
     if verb == "predict":
         smaller = "try smaller images, or fewer other programs beside it"
     kind, text = type(error).__name__, " ".join(str(error).split())[:300]
@@ -79,7 +79,7 @@ def _explained(error: BaseException, verb: str) -> tuple[str, str, int]:
         case ValueError() if "null byte" in text or "null character" in text:
             return "a path holds the character NUL", "correct the path", 2
     if isinstance(error, KeyboardInterrupt) or kind == "Abort":
-        return "stopped", "", 1
+        return f"perdure {verb} was stopped", "the same command begins anew", 1
     if kind == "OutOfMemoryError":  # torch's; torch is not imported for its name
         gpu = "run `perdure predict` with --device cpu" if verb == "predict" else f"{smaller}, or engine.precision=bf16"
         return "the GPU is out of memory", gpu, 1

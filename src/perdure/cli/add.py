@@ -35,7 +35,8 @@ def pairs(texts: list[str], option: str, form: str) -> dict[str, str]:
 def add(path: Path, addition: Addition, at_most: float | None, quiet: bool, allow_code: bool) -> list[str]:
     """Learn one more data set, print what it did to earlier classes; returns the classes that fell by too much."""
     run = RunFolder.existing(path)
-    recipe = extended(run, addition)
+    with run.read_alone():
+        recipe = extended(run, addition)
     if not allow_code:
         refuse_foreign_code(recipe, str(run.recipe_file))
     learned = len(run.sealed())

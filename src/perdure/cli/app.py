@@ -6,8 +6,7 @@ The tables of ``list``, ``check`` and ``audit`` have a file each beside this one
 from __future__ import annotations
 
 import json
-import shutil
-import time
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -15,9 +14,9 @@ import typer
 
 from perdure import __version__
 from perdure.cli import complete
-from perdure.errors import RunError, UsageError, nearest, plain
+from perdure.errors import RunError, UsageError, nearest, plain, stoppable
 from perdure.files import home
-from perdure.foreign import is_foreign, search_here
+from perdure.foreign import search_here
 
 
 def _folder(text: str | Path) -> Path:
@@ -33,8 +32,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-DEMO: Final = ("finetune", "star", "joint")
-DEMO_VOLUMES: Final = ("finetune", "lwf", "joint")
+AGAIN: Final = "the same command begins anew"
+"""What to do after Ctrl-C in a command that saves nothing on its way."""
 Json = Annotated[bool, typer.Option("--json", help="machine-readable output")]
 Run = Annotated[Path, typer.Argument(help="a run folder")]
 AllowCode = Annotated[
@@ -87,31 +86,9 @@ def demo(
     ] = False,
 ) -> None:
     """Learn digits task by task with STAR, fine-tuning and jointly, and compare: three to six minutes."""
-    from perdure.cli.console import open_console
-    from perdure.config.load import load_recipe
-    from perdure.files import write_json
+    from perdure.cli.demo import demo as show
 
-    recipe, methods = ("demo-volumes", DEMO_VOLUMES) if volumes else ("demo", DEMO)
-    top = out or Path(recipe)
-    folders = [top / method for method in methods]
-    for folder in folders if fresh else ():
-        # nothing is deleted that a run did not write, whatever --out points at
-        if folder.exists() and not (folder / "recipe.yaml").is_file():
-            raise RunError(f"{folder} is not a run folder and will not be deleted", "choose another --out")
-        shutil.rmtree(folder, ignore_errors=True)
-
-    from perdure.experiment import run_experiment
-    from perdure.report.compare import comparison_table
-    from perdure.report.compare_page import write_comparison
-
-    started = time.monotonic()
-    for method, folder in zip(methods, folders, strict=True):
-        run_experiment(load_recipe(recipe, [f"method={method}"]), folder, resume=True)  # a second call costs nothing
-    comparison = write_comparison(folders, top / "compare.html")
-    write_json(top / "compare.json", comparison.to_json())
-    open_console().print(comparison_table(comparison))
-    pages = f"{top / 'compare.html'}, {folders[1] / 'report.html'}"
-    _say(f"{time.monotonic() - started:.0f} s. Pages to look at: {pages}")
+    _say(show(out, fresh, volumes))
 
 
 @app.command("list")
@@ -133,14 +110,23 @@ def check(
     what: Annotated[
         str,
         typer.Argument(
-            help="a recipe (name or file), or a data set (name, or package.module:function)",
+            help="a recipe (name or file), or a data set (name, or package.module:function); neither is needed with "
+            "--data",
             autocompletion=complete.recipes_and_data,
         ),
-    ],
+    ] = "",
     path: Annotated[
         str | None, typer.Argument(help="folder of the data set", autocompletion=complete.overrides)
     ] = None,
     overrides: Overrides = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--data",
+            help="folder of a data set, whose reader is found from its files; with a recipe of data sets: in the place "
+            "of its own, repeatable",
+        ),
+    ] = None,
     fix: Annotated[
         Path | None,
         typer.Option(
@@ -154,31 +140,15 @@ def check(
     allow_code: AllowCode = False,
 ) -> None:
     """Check a recipe (schema, images of each task, every file) or a data set (layout, files, labels, counts)."""
-    from perdure.cli.check import check_dataset, check_recipe, fix_dataset
-    from perdure.config.load import load_recipe, split_override
-    from perdure.data.catalog import DATASETS
+    from perdure.cli.check import check as look
 
-    given = list(overrides or [])
-    if path is not None and complete.is_override(path):
-        given, path = [path, *given], None
     if allow_code:
         search_here()
-    if what in DATASETS or is_foreign(what):
-        if is_foreign(what) and not allow_code:
-            raise UsageError(
-                f"'{what}' is code outside of Perdure", "it would be run; add --allow-code if you trust it"
-            )
-        options = {key.removeprefix("data."): value for key, value in map(split_override, given)}
-        root_path = None if path is None else Path(path)
-        if fix is not None:
-            passed = fix_dataset(what, root_path, options, fix, as_json)
-        else:
-            passed = check_dataset(what, root_path, options, as_json)
-    elif fix is not None:
-        raise UsageError(f"--fix corrects a data set, and '{what}' is none", "give its name and its folder")
-    else:
-        root = [f"data.root={json.dumps(path)}"] if path is not None else []
-        passed = check_recipe(load_recipe(what, [*given, *root]), as_json, allow_code)
+    # what a shell hands over as WHAT and PATH are overrides where --data takes their place
+    words = [word for word in (what, path, *(overrides or ())) if word]
+    named = list(takewhile(lambda word: not complete.is_override(word), words[:2]))
+    with stoppable("files were read" if fix is None else f"masks were written to {fix}", AGAIN):
+        passed = look(named, data or (), words[len(named) :], fix, as_json, allow_code)
     if not passed:
         raise typer.Exit(1)
 
@@ -355,14 +325,18 @@ def predict(
     if allow_code:
         search_here()
     cases = cases_of_run(run, inputs, task)  # wrong inputs are told before the model is loaded
-    model = Trained.open(run, device, allow_code, task)
+    with stoppable("the model was loaded", AGAIN):
+        model = Trained.open(run, device, allow_code, task)
     if model.note:
         _say(f"note: {model.note}")
     console = Console(stderr=True)
     kind = "volume" if all(case.ending for case in cases) else "image"
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+    work = predict_files if model.kind == "segmentation" else classify_images
+    with (
+        stoppable(f"{kind}s were labelled; whatever is in {out} is whole", AGAIN),
+        Progress(console=console, transient=True, disable=not console.is_terminal) as bar,
+    ):
         shown = bar.add_task(f"{kind}s", total=len(cases))
-        work = predict_files if model.kind == "segmentation" else classify_images
         work(model, inputs, out, lambda done, _: bar.update(shown, completed=done))
     done, where = ("segmented", out) if model.kind == "segmentation" else ("classified", out / "predictions.csv")
     count = len(model.seen)

@@ -14,23 +14,74 @@ from rich.progress import Progress
 from rich.table import Table
 
 from perdure.cli.console import open_console
-from perdure.config.recipe import Recipe, StreamSection
-from perdure.data.catalog import open_source
+from perdure.config.load import load_recipe, split_override
+from perdure.config.recipe import DataSetsSection, Recipe, StreamSection
+from perdure.data.catalog import DATASETS, open_source
 from perdure.data.check import Inspection, alike_as_one, inspect
+from perdure.data.detect import reader_of
 from perdure.data.source import SPLITS, size_text
 from perdure.data.survey import Problem, told
-from perdure.errors import DataError
+from perdure.errors import DataError, UsageError
+from perdure.foreign import is_foreign
 from perdure.labels import IGNORE
 from perdure.streams.description import called
 from perdure.streams.published import Comparison, compare_counts, datasets, published
 
 if TYPE_CHECKING:
+    from perdure.config.build import Experiment
+    from perdure.data.readers.volumes import VolumeSource
     from perdure.data.source import Source
     from perdure.streams.summary import StreamSummary
 
 
 _BY_HABIT: Final = ("folders", "nifti_folders", "h5_volumes")
 """Data sets in which 255 means "ignore", unless it is a class, although no rule of theirs says so."""
+
+
+def check(
+    named: Sequence[str], data: Sequence[str], overrides: Sequence[str], fix: Path | None, as_json: bool, code: bool
+) -> bool:
+    """Check what a command line names; False if it cannot be used as it is.
+
+    Args:
+        named: A recipe or a data set, and a folder; both may be left out.
+        data: Folders of data sets whose reader is to be found.
+        overrides: ``key=value``.
+        fix: Where to write corrected masks instead.
+        as_json: Print JSON.
+        code: Whether code outside of Perdure may be imported.
+
+    Raises:
+        UsageError: That is nothing that can be checked, or not together.
+    """
+    what, folder = (*named, "", "")[:2]
+    if not (what or data):
+        raise UsageError("there is nothing to check", "perdure check --data DIR, or perdure check RECIPE")
+    if folder and data:
+        raise UsageError(f"'{folder}' and --data {data[0]} both name a folder", "leave one of them out")
+    if what and what not in DATASETS and not is_foreign(what):
+        if fix is not None:
+            raise UsageError(f"--fix corrects a data set, and '{what}' is none", "give its name and its folder")
+        if Path(what).is_dir():
+            raise UsageError(f"{what} is a folder, not a recipe", f"check the data in it: perdure check --data {what}")
+        if data:
+            from perdure.adding import begun  # this loads torch
+
+            return check_recipe(begun(what, data, overrides), as_json, code)
+        root = [f"data.root={json.dumps(folder)}"] if folder else []
+        return check_recipe(load_recipe(what, [*overrides, *root]), as_json, code)
+    if len(data) > 1:
+        raise UsageError(f"--data names {len(data)} folders", "check one at a time, or a recipe with all of them")
+    options = {key.removeprefix("data."): value for key, value in map(split_override, overrides)}
+    place = folder or next(iter(data), "")
+    found = (what, Path(place) if place else None) if what else reader_of(place, options)
+    if is_foreign(found[0]) and not code:
+        raise UsageError(
+            f"'{found[0]}' is code outside of Perdure", "it would be run; add --allow-code if you trust it"
+        )
+    if fix is not None:
+        return fix_dataset(*found, options, fix, as_json)
+    return check_dataset(*found, options, as_json)
 
 
 def check_dataset(name: str, root: Path | None, options: Mapping[str, object], as_json: bool) -> bool:
@@ -52,8 +103,7 @@ def check_dataset(name: str, root: Path | None, options: Mapping[str, object], a
         )
         whole = sum(sum(report.pixels.values()) for report in found.splits.values())
         notes = _ignored(images, f" ({100 * pixels / whole:.2g} % of pixels)", name == "folders") if images else []
-    if source.dims == 3:
-        notes += _of_volumes(source)
+    notes += _of_volumes(source, root)
     if as_json:
         open_console().print_json(json.dumps(found.to_dict() | {"notes": notes}))
     else:
@@ -61,13 +111,36 @@ def check_dataset(name: str, root: Path | None, options: Mapping[str, object], a
     return found.ok
 
 
-def _of_volumes(source: Source) -> list[str]:
-    """Spacings and orientations, where a data set of ours has them."""
-    from perdure.data.readers.volumes import VolumeSource, told_of_volumes
+def _of_volumes(source: Source, root: Path | None) -> list[str]:
+    """Spacings, orientations and patients, where a data set of ours has them."""
+    from perdure.data.readers.casefiles import PATIENTS
+    from perdure.data.readers.volumes import told_of_patients, told_of_volumes
+
+    volumes = _volumes(source)
+    if volumes is None:
+        unread = root is not None and (root / PATIENTS).exists()
+        return [f"{PATIENTS} is read for volumes only: every image counts as a patient of its own"] if unread else []
+    return [*(told_of_volumes(volumes) if volumes.dims == 3 else ()), *told_of_patients(volumes)]
+
+
+def _volumes(source: Source) -> VolumeSource | None:
+    """The reader of volumes behind a source, if it is one."""
+    from perdure.data.readers.volumes import VolumeSource
     from perdure.data.validation import HeldOut
 
     inner = source.inner if isinstance(source, HeldOut) else source
-    return told_of_volumes(inner) if isinstance(inner, VolumeSource) else []
+    return inner if isinstance(inner, VolumeSource) else None
+
+
+def _of_patients(experiment: Experiment) -> list[str]:
+    """What divides the cases of each data set of volumes, a line each."""
+    from perdure.config.data_sets import label
+    from perdure.data.readers.volumes import told_of_patients
+
+    plan, sources = experiment.recipe.stream, experiment.sources
+    names = [label(task) for task in plan.tasks] if isinstance(plan, DataSetsSection) else [sources[0].name]
+    found = zip(names, map(_volumes, sources), strict=True)
+    return [f"{name}: {line}" for name, one in found if one is not None for line in told_of_patients(one)]
 
 
 def fix_dataset(name: str, root: Path | None, options: Mapping[str, object], folder: Path, as_json: bool) -> bool:
@@ -182,7 +255,7 @@ def check_recipe(recipe: Recipe, as_json: bool, allow_code: bool = False) -> boo
     except DataError as error:
         problems.append(Problem("train", "", error.what, error.hint))
     problems += _unfetched(recipe) if fetched else []
-    notes = [*experiment.notes, *told(found.shared), *_unusual(summary)]
+    notes = [*experiment.notes, *told(found.shared), *_unusual(summary), *_of_patients(experiment)]
     if single and len(summary["tasks"]) == 1 and not experiment.method.sees_all_tasks:
         notes.append("one task only: nothing is learned later; a smaller stream.base leaves classes for later tasks")
     if single and name == "folders" and "values" not in recipe.sets[0].settings:

@@ -11,9 +11,11 @@ from perdure.config.data_sets import data_sets, label, open_sources
 from perdure.config.load import explain
 from perdure.config.preparations import build_preparation
 from perdure.config.recipe import Recipe, StreamSection
+from perdure.data.gone import GoneSource
 from perdure.data.preparation import Preparation
 from perdure.data.readers.unlabelled import open_unlabelled
 from perdure.data.source import AbsentSplitError, Kind, Source
+from perdure.data.volumes.options import VolumeOptions
 from perdure.errors import UsageError, nearest
 from perdure.files import home
 from perdure.foreign import is_foreign, load
@@ -80,6 +82,7 @@ def build_experiment(
     sources = open_sources(recipe, sealed, known)
     for section, source in zip(recipe.sets, sources, strict=True):
         check_kinds(recipe, section.name, source)
+        check_axes(recipe, section.name, source)
     stream, notes = build_stream(recipe, sources, sealed, known)
     if recipe.engine.validate_every:
         try:
@@ -124,6 +127,44 @@ def check_kinds(recipe: Recipe, name: str, source: Source) -> None:
         raise UsageError(
             f"the network '{recipe.network.name}' is for {network.kind}, but the data set '{name}' {labels}",
             f"networks for it: {fitting}",
+        )
+
+
+def check_axes(recipe: Recipe, name: str, source: Source) -> None:
+    """Raise UsageError where a recipe for volumes meets pictures, or one for pictures volumes.
+
+    Before anything is read: most networks can be built for both, and a recipe for volumes would otherwise train on
+    pictures with settings that nobody chose.
+    """
+    view = recipe.volumes.view
+    if isinstance(source, GoneSource):
+        return
+    if source.dims == 2:
+        plain = VolumeOptions(view=view).model_dump()
+        chosen = [f"volumes.{key}" for key, value in recipe.volumes.model_dump().items() if value != plain[key]]
+        if view == "volumes" or (view == "auto" and chosen):
+            raise UsageError(
+                f"the recipe is for volumes ({'volumes.view=volumes' if view == 'volumes' else chosen[0]}), and "
+                f"'{name}' holds pictures",
+                "use a recipe for pictures, or volumes.view=pictures with the section augment",
+            )
+        return
+    if isinstance(recipe.stream, StreamSection):
+        raise UsageError(
+            f"'{name}' holds volumes, and stream.kind=class_incremental is for pictures",
+            "volumes are learned by stream.kind=data_sets, as in the recipe data-sets/volumes",
+        )
+    if view == "pictures":
+        raise UsageError(
+            f"the recipe is for pictures (volumes.view=pictures), and '{name}' holds volumes",
+            "use a recipe for volumes such as data-sets/volumes, or volumes.view=slices for single slices",
+        )
+    network = NETWORKS.get(recipe.network.name)
+    if view != "slices" and network is not None and 3 not in network.dims:
+        fitting = ", ".join(n for n, entry in NETWORKS.items() if 3 in entry.dims)
+        raise UsageError(
+            f"the network '{recipe.network.name}' does not work in 3D, and '{name}' holds volumes",
+            f"networks that do: {fitting}; or volumes.view=slices for single slices",
         )
 
 

@@ -113,7 +113,8 @@ def same_experiment(old: Recipe, new: Recipe) -> str | None:
     """
     a, b = (_flat(_without_places(recipe.model_dump(mode="json"))) for recipe in (old, new))
     # data and stream are compared task by task; the others but precision change speed or presentation only
-    free = ("data.", "stream.", "engine.", "report.", "evaluate.batch_size", "about")
+    # volumes.view names the kind of preparation, which is compared task by task too
+    free = ("data.", "stream.", "engine.", "report.", "evaluate.batch_size", "about", "volumes.view")
     matters = [k for k in sorted(a.keys() | b.keys()) if not k.startswith(free) or k == "engine.precision"]
     return next((k for k in matters if a.get(k) != b.get(k)), None)
 

@@ -30,7 +30,7 @@ def preparations(
             shown.append(read_preparation(known.tasks[index].preparation, "stream.json"))
             continue
         later = index > 0 and recipe.volumes.plan != "per_task"
-        given = recipe.volumes.view == "volumes" and recipe.volumes.plan == "given"
+        given = recipe.volumes.view != "slices" and recipe.volumes.plan == "given"
         own = _as_given(shown[0], source) if later and given else _planned(recipe, source)
         if later:
             notes += [f"{names[index]}: {note}" for note in _misfit(shown[0], source, own)]
@@ -41,7 +41,7 @@ def preparations(
 
 def _planned(recipe: Recipe, source: Source) -> Preparation:
     """The preparation that a data set has alone."""
-    if source.dims == 2 and recipe.volumes.view == "volumes":
+    if source.dims == 2 and recipe.volumes.view != "slices":
         return build_preparation(recipe, source.kind)
 
     from perdure.data.volumes.plan import plan_slices, plan_volumes  # these load nnU-Net
@@ -58,12 +58,13 @@ def _planned(recipe: Recipe, source: Source) -> Preparation:
 
 def _as_given(first: Preparation, source: Source) -> Preparation:
     """What a later data set would have where spacing and patch are given: no case but the first has to be read."""
+    from perdure.data.volumes.options import kept_channels
     from perdure.data.volumes.sampled import Sampled
 
     if not isinstance(first, Sampled) or source.dims != first.dims:
         return Preparation(dims=source.dims)
     channels = source.read("train", source.names("train")[0]).image.shape[0]
-    return first.model_copy(update={"channels": channels, "modality": source.modality})
+    return first.model_copy(update={"channels": channels, "modality": kept_channels(source.modality)})
 
 
 def _misfit(first: Preparation, source: Source, own: Preparation) -> list[str]:

@@ -10,20 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from perdure.data.readers.volumes import CaseFiles, VolumeSource
+from perdure.data.readers.casefiles import CaseFiles
+from perdure.data.readers.volumes import VolumeSource
 from perdure.data.source import Source
 from perdure.data.validation import HeldOut
-from perdure.data.volumes.files import (
-    WRITTEN,
-    Voxels,
-    difference,
-    ending,
-    matrix,
-    read_header,
-    read_voxels,
-    turn_back,
-    write_volume,
-)
+from perdure.data.volumes.files import WRITTEN, ending, read_header, read_voxels, write_volume
+from perdure.data.volumes.headers import Voxels, difference, matrix, turn_back
 from perdure.errors import DataError, UsageError
 from perdure.files import TEMPORARY, write_failure
 

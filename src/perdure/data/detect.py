@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from perdure.data.catalog import DATASETS, needs_folder
 from perdure.errors import DataError, UsageError, nearest
+from perdure.files import home
+
+if TYPE_CHECKING:
+    from pydantic import JsonValue
 
 _ENTRIES: Final = 200
 """Entries of a folder that are looked at."""
@@ -30,6 +34,11 @@ def find_data(text: str) -> tuple[str, Path | None]:
         missing = "is not a folder" if path.exists() else "does not exist"
         raise DataError(f"{text} {missing}", f"give the folder of a data set; {nearest(text, DATASETS)}")
     return detect(path), path
+
+
+def reader_of(text: str, options: dict[str, JsonValue]) -> tuple[str, Path | None]:
+    """As :func:`find_data`; an option ``name`` names the reader instead, and is taken out of the options."""
+    return (str(options.pop("name")), home(Path(text))) if "name" in options else find_data(text)
 
 
 def detect(path: Path) -> str:

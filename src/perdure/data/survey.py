@@ -19,7 +19,7 @@ import numpy.typing as npt
 from perdure.data.readers.imagefiles import file_size_and_time
 from perdure.data.source import SPLITS, AbsentSplitError, Source, Split, UnknownLabelError, read_arrays
 from perdure.errors import DataError, PerdureError
-from perdure.files import cache_dir, write_atomic
+from perdure.files import cache_dir, cache_secret, write_atomic
 from perdure.labels import BACKGROUND, IGNORE, TABLE_SIZE
 
 Shape = tuple[int, ...]
@@ -67,8 +67,9 @@ def survey(source: Source, begin: Callable[[int], Callable[[], None]]) -> Survey
     """Find whatever cannot be read in any split, before work starts: a damaged test image would end a run after hours.
 
     Every image and mask is decoded once, which is the only way to find a truncated one. That it is sound is remembered
-    by path, size and time of change of its files (in the cache folder; digests only, nothing of an image), so that
-    further runs on the same files read none of them again. Measured on two cores: see docs/adding-your-data.md.
+    by path, size and time of change of its files (in the cache folder: digests with the key of this machine, see
+    :func:`perdure.files.cache_secret`), so that further runs on the same files read none of them again. Measured on two
+    cores: see docs/adding-your-data.md.
 
     Args:
         source: The data set.
@@ -159,7 +160,7 @@ def _read(source: Source, split: Split, name: str) -> Content:
             f"{source.name}: the mask of '{name}' holds label {int(np.setdiff1d(mask, known)[0])}, which is no class",
             "a reader returns the ids of its classes, 0 for background and IGNORE",
         )
-    digest = hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=_DIGEST)
+    digest = hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=_DIGEST, key=cache_secret())
     digest.update(repr(image.shape).encode())
     return Content(shape, counts, digest.digest())
 
@@ -189,7 +190,7 @@ def stamps_of(source: Source, split: Split, names: Sequence[str]) -> tuple[Path 
     """
     stamps: list[bytes] = []
     known: dict[Path, tuple[str, int, int]] = {}
-    place = ""
+    place, secret = "", cache_secret()
     for name in names:
         files = source.files(split, name)
         for file in files:
@@ -198,8 +199,8 @@ def stamps_of(source: Source, split: Split, names: Sequence[str]) -> tuple[Path 
             return None, []
         place = place or str(Path(known[files[0]][0]).parent)
         text = repr((name, [known[file] for file in files])).encode(errors="surrogateescape")
-        stamps.append(hashlib.blake2b(text, digest_size=_DIGEST).digest())
-    key = hashlib.blake2b(f"sound 1 {split} {place}".encode(errors="surrogateescape"), digest_size=20)
+        stamps.append(hashlib.blake2b(text, digest_size=_DIGEST, key=secret).digest())
+    key = hashlib.blake2b(f"sound 2 {split} {place}".encode(errors="surrogateescape"), digest_size=20, key=secret)
     key.update(source.reading())
     return cache_dir() / "sound" / key.hexdigest(), stamps
 

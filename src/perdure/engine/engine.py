@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import repeat
 from types import FrameType
-from typing import NoReturn
+from typing import Final, NoReturn
 
 import torch
 from torch import Tensor
@@ -24,15 +24,14 @@ from perdure.engine.phases import Collect, Generate, Phase, Train
 from perdure.engine.run_logger import RunLogger, Show
 from perdure.engine.state import State, Stateful
 from perdure.engine.trainer import Trainer, add_sums
-from perdure.errors import PerdureError, RunError, UsageError
+from perdure.errors import Interrupted, PerdureError, RunError, UsageError
 from perdure.kept.store import item_names
 from perdure.seeds import derive_seed, manual_seed
 
+GO_ON: Final = "the same command goes on from here (`perdure run` with --resume)"
+"""What to do after a stop: `perdure add` and `perdure demo` go on without an option."""
+
 Validate = Callable[[], Mapping[str, float]]
-
-
-class Interrupted(PerdureError):
-    """The run was asked to stop and has saved where it was."""
 
 
 class StopSignal:
@@ -261,7 +260,7 @@ class Engine:
         self.machine.barrier()  # until the main process has saved
         raise Interrupted(
             f"stopped in task {work.task + 1}, phase '{work.name}'; everything so far is saved",
-            "the same command with --resume goes on from here",
+            GO_ON,
         )
 
     def _refuse_nonfinite(self, work: _Work, step: int, name: str | None) -> None:

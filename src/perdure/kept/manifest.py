@@ -28,6 +28,8 @@ CASES: Final = "cases.csv"
 TRACKING: Final = "tracking"
 WORKING: Final = "working"
 """Folder of working files inside a run: arrays made from images of the task under way, never listed."""
+ELSEWHERE: Final = "elsewhere"
+"""Empty file in it that stands for working files in a folder of the user's."""
 KINDS: Final[Mapping[str, str]] = {
     "recipe.yaml": "recipe",
     "stream.json": "stream",

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from perdure.data.case import Geometry
-from perdure.data.volumes.files import WRITTEN, matrix, turn_back, write_volume
+from perdure.data.volumes.files import WRITTEN, write_volume
+from perdure.data.volumes.headers import matrix, turn_back
 
 
 def write_label_volume(

@@ -8,6 +8,7 @@ from typing import Final
 
 import yaml
 
+from perdure.data.preparation import for_small_objects
 from perdure.engine.duration import in_words
 from perdure.metrics.changes import Changes, read_changes
 from perdure.metrics.definitions import Figure, figure
@@ -143,6 +144,7 @@ def _common(data: RunData) -> dict[str, object]:
         "alone": [] if last is None else [(stream.tasks[j], value) for j, value in measured_tasks(results, last)],
         "lacking": "" if last is None else missing_tests(results, last),
         "unlearned": unlearned(results),
+        "for_small": for_small_objects(stream.tasks[0].preparation.get("kind")),
         "warnings": warnings(stream) + [gone_sets(results)] * any(results.gone.values()),
         "images": stream.measured_images,
         "ledger": ledger_table(data.ledgers),

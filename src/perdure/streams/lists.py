@@ -28,7 +28,7 @@ from filelock import FileLock
 
 from perdure.data.source import Source, Split
 from perdure.errors import DataError, PerdureError
-from perdure.files import cache_dir, write_atomic
+from perdure.files import cache_dir, cache_secret, write_atomic
 from perdure.labels import TABLE_SIZE
 
 Presence = npt.NDArray[np.bool_]
@@ -65,11 +65,13 @@ def label_presence(source: Source, split: Split) -> Presence:
 def cached_presence(source: Source, split: Split) -> Presence:
     """Presence matrix ``(N, TABLE_SIZE)`` of a split in the order of ``source.names(split)``, cached on disk.
 
-    The cache file is named after the split's fingerprint. It holds a checksum and packed bits, and no sample names. If
-    it is damaged, the matrix is computed again. If the cache is not writable, a warning is logged.
+    The cache file is named after the split's fingerprint, with the key of this machine. It holds a checksum and packed
+    bits, and no sample names. If it is damaged, the matrix is computed again. If the cache is not writable, a warning
+    is logged.
     """
     count = len(source.names(split))
-    key = hashlib.blake2b(f"presence 2 {source.fingerprint(split)}".encode(), digest_size=20).hexdigest()
+    text = f"presence 2 {source.fingerprint(split)}".encode()
+    key = hashlib.blake2b(text, digest_size=20, key=cache_secret()).hexdigest()
     path = cache_dir() / "presence" / f"{key}.bits"
     known = _read(path, count)
     if known is not None:

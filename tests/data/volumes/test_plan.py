@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import pytest
@@ -20,9 +20,9 @@ from perdure.data.case import Case, Geometry
 from perdure.data.preparation import read_preparation
 from perdure.data.source import Source
 from perdure.data.volumes.extra import need, nnunet_folders, quiet
-from perdure.data.volumes.options import VolumeOptions
-from perdure.data.volumes.plan import misfit, plan_slices, plan_volumes
-from perdure.data.volumes.preprocessing import Volume3D, fit_patch
+from perdure.data.volumes.options import CHANNEL_NAME, VolumeOptions, kept_channels
+from perdure.data.volumes.plan import IN_WORDS, misfit, plan_slices, plan_volumes
+from perdure.data.volumes.preprocessing import Scheme, Volume3D, fit_patch
 from perdure.errors import DataError, UsageError
 from perdure.labels import IGNORE
 
@@ -278,12 +278,37 @@ def test_what_fits_badly_is_told() -> None:
     assert misfit(first, source, volume(("MR",), spacing=(3.0, 1.0, 1.0), axes=(1, 0, 2)))
     (other,) = misfit(first, source, volume(("US",)))
     assert "holds US, and the first task held MR" in other
-    assert "NoNormalization" in misfit(first, source, volume(schemes=("NoNormalization",)))[0]
+    for scheme, words in (("No", ": none if"), ("RGBTo01", ": divided by 255 if")):
+        (note,) = misfit(first, source, volume(schemes=(f"{scheme}Normalization",)))
+        assert words in note and "by mean and deviation of each volume by the plan" in note
+        assert "Normalization" not in note  # the names of nnU-Net's classes
     with pytest.raises(DataError, match="has 2 channels, and the network takes 1"):
         two = {"channels": 2, "schemes": first.schemes * 2, "masked": (False,) * 2, "intensities": (None,) * 2}
         misfit(first, source, volume(**two))
     with pytest.raises(DataError, match="would be shown as slices2d"):
         misfit(first, source, plan_slices(Volumes([GOOD]), VolumeOptions(view="slices")))
+
+
+KEPT = [
+    ("CT", "CT"),
+    ("T1 w", "T1 w"),
+    ("МРТ", "МРТ"),
+    ("Jane Doe (1950)", "Jane Doe _1950_"),
+    ("a/b\\c<d>", "a_b_c_d_"),
+    ("\x1b[31m", "_31m"),
+    ("x" * 100, "x" * 24),
+    ("", "_"),
+]
+
+
+@pytest.mark.parametrize(("name", "kept"), KEPT)
+def test_names_of_channels_are_kept_short_and_plain(name: str, kept: str) -> None:
+    assert kept_channels([name]) == (kept,)
+    assert CHANNEL_NAME.fullmatch(kept)
+
+
+def test_every_scheme_of_a_plan_has_words() -> None:
+    assert set(get_args(Scheme)) <= set(IN_WORDS)
 
 
 def test_ignored_voxels_have_places(phantoms: Callable[..., Volumes]) -> None:

@@ -8,17 +8,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from perdure.data.readers.casefiles import CaseFiles, Layout, alike_names, annotated_classes, class_list, patient_of
 from perdure.data.readers.folds import by_fold
 from perdure.data.readers.imagefiles import sample_name
-from perdure.data.readers.volumes import (
-    CaseFiles,
-    Layout,
-    VolumeSource,
-    alike_names,
-    annotated_classes,
-    class_list,
-    patient_of,
-)
+from perdure.data.readers.volumes import VolumeSource
 from perdure.data.volumes.files import ENDINGS, ending
 from perdure.errors import DataError
 from perdure.files import read_json

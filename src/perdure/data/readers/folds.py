@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from perdure.data.readers.volumes import CaseFiles
-from perdure.data.source import Split
+from perdure.data.readers.casefiles import CaseFiles
+from perdure.data.source import SPLITS, Split
 from perdure.errors import DataError, UsageError, nearest
 from perdure.files import read_json
 
@@ -15,6 +15,27 @@ FOLDS: Final = 5
 SEED: Final = 12345
 """Number of folds and seed of nnU-Net v2 (``nnunetv2.utilities.crossval_split``)."""
 SPLITS_FILE: Final = "splits_final.json"
+
+
+def divided(
+    root: Path,
+    endings: Sequence[str],
+    cases: Mapping[str, CaseFiles],
+    aliases: Mapping[str, str],
+    patients: Mapping[str, str],
+    fold: int,
+    problems: Sequence[DataError],
+) -> dict[Split, dict[str, CaseFiles]]:
+    """Cases by split: from lists called after the splits where ``root`` has some, otherwise from a fold.
+
+    ``endings`` are those of the lists, the preferred one first; the others see :func:`by_lists` and :func:`by_fold`.
+    """
+    lists: dict[Split, Path] = {
+        split: path for split in SPLITS for end in reversed(endings) if (path := root / f"{split}{end}").is_file()
+    }
+    if lists:
+        return by_lists(root, lists, cases, aliases, patients, fold)
+    return by_fold(root, cases, patients, fold, problems)
 
 
 def by_fold(

@@ -18,23 +18,26 @@ import numpy as np
 import numpy.typing as npt
 
 from perdure.data.case import Geometry
-from perdure.data.readers.classfile import find_class_file, read_class_file
-from perdure.data.readers.folds import by_fold, by_lists
-from perdure.data.readers.imagefiles import sample_name
-from perdure.data.readers.volumes import (
+from perdure.data.readers.casefiles import (
     CaseFiles,
     Layout,
-    VolumeSource,
     alike_names,
     annotated_classes,
     class_list,
     patient_of,
+    plain_labels,
 )
-from perdure.data.source import SPLITS, Image, Mask, Split, size_text
-from perdure.data.volumes.files import Header, library, read_image, read_voxels
+from perdure.data.readers.classfile import find_class_file, read_class_file
+from perdure.data.readers.folds import divided
+from perdure.data.readers.imagefiles import sample_name
+from perdure.data.readers.volumes import VolumeSource
+from perdure.data.source import Image, Mask, Split, size_text
+from perdure.data.volumes.extra import need
+from perdure.data.volumes.files import read_image, read_voxels
+from perdure.data.volumes.headers import Header
 from perdure.errors import DataError, PerdureError
 from perdure.files import refuse_special
-from perdure.labels import BACKGROUND, IGNORE, IGNORE_IN_FILES, LabelSpace
+from perdure.labels import LabelSpace
 
 Axes = Literal["xyz", "zyx"]
 KEYS: Final = ("image", "label")
@@ -114,7 +117,7 @@ class H5Volumes(VolumeSource):
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     """A file that is open while it is read: handles that stay open do not survive worker processes."""
-    h5py = library("h5py")
+    h5py = need("h5py")
     refuse_special(path)
     try:
         with h5py.File(path, "r") as file:
@@ -156,27 +159,19 @@ def open_h5_volumes(
         DataError: There is no file, no class list, or a list names cases that are not there.
         UsageError: There is no such fold, or there are lists.
     """
-    library("h5py")  # a missing package is told before any file
+    need("h5py")  # a missing package is told before any file
     space = _space(root, classes)
     files, problems = _found(root)
     cases = {name: CaseFiles((path,), path) for name, path in files.items()}
     patient = patient_of(root, cases, problems)
-    found = {
-        split: [path for end in (".list", ".txt") if (path := root / f"{split}{end}").is_file()] for split in SPLITS
-    }
-    lists = {split: paths[0] for split, paths in found.items() if paths}
-    if lists:
-        paths = {path.relative_to(root).as_posix(): name for name, path in files.items()}
-        splits = by_lists(root, lists, cases, {name: name for name in cases} | paths, patient, fold)
-    else:
-        splits = by_fold(root, cases, patient, fold, problems)
-    table = {IGNORE_IN_FILES: IGNORE, BACKGROUND: BACKGROUND} | {k: k for k in space.ids}
+    aliases = {name: name for name in cases} | {path.relative_to(root).as_posix(): name for name, path in files.items()}
+    splits = divided(root, (".list", ".txt"), cases, aliases, patient, fold, problems)
     return H5Volumes(
         "h5_volumes",
         root,
         space,
         Layout(splits, problems),
-        table,
+        plain_labels(space),
         "add the class to classes, or correct the label",
         annotated=annotated_classes(root, cases, space, problems),
         groups=patient,

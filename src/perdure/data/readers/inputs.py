@@ -148,7 +148,8 @@ def read_input(case: Input, channels: Sequence[int]) -> tuple[Image, Geometry]:
         DataError: A file is damaged, channels do not fit together or are of another number, a voxel is NaN or infinite,
             or the volume does not fit into memory.
     """
-    from perdure.data.readers.volumes import CaseFiles, Layout, VolumeSource
+    from perdure.data.readers.casefiles import CaseFiles, Layout
+    from perdure.data.readers.volumes import VolumeSource
     from perdure.data.volumes.files import read_header
     from perdure.labels import LabelSpace
 

@@ -15,21 +15,20 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from perdure.data.readers.classfile import CLASS_FILES, find_class_file, read_class_file
-from perdure.data.readers.folds import by_fold, by_lists
-from perdure.data.readers.volumes import (
+from perdure.data.readers.casefiles import (
     Layout,
-    VolumeSource,
     annotated_classes,
     by_channel,
     index,
     paired,
     patient_of,
+    plain_labels,
 )
-from perdure.data.source import SPLITS
+from perdure.data.readers.classfile import CLASS_FILES, find_class_file, read_class_file
+from perdure.data.readers.folds import divided
+from perdure.data.readers.volumes import VolumeSource
 from perdure.data.volumes.files import ENDINGS
 from perdure.errors import DataError
-from perdure.labels import BACKGROUND, IGNORE, IGNORE_IN_FILES
 
 
 def open_nifti_folders(root: Path, classes: Path | None = None, fold: int = 0, patients: bool = True) -> VolumeSource:
@@ -63,25 +62,20 @@ def open_nifti_folders(root: Path, classes: Path | None = None, fold: int = 0, p
     cases = paired(images, masks, channels, problems)
     if not cases and not problems:
         raise DataError(f"{root / 'images'} holds no volume", f"read are {', '.join(ENDINGS)}")
-    patient = patient_of(root, {*images, *masks}, problems)
-    lists = {split: path for split in SPLITS if (path := root / f"{split}.txt").is_file()}
-    if lists:
-        names = {*images, *masks}
-        files = {path.name: name for name, path in masks.items()}
-        splits = by_lists(root, lists, cases, {name: name for name in names} | files, patient, fold)
-    else:
-        splits = by_fold(root, cases, patient, fold, problems)
-    table = {IGNORE_IN_FILES: IGNORE, BACKGROUND: BACKGROUND} | {k: k for k in space.ids}
+    names = {*images, *masks}
+    patient = patient_of(root, names, problems)
+    aliases = {name: name for name in names} | {path.name: name for name, path in masks.items()}
+    splits = divided(root, (".txt",), cases, aliases, patient, fold, problems)
     return VolumeSource(
         "nifti_folders",
         root,
         space,
         Layout(splits, problems),
-        table,
+        plain_labels(space),
         f"add the class to {class_file}, or correct the mask",
         channels,
         (),
-        annotated_classes(root, {*images, *masks}, space, problems),
+        annotated_classes(root, names, space, problems),
         patient,
         patients,
     )

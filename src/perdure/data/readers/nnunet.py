@@ -15,13 +15,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from perdure.data.readers.folds import by_fold, refuse_divided
-from perdure.data.readers.volumes import (
-    LARGEST,
-    PICTURES,
+from perdure.data.readers.casefiles import (
     CaseFiles,
     Layout,
-    VolumeSource,
     annotated_classes,
     by_channel,
     class_list,
@@ -29,6 +25,8 @@ from perdure.data.readers.volumes import (
     paired,
     patient_of,
 )
+from perdure.data.readers.folds import by_fold, refuse_divided
+from perdure.data.readers.volumes import LARGEST, PICTURES, VolumeSource
 from perdure.data.source import Split
 from perdure.data.volumes.files import ENDINGS
 from perdure.errors import DataError, UsageError

@@ -9,54 +9,36 @@ patient's. How cases become training and test cases: :mod:`perdure.data.readers.
 from __future__ import annotations
 
 import hashlib
-import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from perdure.data.case import Case, Geometry
+from perdure.data.readers.casefiles import PATIENTS, CaseFiles, Layout
 from perdure.data.readers.imagefiles import read_image as read_picture
-from perdure.data.readers.imagefiles import read_index_mask, sample_name, to_grey
+from perdure.data.readers.imagefiles import read_index_mask, to_grey
 from perdure.data.readers.pairs import PairingError
 from perdure.data.source import Image, Kind, Mask, Source, Split, UnknownLabelError, distinct, no_validation
-from perdure.data.volumes.files import Header, companions, difference, read_header, read_image, read_voxels
-from perdure.errors import DataError, nearest
-from perdure.files import read_json, refuse_special
-from perdure.labels import BACKGROUND, IGNORE, ClassInfo, LabelSpace, spread_colors, wrong_name
+from perdure.data.volumes.files import companions, read_header, read_image, read_voxels
+from perdure.data.volumes.headers import Header, difference
+from perdure.errors import DataError
+from perdure.files import refuse_special
+from perdure.labels import BACKGROUND, IGNORE, LabelSpace
 
 PICTURES: Final = (".png", ".bmp", ".tif", ".tiff")
 """Endings of cases that are images, not volumes."""
 LARGEST: Final = (1 << 16) - 1
 """Largest number in a mask that can have a meaning."""
-_VOLUMES: Final = re.compile(
-    r"\.(nii|nii\.gz|mha|mhd|nrrd|hdr|gipl|mgz|npz|npy|dcm|png|bmp|tiff?|jpe?g)$", re.IGNORECASE
-)
-"""Names of files that somebody may have meant as a case."""
-_CHANNEL: Final = re.compile(r"(.+)_(\d{4})")
 _LONG: Final = 20
 """Voxels so many times as long as wide are told: such a header is often wrong."""
 _MANY: Final = 50
 """So many numbers without a meaning are not labels: the file is an image."""
-
-
-class CaseFiles(NamedTuple):
-    """Files of a case: of each channel, or one with all of them; and its mask."""
-
-    images: tuple[Path, ...]
-    mask: Path
-
-
-class Layout(NamedTuple):
-    """Cases by split, ``{"train": {name: files}, "test": {...}}``, and what is wrong with others."""
-
-    splits: Mapping[Split, Mapping[str, CaseFiles]]
-    problems: Sequence[DataError] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -299,167 +281,11 @@ def _by(spacing: Sequence[float]) -> str:
     return "×".join(f"{part:.4g}" for part in reversed(spacing))
 
 
-def index(folder: Path, endings: Sequence[str], problems: list[DataError]) -> dict[str, Path]:
-    """Files of a folder by their names without the ending, sorted, without hidden files.
-
-    Files that look like volumes or pictures but have another ending, links that lead nowhere, names that are no text
-    and two names for one case are added to ``problems``.
-
-    Raises:
-        DataError: The folder is missing or cannot be read.
-    """
-    try:
-        paths = sorted(folder.iterdir())
-    except OSError as error:
-        raise DataError(
-            f"the folder {folder} cannot be read: {error.strerror}", "check the data set's layout"
-        ) from error
-    found: dict[str, Path] = {}
-    for path in paths:
-        end = next((end for end in endings if path.name.lower().endswith(end)), "")
-        if path.name.startswith(".") or path.is_dir():
-            continue
-        if not end:
-            if _VOLUMES.search(path.name):
-                what = f"{path} does not end in {' or '.join(endings)}"
-                problems.append(DataError(what, "save all cases in one format, or correct file_ending"))
-            continue
-        try:
-            stem = sample_name(path, path.name[: -len(end)])
-        except DataError as error:
-            problems.append(error)
-            continue
-        if path.is_symlink() and not path.exists():
-            what = f"{path} is a link to {path.readlink()}, which does not exist"
-            problems.append(DataError(what, "restore the file behind it, or remove the link"))
-        elif stem in found:
-            what = f"{folder} holds both {found[stem].name} and {path.name}"
-            problems.append(DataError(what, "a case has one file: remove one of them"))
-        else:
-            found[stem] = path
-    return found
-
-
-def by_channel(files: Mapping[str, Path], masks: Iterable[str]) -> dict[str, dict[int, Path]]:
-    """Image files by case and channel: ``CASE_0000``, ``CASE_0001``; a file named as a mask is that case's only one."""
-    cases: dict[str, dict[int, Path]] = {}
-    known = frozenset(masks)
-    for stem, path in files.items():
-        numbered = None if stem in known else _CHANNEL.fullmatch(stem)
-        case, channel = (numbered[1], int(numbered[2])) if numbered else (stem, 0)
-        cases.setdefault(case, {})[channel] = path
-    return cases
-
-
-def paired(
-    images: Mapping[str, Mapping[int, Path]],
-    masks: Mapping[str, Path],
-    channels: int,
-    problems: list[DataError],
-    modality: Sequence[str] = (),
-) -> dict[str, CaseFiles]:
-    """Cases with a mask and a file per channel; what is wrong with the others is added to ``problems``."""
-    cases: dict[str, CaseFiles] = {}
-    for name in sorted({*images, *masks}):
-        files = images.get(name, {})
-        if not files:
-            problems.append(DataError(f"mask without image: {masks[name]}", "add the image or remove the mask"))
-        elif name not in masks:
-            first = next(iter(files.values()))
-            problems.append(DataError(f"image without mask: {first}", "add the mask or remove the image"))
-        elif absent := sorted(set(range(channels)) - set(files)):
-            what = modality[absent[0]] if modality else "the other cases have it"
-            problems.append(
-                DataError(f"case '{name}' has no file of channel {absent[0]} ({what})", f"add {name}_{absent[0]:04d}")
-            )
-        elif extra := sorted(set(files) - set(range(channels))):
-            what = f"{files[extra[0]]} is channel {extra[0]}, and every case has {channels}"
-            problems.append(DataError(what, "remove it, or name the channel in dataset.json"))
-        else:
-            cases[name] = CaseFiles(tuple(files[k] for k in range(channels)), masks[name])
-    problems += alike_names(cases)
-    return cases
-
-
-def alike_names(names: Iterable[str]) -> list[DataError]:
-    """Errors of names that differ in capital letters only."""
-    seen: dict[str, str] = {}
-    problems = []
-    for name in names:
-        if other := seen.get(name.casefold()):
-            what = f"the cases '{other}' and '{name}' differ in capital letters only"
-            problems.append(DataError(what, "rename one of them: some file systems take both for one file"))
-        seen[name.casefold()] = name
-    return problems
-
-
-def class_list(path: Path, classes: Mapping[int, str], background: str = "background") -> LabelSpace:
-    """Label space of the numbers and names that a description holds. Raises DataError for what no class can be."""
-    if not classes:
-        raise DataError(
-            f"{path} names no class besides the background", 'write "labels": {"background": 0, "liver": 1}'
-        )
-    for number, name in classes.items():
-        if not BACKGROUND < number < IGNORE:
-            what = f"{path}: number {number} of '{name}' is out of range"
-            raise DataError(what, f"classes are numbered from 1 to {IGNORE - 1}; 0 is background")
-        if problem := wrong_name(name):
-            raise DataError(f"{path}: {problem}", "shorten or correct the name")
-    names = list(classes.values())
-    if twice := next((name for name in names if names.count(name) > 1), ""):
-        raise DataError(f"{path} gives the name '{twice}' to two numbers", "give each class its own name")
-    colors = spread_colors(len(classes))
-    return LabelSpace(
-        tuple(
-            ClassInfo(number, classes[number], "organ", color)
-            for number, color in zip(sorted(classes), colors, strict=True)
-        ),
-        background,
-    )
-
-
-def annotated_classes(
-    root: Path, names: Iterable[str], space: LabelSpace, problems: list[DataError]
-) -> dict[str, frozenset[int]]:
-    """Ids that single cases label, from ``annotated.json``; unknown cases and classes are added to ``problems``."""
-    path = root / "annotated.json"
-    known = set(names)
-    ids = {space.name(k): k for k in space.ids}
-    annotated: dict[str, frozenset[int]] = {}
-    for case, classes in _mapping(path).items():
-        unknown = [name for name in classes if name not in ids] if isinstance(classes, list) else []
-        if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-            what = f"{path}: '{case}' has no list of class names"
-            problems.append(DataError(what, 'write {"case": ["liver", "spleen"]}'))
-        elif case not in known:
-            problems.append(DataError(f"{path} names the case '{case}', which is not there", nearest(case, known)))
-        elif unknown:
-            what = f"{path}: '{case}' lists '{unknown[0]}', which is no class"
-            problems.append(DataError(what, nearest(unknown[0], ids)))
-        else:
-            annotated[case] = frozenset(ids[name] for name in classes)
-    return annotated
-
-
-def patient_of(root: Path, names: Iterable[str], problems: list[DataError]) -> dict[str, str]:
-    """Patient of every case, from ``patients.json``; empty without it. Cases it lacks are added to ``problems``."""
-    path = root / "patients.json"
-    listed = _mapping(path)
-    if not path.exists():
-        return {}
-    found = {name: str(listed[name]) for name in names if isinstance(listed.get(name), str | int)}
-    for name in names:
-        if name not in found:
-            what = f"{path} does not name the patient of '{name}'"
-            problems.append(DataError(what, 'list every case: {"case": "patient"}'))
-    return found
-
-
-def _mapping(path: Path) -> dict[str, Any]:
-    """An optional JSON file of ``{case: value}``."""
-    if not path.exists():
-        return {}
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise DataError(f"{path} is not a mapping of cases", 'write {"case": ...}')
-    return content
+def told_of_patients(source: VolumeSource) -> list[str]:
+    """What a check says of the patients that the cases are of; nothing where there are none."""
+    cases = [name for names in source.layout.splits.values() for name in names]
+    if not source.groups:
+        return [f"there is no {PATIENTS}: every case counts as a patient of its own"] if source.patients else []
+    patients = Counter(source.groups.get(name, name) for name in cases)
+    most = max(patients.values(), default=0)
+    return [f"{PATIENTS}: {len(cases)} cases of {len(patients)} patients, at most {most} of one; none is divided"]

@@ -7,88 +7,32 @@ memory is refused, before any voxel is decoded. Arrays are those of nnU-Net's ``
 
 from __future__ import annotations
 
-import functools
 import gzip
 import re
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from perdure.data.case import Geometry
 from perdure.data.source import size_text
-from perdure.data.volumes.extra import need
+from perdure.data.volumes.extra import free_memory, need
+from perdure.data.volumes.headers import Affine, Header, Voxels, header_of, turn
 from perdure.errors import DataError, PerdureError, UsageError
 from perdure.files import refuse_special, write_atomic
 
 ENDINGS: Final = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd")
 WRITTEN: Final = (".nii.gz", ".nii", ".mha", ".nrrd")
 """Endings that are written; ``.mhd`` is not, because it is two files, which cannot be replaced in one step."""
-SKEW: Final = 1e-3
-"""Cosine between two axes that still counts as a right angle: headers written as text are rounded."""
-NEAR: Final = 1e-3
-"""Differences of spacing (relative) and of direction (cosine) that are taken for rounding."""
 _LPS: Final = np.diag([-1.0, -1.0, 1.0, 1.0])
 """ITK's axes run to the left and to posterior, those of NIfTI to the right and to anterior."""
-_LOADING: Final = threading.Lock()
-Voxels = npt.NDArray[Any]
-Affine = npt.NDArray[np.float64]
-
-
-@functools.cache
-def library(name: str) -> Any:
-    """A package of the extra. Files are read in many threads, and none of them must find it half imported."""
-    with _LOADING:
-        return need(name)
-
-
-class Header(NamedTuple):
-    """What a file says of its volume before a voxel is read.
-
-    Args:
-        path: The file.
-        size: Voxels along the axes of the file.
-        channels: Length of a fourth axis, the last one; 0 where there is none.
-        geometry: Where the turned volume lies.
-        memory: Bytes that are needed to read it as float32.
-        load: Reads the voxels, ``size`` or ``(*size, channels)``, in the order and the type of the file.
-    """
-
-    path: Path
-    size: tuple[int, int, int]
-    channels: int
-    geometry: Geometry
-    memory: int
-    load: Callable[[], Voxels]
-
-    @property
-    def turned(self) -> tuple[int, ...]:
-        """Voxels along the axes of the turned volume, ``(D, H, W)``."""
-        return tuple(self.size[axis] for axis, _ in self.geometry.axes)
-
-    @property
-    def orientation(self) -> str:
-        """Where the axes of the file run to, such as ``LPS``."""
-        letters = {axis: ("SAR", "IPL")[against][k] for k, (axis, against) in enumerate(self.geometry.axes)}
-        return "".join(letters[axis] for axis in range(3))
 
 
 def ending(path: Path) -> str:
     """The ending of a file of a volume, in small letters; empty for other files."""
     return next((end for end in ENDINGS if path.name.lower().endswith(end)), "")
-
-
-def matrix(geometry: Geometry) -> Affine:
-    """The affine as ``4 × 4`` numbers. Where a case has none: its axes along the world's, spacing as it is."""
-    if geometry.affine:
-        return np.asarray(geometry.affine, np.float64).reshape(4, 4)
-    spacing = geometry.spacing or (1.0, 1.0, 1.0)
-    stored = {axis: spacing[k] for k, (axis, _) in enumerate(_axes(geometry))}
-    return np.diag([*(stored[axis] for axis in range(3)), 1.0])
 
 
 def read_header(path: Path) -> Header:
@@ -124,17 +68,7 @@ def read_voxels(header: Header) -> Voxels:
             "crop or resample it, or use a machine with more memory",
         )
     with _explained(header.path):
-        values = turn(header.load(), header.geometry)
-        if header.path.name.endswith(".gz"):
-            _to_the_end(header.path)
-    return values
-
-
-def _to_the_end(path: Path) -> None:
-    """Decompress all of a file: its check sum stands at its end, and whoever wants the voxels alone stops before it."""
-    with gzip.open(path) as stream:
-        while stream.read(1 << 20):
-            pass
+        return turn(header.load(), header.geometry)
 
 
 def read_image(header: Header) -> npt.NDArray[np.float32]:
@@ -168,68 +102,6 @@ def _position(wrong: npt.NDArray[np.bool_]) -> str:
     return f"slice {z}, row {y}, column {x}"
 
 
-def turn(values: Voxels, geometry: Geometry) -> Voxels:
-    """Voxels in the order of the file -> ``(D, H, W)`` or ``(C, D, H, W)``, contiguous."""
-    axes = _axes(geometry)
-    turned = values.transpose(*([3] if values.ndim == 4 else []), *(axis for axis, _ in axes))
-    reverse = tuple(turned.ndim - 3 + k for k, (_, against) in enumerate(axes) if against)
-    return np.ascontiguousarray(np.flip(turned, reverse) if reverse else turned)
-
-
-def turn_back(values: Voxels, geometry: Geometry) -> Voxels:
-    """Voxels ``(D, H, W)`` -> in the order of the file."""
-    axes = _axes(geometry)
-    reverse = tuple(k for k, (_, against) in enumerate(axes) if against)
-    return np.flip(values, reverse).transpose([[axis for axis, _ in axes].index(k) for k in range(3)])
-
-
-def place(header: Header) -> Affine:
-    """Indices of the *turned* volume ``(d, h, w)`` to millimetres in RAS, ``4 × 4``: equal for equal places."""
-    affine = matrix(header.geometry)
-    found = np.eye(4)
-    found[:3, 3] = affine[:3, 3]
-    for k, (axis, against) in enumerate(_axes(header.geometry)):
-        found[:3, k] = -affine[:3, axis] if against else affine[:3, axis]
-        if against:
-            found[:3, 3] += affine[:3, axis] * (header.size[axis] - 1)
-    return found
-
-
-def difference(image: Header, mask: Header, words: tuple[str, str] = ("image", "mask")) -> str:
-    """How the place of a mask differs from that of its image, in words; empty where both are the same.
-
-    Files of unlike orientation that show the same voxels at the same places are the same. What differs by rounding is
-    too: :data:`NEAR`, and for the position a hundredth of a voxel. ``words`` are what the two are called.
-    """
-
-    def beside(first: str, second: str) -> str:
-        return f"{words[0]} {first}, {words[1]} {second}"
-
-    unlike = f"orientation: {beside(image.orientation, mask.orientation)}"
-    same_orientation = image.orientation == mask.orientation
-    if image.turned != mask.turned:
-        if image.size == mask.size and not same_orientation:
-            return unlike
-        return f"size: {beside(size_text(image.turned), size_text(mask.turned))} voxels"
-    ours, theirs = place(image), place(mask)
-    spacings = [np.sqrt((affine[:3, :3] ** 2).sum(0)) for affine in (ours, theirs)]
-    if np.abs(spacings[1] / spacings[0] - 1).max() > NEAR:
-        return f"spacing: {beside(_millimetres(image), _millimetres(mask))}"
-    cosines = [affine[:3, :3] / spacing for affine, spacing in zip((ours, theirs), spacings, strict=True)]
-    apart = np.abs(ours[:3, 3] - theirs[:3, 3]).max()
-    turned, moved = np.abs(cosines[0] - cosines[1]).max() > NEAR, apart > max(NEAR, 0.01 * spacings[0].min())
-    if (turned or moved) and not same_orientation:
-        return unlike
-    if turned:
-        angle = np.degrees(np.arccos(np.clip((cosines[0] * cosines[1]).sum(0).min(), -1, 1)))
-        return f"orientation: the axes of {' and '.join(words)} are {angle:.2g} degrees apart"
-    return f"position: the first voxels of {' and '.join(words)} are {apart:.4g} mm apart" if moved else ""
-
-
-def _millimetres(header: Header) -> str:
-    return f"{'×'.join(f'{part:.4g}' for part in reversed(header.geometry.spacing))} mm"
-
-
 def write_volume(path: Path, values: Voxels, affine: Affine) -> None:
     """Write a volume atomically; equal voxels give equal bytes.
 
@@ -246,7 +118,7 @@ def write_volume(path: Path, values: Voxels, affine: Affine) -> None:
     if end not in WRITTEN:
         raise UsageError(f"{path}: volumes are not written in this format", f"use one of {', '.join(WRITTEN)}")
     if end.startswith(".nii"):
-        nib = library("nibabel")
+        nib = need("nibabel")
         image = nib.Nifti1Image(values, affine)
         # both with the code of scanner coordinates: readers differ in which of the two they trust
         image.set_sform(affine, 1)
@@ -257,7 +129,7 @@ def write_volume(path: Path, values: Voxels, affine: Affine) -> None:
         packed = gzip.compress(content, 6, mtime=0) if end == ".nii.gz" else content
         write_atomic(path, lambda part: part.write_bytes(packed))
         return
-    sitk = library("SimpleITK")
+    sitk = need("SimpleITK")
     image = sitk.GetImageFromArray(np.ascontiguousarray(values.transpose(2, 1, 0)))
     lps = _LPS @ affine
     spacing = np.sqrt((lps[:3, :3] ** 2).sum(0))
@@ -272,17 +144,6 @@ def write_volume(path: Path, values: Voxels, affine: Affine) -> None:
             raise OSError(None, f"{_last_line(error)}; is the disk full?") from error
 
     write_atomic(path, fill)
-
-
-def free_memory() -> int:
-    """Bytes of memory that a program can have without swapping."""
-    import psutil  # type: ignore[import-untyped]
-
-    return int(psutil.virtual_memory().available)
-
-
-def _axes(geometry: Geometry) -> tuple[tuple[int, bool], ...]:
-    return geometry.axes or ((2, False), (1, False), (0, False))
 
 
 @contextmanager
@@ -305,40 +166,6 @@ def _last_line(error: Exception) -> str:
     return re.sub(r"\(0x[0-9a-f]+\)", "", lines[-1])[:200] if lines else type(error).__name__
 
 
-def _geometry(path: Path, affine: Affine) -> Geometry:
-    """Geometry of a file. Raises DataError for spacings and axes that no volume has."""
-    spacing = np.sqrt((affine[:3, :3] ** 2).sum(0))
-    if not np.isfinite(affine).all() or spacing.min() <= 0:
-        raise DataError(
-            f"{path} has an affine that spans no volume: spacing {'×'.join(f'{part:.4g}' for part in spacing)} mm",
-            "correct the header: three axes with a spacing above 0",
-        )
-    cosines = affine[:3, :3] / spacing
-    skew = np.abs(cosines.T @ cosines - np.eye(3)).max()
-    if skew > SKEW:
-        raise DataError(
-            f"{path} has axes that are not at right angles ({np.degrees(np.arccos(skew)):.4g} degrees), as from a "
-            "tilted CT gantry",
-            "resample it to a grid with right angles",
-        )
-    axes = _axes_along(tuple(map(float, affine[:3, :3].ravel())))
-    return Geometry(tuple(float(spacing[axis]) for axis, _ in axes), "mm", tuple(map(float, affine.ravel())), axes)
-
-
-@functools.lru_cache(256)
-def _axes_along(directions: tuple[float, ...]) -> tuple[tuple[int, bool], ...]:
-    """Axes of a geometry from the directions of an affine, as nibabel has them.
-
-    Remembered, because it is half the time of a header, and the cases of a data set have a few directions.
-    """
-    affine = np.eye(4)
-    affine[:3, :3] = np.reshape(directions, (3, 3))
-    # along each axis of the file: the axis of the world that it follows, 0 to 2, and 1 or -1 for the sense
-    along = library("nibabel").io_orientation(affine)
-    by_world = {int(world): (axis, bool(sense < 0)) for axis, (world, sense) in enumerate(along)}
-    return tuple(by_world[world] for world in (2, 1, 0))
-
-
 def companions(path: Path) -> list[Path]:
     """The files that belong to one: the voxels of a ``.mhd``, which holds a header only."""
     if ending(path) != ".mhd":
@@ -350,28 +177,9 @@ def companions(path: Path) -> list[Path]:
     return [path, path.parent / found[1].strip()] if found and found[1] not in ("LOCAL", "LIST") else [path]
 
 
-def _header(path: Path, shape: tuple[int, ...], affine: Affine, width: int, load: Callable[[], Voxels]) -> Header:
-    """Header of a file with voxels of ``width`` bytes."""
-    while len(shape) > 3 and shape[-1] == 1:
-        shape = shape[:-1]
-    if len(shape) not in (3, 4) or min(shape) < 1:
-        raise DataError(
-            f"{path} has the shape {'×'.join(map(str, shape)) or 'of a point'}, and three axes are expected",
-            "save every volume in a file of its own",
-        )
-    x, y, z, *channels = shape
-    count = int(np.prod(shape, dtype=object))
-    geometry = _geometry(path, affine)
-
-    def voxels() -> Voxels:
-        return load().reshape(shape)
-
-    return Header(path, (x, y, z), channels[0] if channels else 0, geometry, count * (width + 4), voxels)
-
-
 def _nifti_header(path: Path) -> Header:
     """Header of a NIfTI file, without nibabel's silent repairs: it makes negative spacings positive and zero 1."""
-    nib = library("nibabel")
+    nib = need("nibabel")
     with gzip.open(path) if ending(path) == ".nii.gz" else path.open("rb") as stream:
         start = stream.read(540)
     kinds = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
@@ -391,14 +199,21 @@ def _nifti_header(path: Path) -> Header:
     affine = np.asarray(header.get_best_affine(), np.float64)
     kind = header.get_data_dtype()
     scaled = header.get_slope_inter() not in ((1.0, 0.0), (None, None))
-    # an array proxy of the header that was read, because loading the file by its name repairs and prints
-    proxy = nib.arrayproxy.ArrayProxy(str(path), header, mmap=False)
-    return _header(path, shape, affine, 8 if scaled else kind.itemsize, lambda: np.asanyarray(proxy))
+
+    def load() -> Voxels:
+        with gzip.open(path) if ending(path) == ".nii.gz" else path.open("rb") as stream:
+            # an array proxy of the header that was read, because loading the file by its name repairs and prints
+            values: Voxels = np.asanyarray(nib.arrayproxy.ArrayProxy(stream, header, mmap=False))
+            while stream.read(1 << 20):  # to the end, where the check sum of an archive stands: it is read only once
+                pass
+        return values
+
+    return header_of(path, shape, affine, 8 if scaled else kind.itemsize, load)
 
 
 def _itk_header(path: Path) -> Header:
     """Header of a file that SimpleITK reads."""
-    sitk = library("SimpleITK")
+    sitk = need("SimpleITK")
     sitk.ProcessObject.GlobalWarningDisplayOff()  # or ITK writes lines of its own about what is told below
     if ending(path) in (".mha", ".mhd"):
         _refuse_meta(path)
@@ -427,7 +242,7 @@ def _itk_header(path: Path) -> Header:
         values: Voxels = sitk.GetArrayFromImage(image)
         return values.transpose(*reversed(range(values.ndim)))
 
-    return _header(path, tuple(size), _LPS @ lps, width, load)
+    return header_of(path, tuple(size), _LPS @ lps, width, load)
 
 
 def _refuse_meta(path: Path) -> None:

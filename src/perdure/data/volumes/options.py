@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 LARGEST_SPACING: Final = 1000.0
 """In mm: no scanner has more, and files whose unit is another one do."""
+LONGEST_CHANNEL: Final = 24
+"""Characters of a channel's name that are kept."""
+CHANNEL_NAME: Final = re.compile(rf"[\w .+-]{{1,{LONGEST_CHANNEL}}}")
+"""Names of channels as a run keeps them. Those of a data set are free text of somebody else."""
 Millimetres = Annotated[float, Field(gt=0, le=LARGEST_SPACING)]
 Side = Annotated[int, Field(ge=1, le=1 << 12)]
 Augment = Literal["nnunet", "mirror", "none"]
@@ -18,8 +24,11 @@ class VolumeOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    view: Literal["volumes", "slices"] = Field(
-        "volumes", description="volumes: patches for a 3D network; slices: single slices for a 2D network"
+    view: Literal["auto", "volumes", "slices", "pictures"] = Field(
+        "auto",
+        description="volumes: patches for a 3D network, and pictures are refused; slices: single slices for a 2D "
+        "network; pictures: as in the section augment, and volumes are refused; auto: volumes or pictures, as the data "
+        "are",
     )
     plan: Literal["first", "given", "per_task"] = Field(
         "first",
@@ -62,8 +71,14 @@ class VolumeOptions(BaseModel):
 
     @model_validator(mode="after")
     def _complete(self) -> VolumeOptions:
-        if self.view == "volumes" and self.plan == "given" and (self.spacing is None or self.patch is None):
+        if self.view in ("auto", "volumes") and self.plan == "given" and (self.spacing is None or self.patch is None):
             raise ValueError("plan: given needs volumes.spacing and volumes.patch")
         if not 0 <= self.intensity[0] < self.intensity[1] <= 100:
             raise ValueError("volumes.intensity must be two percentiles from 0 to 100, smaller one first")
         return self
+
+
+def kept_channels(names: Sequence[str]) -> tuple[str, ...]:
+    """Names of channels as a run keeps them: other signs become ``_``, and long names are cut."""
+    plain = (re.sub(r"[^\w .+-]+", "_", name)[:LONGEST_CHANNEL].strip() for name in names)
+    return tuple(name or "_" for name in plain)

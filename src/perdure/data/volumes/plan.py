@@ -14,11 +14,11 @@ import numpy.typing as npt
 from perdure.data.case import Case
 from perdure.data.source import Source
 from perdure.data.volumes.extra import need, nnunet_folders, quiet
-from perdure.data.volumes.options import VolumeOptions
-from perdure.data.volumes.preprocessing import Intensities, Volume3D
-from perdure.data.volumes.sampled import LONGEST_CHANNEL, Sampled, checked, spacing_of
+from perdure.data.volumes.options import VolumeOptions, kept_channels
+from perdure.data.volumes.preprocessing import Intensities, Scheme, Volume3D
+from perdure.data.volumes.sampled import Sampled, checked, spacing_of
 from perdure.data.volumes.slices import Slices2D
-from perdure.errors import DataError, plain
+from perdure.errors import DataError
 from perdure.files import write_json
 from perdure.seeds import seeded
 
@@ -28,6 +28,14 @@ FAR: Final = 2.0
 """Spacings that differ by more than this factor are told: structures then look unlike those learned before."""
 CHANNEL_NAMES: Final = {"ct": "CT", "zscore": "zscore", "none": "noNorm"}
 """Names of channels by which nnU-Net is told a normalisation."""
+IN_WORDS: Final[dict[Scheme, str]] = {
+    "CTNormalization": "by the usual values of labelled voxels (CT)",
+    "ZScoreNormalization": "by mean and deviation of each volume",
+    "RescaleTo01Normalization": "to 0 to 1 in each volume",
+    "RGBTo01Normalization": "divided by 255",
+    "NoNormalization": "none",
+}
+"""nnU-Net's normalisations, as they are told to people."""
 Told = Callable[[int, int], None]
 """Called with the number of cases that are done, and of all."""
 
@@ -91,7 +99,7 @@ def plan_volumes(source: Source, options: VolumeOptions, told: Told | None = Non
         blend=options.blend,
         foreground=options.foreground,
         augment=options.augment,
-        modality=_channels(source),
+        modality=kept_channels(source.modality),
         spacing=spacing,
         axes=axes,
         schemes=tuple(schemes),
@@ -126,7 +134,7 @@ def plan_slices(
         blend=options.blend,
         foreground=options.foreground,
         augment=options.augment,
-        modality=_channels(source),
+        modality=kept_channels(source.modality),
         axis=options.axis,
         intensity=options.intensity,
         size=options.size,
@@ -173,8 +181,8 @@ def misfit(first: Sampled, source: Source, own: Sampled) -> list[str]:
             )
         if set(first.schemes) != set(own.schemes):
             told.append(
-                f"{source.name} would be normalised by {_words(own.schemes)}, and is by {_words(first.schemes)}, the "
-                "plan of the first task"
+                f"normalisation of {source.name}: {_schemes(own)} if it were alone, and {_schemes(first)} by the plan "
+                "of the first task"
             )
     if first.modality and own.modality and [*map(str.casefold, first.modality)] != [*map(str.casefold, own.modality)]:
         told.append(
@@ -184,9 +192,8 @@ def misfit(first: Sampled, source: Source, own: Sampled) -> list[str]:
     return told
 
 
-def _channels(source: Source) -> tuple[str, ...]:
-    """Names of the channels as they are kept: files of somebody else may hold anything."""
-    return tuple(plain(name)[:LONGEST_CHANNEL] for name in source.modality)
+def _schemes(plan: Volume3D) -> str:
+    return _words([IN_WORDS[name] for name in plan.schemes])
 
 
 def _words(names: Sequence[str]) -> str:

@@ -33,8 +33,6 @@ class Array(Protocol):
     def __getitem__(self, index: Any) -> Any: ...
 
 
-LONGEST_CHANNEL: Final = 40
-"""Characters of a channel's name that are kept."""
 Places = Mapping[int, npt.NDArray[np.uint16]]
 """Label in the source's ids -> where it is, ``(n, axes)`` with n > 0; at most some thousands of its places."""
 
@@ -69,7 +67,7 @@ class Sampled(Preparation):
 
     foreground: float = Field(0.33, ge=0, le=1)
     augment: Augment = "nnunet"
-    modality: tuple[Annotated[str, Field(max_length=LONGEST_CHANNEL)], ...] = ()
+    modality: tuple[Annotated[str, Field(max_length=40)], ...] = ()
 
     @abstractmethod
     def ready(self, case: Case) -> Ready:
