@@ -236,6 +236,22 @@ def test_loss_of_a_later_task_equals_the_definition(at_second, dims):
         torch.testing.assert_close(terms[name].detach(), value.detach(), rtol=1e-4, atol=1e-6, msg=name)
 
 
+@pytest.mark.parametrize("dims", [2, 3])
+def test_rivals_push_old_logits_down_where_new_classes_are(at_second, dims):
+    method, batch = at_second(dims, [(2, 4), (1, 3)], lambda_rivals=0.3)
+    value = method.later_loss(batch)["rivals"]
+    features = method.network.features(batch.images)
+    old = method.network.classify(features)[:, :2]
+    core = core_pixels(batch.labels, 4)
+    there = ((core == 1) | (core == 3)).all(0)
+    assert 0 < there.sum() < there.numel()
+    expected = 0.3 * sum(nn.functional.softplus(old[:, k][there]).mean() for k in range(2))
+    torch.testing.assert_close(value, expected)
+    value.backward()
+    assert all(p.grad is None or not p.grad.any() for p in method.network.classifiers.parameters())
+    assert any(p.grad is not None and p.grad.any() for p in method.network.body.parameters())
+
+
 def test_permuted_classes_give_the_same_loss(at_second):
     method, batch = at_second(groups=[(1, 2), (3, 4)], compat=("trunc",))
     method.spreads.zero_()

@@ -48,6 +48,12 @@ class StarOptions(Options):
     lambda_mbce: float = Field(1.0, ge=0, description="weight of balanced binary cross-entropy")
     lambda_ocfm: float = Field(5.0, ge=0, description="weight of holding old classes' features in place")
     lambda_sad: float = Field(0.05, ge=0, description="weight of pushing new classes off old prototypes")
+    lambda_rivals: float = Field(
+        0.0,
+        ge=0,
+        description="weight of telling the features that pixels of new classes belong to no old class; not in the "
+        "paper, for images so unlike the earlier ones that old classifiers, which are frozen, win on new classes",
+    )
     threshold: float = Field(0.5, description="raw logit above which the old network's prediction counts (Q2)")
     bookkeeping: Literal["auto", "overlap", "disjoint", "carried"] = Field(
         "auto",
@@ -154,6 +160,11 @@ class Star(Method[StarOptions]):
         # 4.4
         channels = channels_of(labels, self.new)
         away = sad(features, channels, len(self.new), self.prototypes, "sad_constant" in options.compat)
+        ours = {}
+        if options.lambda_rivals:
+            of_new = (channels >= 0).all(0)
+            old_logits = self.network.classify(features, channels=range(len(self.old)))
+            ours["rivals"] = options.lambda_rivals * negative_bce(old_logits, of_new).sum()
         current = options.lambda_mbce * mbce.current
         if "old_classifier_decay" in options.compat:
             # Q14: a gradient of zero, with which the optimiser decays the old classifiers as published
@@ -164,6 +175,7 @@ class Star(Method[StarOptions]):
             "background": options.lambda_mbce * mbce.background,
             "ocfm": options.lambda_ocfm * kept_in_place,
             "sad": options.lambda_sad * away,
+            **ours,
         }
 
     def _current(self, logits: Tensor, batch: Batch) -> Tensor:
