@@ -14,7 +14,6 @@ from torch import Tensor
 from perdure.before import Before
 from perdure.config.build import Experiment
 from perdure.data.dataset import Dataset, members
-from perdure.data.preparation import for_small_objects
 from perdure.data.source import MEASURED
 from perdure.engine.machine import Machine
 from perdure.engine.run_logger import RunLogger
@@ -30,7 +29,15 @@ from perdure.methods.options import Options
 from perdure.metrics.cases import write_cases
 from perdure.metrics.confusion import ConfusionMatrix, pooled, write_counts
 from perdure.metrics.evaluate import Counted, count
-from perdure.metrics.figures import RunResults, at_zero, class_values, headline, measured_tasks, missing_tests
+from perdure.metrics.figures import (
+    RunResults,
+    at_zero,
+    class_values,
+    for_small_objects,
+    headline,
+    measured_tasks,
+    missing_tests,
+)
 from perdure.metrics.figures import evaluate as value_of
 from perdure.metrics.numbers import TaskNumbers
 from perdure.metrics.results import gather_results, write_results

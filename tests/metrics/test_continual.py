@@ -361,6 +361,21 @@ def test_a_joint_run_is_measured_on_the_sets_of_all_tasks(folder: Path) -> None:
     assert evaluate("bwtr", joint, 0) == UNDEFINED
 
 
+def test_a_joint_run_is_not_asked_for_structures_of_other_sets(folder: Path) -> None:
+    """A false alarm of another set's structure costs that structure's own figure, and not this set's Dice."""
+    described = stream()
+    after = made_up(described)
+    wanted = d_matrix(after)[2].mean()
+    first, *_ = after[2].values()
+    absent = np.flatnonzero(first.pixels[..., 0].sum(0)[1:] == 0) + 1
+    assert len(absent)
+    first.pixels[:, absent, 1] = 7  # predicted everywhere, never there
+    merged = described.model_copy(update={"tasks": (described.tasks[2].model_copy(
+        update={"index": 0, "old": (), "new": (1, 2, 3, 4), "name": "joint"}),)})  # fmt: skip
+    joint = run_results(merged, {0: counts_of(after[2], described)}, cases={0: table_of(after[2], folder)})
+    assert evaluate("dice.tasks", joint, 0) == (pytest.approx(wanted, abs=1e-5), 3)
+
+
 def test_result_files_hold_them_all(folder: Path) -> None:
     described = stream()
     kept = {t: KeptCounts(1000, False) for t in range(3)}

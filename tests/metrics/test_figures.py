@@ -155,7 +155,7 @@ def one_case(counts: ConfusionMatrix) -> CaseTable:
     right, both = np.diagonal(counts.matrix), counts.truth + counts.matrix.sum(0)
     dice = np.where(both > 0, 200 * right / np.maximum(both, 1), np.nan)
     values = np.stack([dice, dice, dice, dice], 1)[None].repeat(2, 0)
-    return CaseTable(("all", "all"), counts.labels, values)
+    return CaseTable(("all", "all"), counts.labels, values, (counts.truth > 0)[None].repeat(2, 0))
 
 
 def test_every_defined_figure_is_computed() -> None:

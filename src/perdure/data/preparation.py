@@ -192,15 +192,6 @@ def _preparation_class(kind: str) -> type[Preparation]:
     return {"as_is": Preparation, "photo2d": Photo2D, "class_image": ClassImage}[kind]
 
 
-def for_small_objects(kind: object) -> str:
-    """What to try where small objects are not learned: the keys that a preparation of this kind has."""
-    if kind == "volume3d":
-        return "a larger volumes.patch or a finer volumes.spacing where structures are small"
-    if kind == "slices2d":
-        return "a larger volumes.size where structures are small"
-    return "a larger augment.crop where objects are small"
-
-
 def read_preparation(content: object, where: str) -> Preparation:
     """The preparation that was written as plain data. Raises DataError where it is damaged."""
     try:

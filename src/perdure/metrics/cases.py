@@ -89,11 +89,13 @@ class CaseTable:
         labels: Global id of each column, in ascending order.
         values: Float64 ``(cases, K, 4)``: what :data:`MEASURES` names; NaN where a class is in neither ground truth
             nor prediction, or was not measured.
+        shown: Bool ``(cases, K)``: whether the ground truth holds the class.
     """
 
     sets: tuple[str, ...]
     labels: tuple[int, ...]
     values: Floats
+    shown: npt.NDArray[np.bool_]
 
     def of(self, measure: str, class_id: int, test: str | None = None) -> Floats:
         """The values of one class, of all cases that have one, or of those of one test set: ``(n,)``."""
@@ -103,6 +105,11 @@ class CaseTable:
         chosen = np.isfinite(column) & np.array([test in (None, name) for name in self.sets], bool)
         found: Floats = column[chosen]
         return found
+
+    def structures(self, test: str) -> frozenset[int]:
+        """Classes, without background, that the ground truth of a test set holds anywhere."""
+        there = self.shown[np.array([name == test for name in self.sets], bool)].any(0)
+        return frozenset(label for label, is_there in zip(self.labels, there, strict=True) if is_there and label)
 
     def statistics(self, measure: str) -> Statistics:
         """Mean, deviation and confidence interval of each class, in the order of ``labels``, and of the model."""
@@ -251,9 +258,11 @@ def read_cases(path: Path) -> CaseTable:
     labels = tuple(sorted({line.class_id for line in lines}))
     row, column = ({key: k for k, key in enumerate(keys)} for keys in (cases, labels))
     values = np.full((len(cases), len(labels), len(MEASURES)), np.nan)
+    shown = np.zeros(values.shape[:2], bool)
     for line in lines:
-        values[row[line.test, line.case], column[line.class_id]] = line.dice, *line.surfaces
-    return CaseTable(tuple(test for test, _ in cases), labels, values)
+        place = row[line.test, line.case], column[line.class_id]
+        values[place], shown[place] = (line.dice, *line.surfaces), line.pixels[0] > 0
+    return CaseTable(tuple(test for test, _ in cases), labels, values, shown)
 
 
 def problem_of(path: Path, counts: Mapping[str, ConfusionMatrix]) -> str | None:

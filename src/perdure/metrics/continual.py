@@ -114,8 +114,8 @@ def _mean_dice(table: CaseTable, classes: Iterable[int], test: str | None, task:
 def average_dice(d: TaskDice, after: int) -> list[float]:
     """Terms of A-Dice, the benchmark's (1/T) sum over j of d[T][j].
 
-    A joint run has one task: its test sets stand for the tasks of the stream, in order; where there is one set, the
-    classes of each task on it.
+    A joint run has one task: its test sets stand for the tasks of the stream, in order, with the structures that their
+    ground truth shows; where there is one set, the classes of each task on it.
     """
     if not d.stream.merged:
         return [d.of(after, j) for j in range(after + 1)]
@@ -125,7 +125,7 @@ def average_dice(d: TaskDice, after: int) -> list[float]:
     sets = list(dict.fromkeys(table.sets))
     if len(sets) == 1:
         return [_mean_dice(table, group, None, f"{j + 1}") for j, group in enumerate(groups)]
-    return [_mean_dice(table, set(table.labels) - {0}, test, test) for test in sets]
+    return [_mean_dice(table, table.structures(test), test, test) for test in sets]
 
 
 def relative_backward(d: TaskDice, after: int) -> list[float]:

@@ -8,7 +8,6 @@ from typing import Final
 
 import yaml
 
-from perdure.data.preparation import for_small_objects
 from perdure.engine.duration import in_words
 from perdure.metrics.changes import Changes, read_changes
 from perdure.metrics.definitions import Figure, figure
@@ -17,6 +16,7 @@ from perdure.metrics.figures import (
     Value,
     at_zero,
     evaluate,
+    for_small_objects,
     forgetting_by_group,
     group_matrix,
     headline,
