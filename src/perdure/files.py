@@ -108,7 +108,8 @@ def write_failure(path: Path, error: OSError) -> PerdureError:
     """The PerdureError for an operating-system error while writing ``path``."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return PerdureError(
-            f"the disk is full: could not write {path}", "free some space, then start again with --resume"
+            f"the disk is full: could not write {path}",
+            "free some space, then give the same command again; `perdure run` needs --resume",
         )
     return PerdureError(
         f"could not write {path}: {error.strerror or error}",

@@ -217,6 +217,7 @@ def predict_files(model: Trained, inputs: Iterable[Path], out: Path, done: Calla
         PerdureError: The disk is full or ``out`` cannot be written.
     """
     cases = find_cases(model.preparation, inputs)
+    refuse_run_folder(out)
     _refuse_clashes(cases, out)
     kind = "volumes" if all(case.ending for case in cases) else "images"
     written: list[Path] = []
@@ -264,6 +265,22 @@ def _refuse_clashes(cases: Sequence[Input], out: Path) -> None:
         target = out / case.target
         if case.ending and target.exists() and any(target.samefile(file) for file in case.files):
             raise DataError(f"the label map of {path} would replace it", "give another folder: -o DIR")
+    scans = next(
+        (case.files[0] for case in cases if case.ending and case.files[0].parent.resolve() == out.resolve()), None
+    )
+    if scans is not None:
+        raise DataError(
+            f"label maps in {out} would lie among the scans, such as {scans.name}", "give another folder: -o DIR"
+        )
+
+
+def refuse_run_folder(out: Path) -> None:
+    """Raise UsageError where ``out`` lies in a run folder: names of patients' files do not belong there."""
+    run = next((place for place in (out, *out.absolute().parents) if RunFolder(place).recipe_file.is_file()), None)
+    if run is not None:
+        raise UsageError(
+            f"{out} lies in the run folder {run}, which holds nothing but the run", "give another folder: -o DIR"
+        )
 
 
 def _refuse_too_large(case: Case, preparation: Preparation) -> None:
@@ -310,6 +327,7 @@ def classify_images(model: Trained, inputs: Iterable[Path], out: Path, done: Cal
     """
     paths = find_images(inputs)
     names = table_names(paths)
+    refuse_run_folder(out)
     refuse_unwritable(out)
     rows: list[tuple[str, dict[int, float]]] = []
     for number, (path, name) in enumerate(zip(paths, names, strict=True), 1):

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from perdure.data.catalog import open_source
 from perdure.data.readers.inputs import Input, find_cases
@@ -253,6 +254,19 @@ def test_inputs_are_not_overwritten(model: Trained, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"the label map of .*a\.nii\.gz would replace it"):
         predict_files(model, [tmp_path], tmp_path, lambda *_: None)
     assert (tmp_path / "a.nii.gz").read_bytes() == before
+    (tmp_path / "a.nii.gz").rename(tmp_path / "a_0000.nii.gz")
+    with pytest.raises(DataError, match=r"would lie among the scans, such as a_0000\.nii\.gz"):
+        predict_files(model, [tmp_path], tmp_path, lambda *_: None)
+    assert [file.name for file in tmp_path.iterdir()] == ["a_0000.nii.gz"]
+
+
+@pytest.mark.parametrize("place", [".", "masks"])
+def test_masks_do_not_lie_in_a_run_folder(star_run: Path, tmp_path: Path, cli: Callable[..., Any], place: str) -> None:
+    Image.new("RGB", (32, 32)).save(tmp_path / "p.png")
+    before = sorted(star_run.rglob("*"))
+    done = cli("predict", star_run, "-i", tmp_path / "p.png", "-o", star_run / place)
+    assert done.code == 2 and "lies in the run folder" in done.err and "-o DIR" in done.err
+    assert sorted(star_run.rglob("*")) == before
 
 
 def test_a_model_of_photographs_refuses_volumes(star_run: Path, tmp_path: Path, cli: Callable[..., Any]) -> None:

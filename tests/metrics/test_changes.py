@@ -46,6 +46,7 @@ class Drawn:
             counted(self.truth["new"], self.old["new"], OLD),
             {name: counted(self.truth[name], self.old[name], OLD) for name in before},
             {name: counted(self.truth[name], self.new[name], SEEN) for name in after},
+            "new",
         )
 
     def pooled(self, outputs: dict[str, np.ndarray], sets: tuple[str, ...], class_id: int) -> float | None:
@@ -79,7 +80,14 @@ def test_changes_are_the_definitions(
         if shared:
             assert c.before is None or c.fall == pytest.approx(expected[0] - expected[1])
         if c.before is None:
-            assert c.agreement is not None and c.fall == pytest.approx(100 - c.agreement)
+            known = drawn.truth["new"] != IGNORE
+            was, now = (
+                dice(drawn.truth["new"][known], out["new"][known], c.class_id) for out in (drawn.old, drawn.new)
+            )
+            assert c.agreement is not None
+            labelled = was is not None and now is not None
+            assert c.fall == pytest.approx(was - now if labelled else 100 - c.agreement)
+            assert c.fell_in == ("Dice" if labelled else "agreement with its old output")
     old, new = drawn.old["new"], drawn.new["new"]
     assert found.changed == pytest.approx(100 * np.mean((old != new) & (new != 7)))
 
@@ -97,6 +105,13 @@ def test_without_voxels_and_without_a_class_there_is_no_figure() -> None:
     nothing = changes(OLD, ConfusionMatrix.empty(SEEN), ConfusionMatrix.empty(OLD), {}, {})
     assert nothing == Changes(tuple(ClassChange(c, None, None, None, None, None) for c in OLD), None)
     assert [c.fall for c in nothing.classes] == [None, None]
+
+
+def test_cases_that_are_back_are_measured_after_the_task_alone() -> None:
+    drawn = Drawn(1)
+    first, second = drawn.found(("south",), ("north", "south", "new")).classes
+    assert first.before is None and first.after == pytest.approx(drawn.pooled(drawn.new, ("north",), 4))
+    assert second.before is not None and second.after == pytest.approx(drawn.pooled(drawn.new, ("south",), 2))
 
 
 def test_a_model_that_stayed_as_it_was_changed_nothing() -> None:

@@ -239,6 +239,10 @@ def _changes_problem(path: Path) -> str | None:
     fits = [one for one in counts if one.labels == outputs.labels and one.cases == outputs.cases == before.cases]
     if not fits or before.labels != outputs.labels[: len(before.labels)]:
         return "was counted on other classes or cases than the task's"
+    # voxels without label are in the outputs only; where there are none both count the same voxels
+    labelled, said = before.matrix.sum(0), outputs.matrix.sum(1)[: len(before.labels)]
+    if (labelled > said).any() or (labelled.sum() == said.sum() and (labelled != said).any()):
+        return "its two tables do not count the same voxels"
     return None
 
 

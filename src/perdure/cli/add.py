@@ -53,7 +53,7 @@ def add(path: Path, addition: Addition, at_most: float | None, quiet: bool, allo
         names = ", ".join(stream.space.name(c.class_id) for c in unknown)
         open_console(stderr=True).print(f"not held against --at-most, for nothing shows them: {names}", markup=False)
     fallen = [c for c in found.classes if at_most is not None and c.fall is not None and c.fall > at_most]
-    return [f"{stream.space.name(c.class_id)} ({c.fall:.1f})" for c in fallen]
+    return [f"{stream.space.name(c.class_id)} ({c.fall:.1f} of {c.fell_in})" for c in fallen]
 
 
 def undone(path: Path, overrides: Sequence[str]) -> str:
@@ -74,7 +74,7 @@ def undone(path: Path, overrides: Sequence[str]) -> str:
 def show(found: Changes, stream: DescribedStream, console: Console) -> None:
     """A table of earlier classes: before and after on their own test cases, and how far outputs moved on new ones."""
     new = stream.tasks[-1].called
-    here = any(c.before is not None for c in found.classes)
+    here = any(c.after is not None for c in found.classes)
     own = ["before", "after", "change"] if here else []
     shown = any(c.as_it_was is not None for c in found.classes)
     labelled = [f"on {escape(new)}: before", "after"] if shown else []

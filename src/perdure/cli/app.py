@@ -212,7 +212,8 @@ def add(
         list[str] | None, typer.Option("--classes", help="classes that it annotates, with commas; default all")
     ] = None,
     rename: Annotated[
-        list[str] | None, typer.Option("--rename", metavar="OLD=NEW", help="name of a class in the model")
+        list[str] | None,
+        typer.Option("--rename", metavar="OLD=NEW", help="name of a class in the model, with commas"),
     ] = None,
     same: Annotated[
         list[str] | None, typer.Option("--same", help="a class that the model knows is the same structure; all of them")
@@ -244,9 +245,11 @@ def add(
         _say(undone(run, overrides or ()))
         return
 
-    chosen = [part.strip() for text in classes or () for part in text.split(",") if part.strip()]
+    chosen, renamed = ([p.strip() for t in texts or () for p in t.split(",")] for texts in (classes, rename))
+    if not all(chosen):
+        raise UsageError("--classes names an empty class", "leave it out to learn all classes of the data set")
     folders = {task: Path(place) for task, place in pairs(earlier or [], "--earlier", "TASK=DIR").items()}
-    names = pairs(rename or [], "--rename", "OLD=NEW")
+    names = pairs(renamed, "--rename", "OLD=NEW")
     addition = Addition(data, name, chosen, names, same or (), folders, overrides or ())
     fallen = learn(run, addition, at_most, quiet, allow_code)
     if fallen:

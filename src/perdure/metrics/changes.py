@@ -29,7 +29,7 @@ class ClassChange:
     Args:
         class_id: The class.
         before: On the test cases of earlier tasks that were at hand before and after the task: before it.
-        after: The same after it.
+        after: The same after it; where no case was at hand before, on those that are at hand now.
         as_it_was: On the new test cases: the model before the task, where they are labelled with the class.
         as_it_is: The same after it.
         agreement: On the new test cases: Dice of the output before the task against that after it.
@@ -44,10 +44,20 @@ class ClassChange:
 
     @property
     def fall(self) -> float | None:
-        """Points lost: of Dice on earlier test cases, or, where these are gone, of agreement with the old output."""
-        if self.before is not None and self.after is not None:
-            return self.before - self.after
+        """Points lost: of Dice on earlier test cases, else on the new ones, else of agreement with the old output.
+
+        A changed output alone may be a better one, so that it counts only where nothing is labelled.
+        """
+        for before, after in ((self.before, self.after), (self.as_it_was, self.as_it_is)):
+            if before is not None and after is not None:
+                return before - after
         return None if self.agreement is None else 100 - self.agreement
+
+    @property
+    def fell_in(self) -> str:
+        """What :attr:`fall` was seen in, in words."""
+        measured = None not in (self.before, self.after) or None not in (self.as_it_was, self.as_it_is)
+        return "Dice" if measured else "agreement with its old output"
 
 
 @dataclass(frozen=True)
@@ -104,6 +114,8 @@ def changes(
     ]
     agreement, was = (class_values("dice", matrix) for matrix in (outputs, as_it_was))
     now = class_values("dice", after[own]) if own in after else {}
+    back = {name: matrix for name, matrix in after.items() if name != own and name not in before}
+    again = class_values("dice", pooled(back)) if back else {}
 
     def shown(c: int) -> bool:
         return c in was and bool(as_it_was.truth[as_it_was.labels.index(c)])
@@ -112,7 +124,7 @@ def changes(
         ClassChange(
             c,
             dice[0].get(c),
-            dice[1].get(c),
+            dice[1].get(c) if dice[0].get(c) is not None or c not in again else again[c].value,
             was[c].value if shown(c) else None,
             now[c].value if shown(c) and c in now else None,
             agreement[c].value,

@@ -179,7 +179,7 @@ def warnings(stream: DescribedStream) -> list[str]:
 def gone_sets(results: RunResults) -> str:
     """What a reader has to know where test sets of earlier tasks are no longer there."""
     why = dict.fromkeys(gone.why(results.stream) for sets in results.gone.values() for gone in sets)
-    return f"{'; '.join(why)}: figures that need them are left out, with this reason, since then"
+    return f"{'; '.join(why)}: figures that need them are left out where this is so, with this reason"
 
 
 def gone_history(results: RunResults) -> list[tuple[DescribedTask, list[str]]]:
