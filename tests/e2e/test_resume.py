@@ -186,7 +186,7 @@ def test_a_stop_signal_saves_and_leaves(tmp_path: Path, reference: dict[str, byt
     out = tmp_path / "run"
     status, text = run(TINY, out, say=at(moment, 1, lambda said: os.kill(os.getpid(), number)))
     assert (status, text.split(":")[0]) == (1, Interrupted.__name__)
-    assert "everything so far is saved\nthe same command with --resume goes on" in text
+    assert "everything so far is saved\nthe same command goes on from here" in text
     assert (out / "resume" / "state.safetensors").exists()
     resumed(TINY, out)
     assert_same(out, reference)
