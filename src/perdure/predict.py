@@ -276,7 +276,9 @@ def _refuse_clashes(cases: Sequence[Input], out: Path) -> None:
 
 def refuse_run_folder(out: Path) -> None:
     """Raise UsageError where ``out`` lies in a run folder: names of patients' files do not belong there."""
-    run = next((place for place in (out, *out.absolute().parents) if RunFolder(place).recipe_file.is_file()), None)
+    # a recipe alone makes no run folder: people keep theirs where they work
+    places = (out, *out.absolute().parents)
+    run = next((p for p in places if RunFolder(p).recipe_file.is_file() and (p / "stream.json").is_file()), None)
     if run is not None:
         raise UsageError(
             f"{out} lies in the run folder {run}, which holds nothing but the run", "give another folder: -o DIR"

@@ -33,7 +33,6 @@ from perdure.metrics.figures import (
     RunResults,
     at_zero,
     class_values,
-    for_small_objects,
     headline,
     measured_tasks,
     missing_tests,
@@ -41,7 +40,7 @@ from perdure.metrics.figures import (
 from perdure.metrics.figures import evaluate as value_of
 from perdure.metrics.numbers import TaskNumbers
 from perdure.metrics.results import gather_results, write_results
-from perdure.report.page import write_model_card, write_report
+from perdure.report.page import for_small_objects, write_model_card, write_report
 from perdure.report.samples import write_class_samples, write_samples
 from perdure.report.slices import MOST_SIDE
 from perdure.run_folder import RunFolder

@@ -20,9 +20,9 @@ from perdure.data.readers.inputs import Input, find_cases
 from perdure.data.volumes.files import ENDINGS, write_volume
 from perdure.data.volumes.preprocessing import Volume3D
 from perdure.data.volumes.slices import Slices2D
-from perdure.errors import DataError
+from perdure.errors import DataError, UsageError
 from perdure.inference.case import predict_cases
-from perdure.predict import Trained, cases_of_run, predict_files
+from perdure.predict import Trained, cases_of_run, predict_files, refuse_run_folder
 
 nib = pytest.importorskip("nibabel")
 sitk = pytest.importorskip("SimpleITK")
@@ -258,6 +258,14 @@ def test_inputs_are_not_overwritten(model: Trained, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"would lie among the scans, such as a_0000\.nii\.gz"):
         predict_files(model, [tmp_path], tmp_path, lambda *_: None)
     assert [file.name for file in tmp_path.iterdir()] == ["a_0000.nii.gz"]
+
+
+def test_a_recipe_beside_the_masks_is_no_run_folder(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("name: mine")
+    refuse_run_folder(tmp_path / "masks")
+    (tmp_path / "stream.json").write_text("{}")
+    with pytest.raises(UsageError, match="lies in the run folder"):
+        refuse_run_folder(tmp_path / "masks")
 
 
 @pytest.mark.parametrize("place", [".", "masks"])

@@ -246,7 +246,7 @@ def add(
         return
 
     chosen, renamed = ([p.strip() for t in texts or () for p in t.split(",")] for texts in (classes, rename))
-    if not all(chosen):
+    if "" in chosen:
         raise UsageError("--classes names an empty class", "leave it out to learn all classes of the data set")
     folders = {task: Path(place) for task, place in pairs(earlier or [], "--earlier", "TASK=DIR").items()}
     names = pairs(renamed, "--rename", "OLD=NEW")

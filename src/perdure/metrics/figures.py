@@ -208,15 +208,6 @@ def class_values(name: str, counts: ConfusionMatrix) -> dict[int, Value]:
     }
 
 
-def for_small_objects(kind: object) -> str:
-    """What to try where small objects are not learned: the keys that a preparation of this kind has."""
-    if kind == "volume3d":
-        return "a larger volumes.patch or a finer volumes.spacing where structures are small"
-    if kind == "slices2d":
-        return "a larger volumes.size where structures are small"
-    return "a larger augment.crop where objects are small"
-
-
 def at_zero(counts: ConfusionMatrix, ids: Iterable[int], kind: Kind) -> list[int]:
     """Those of the classes whose IoU (recall in classification) is 0.0, though the ground truth holds them."""
     values = class_values("recall" if kind == "classification" else "iou", counts)

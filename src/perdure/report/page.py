@@ -16,7 +16,6 @@ from perdure.metrics.figures import (
     Value,
     at_zero,
     evaluate,
-    for_small_objects,
     forgetting_by_group,
     group_matrix,
     headline,
@@ -158,6 +157,15 @@ def headline_cards(results: RunResults) -> list[tuple[Figure, Value]]:
     cards = [] if last is None else [(figure(n), evaluate(n, results, last)) for n in headline(results.stream)]
     gone = last is not None and results.gone.get(last)
     return [(fig, value) for fig, value in cards if not gone or value.value is not None]
+
+
+def for_small_objects(kind: object) -> str:
+    """What to try where small objects are not learned: the keys that a preparation of this kind has."""
+    if kind == "volume3d":
+        return "a larger volumes.patch or a finer volumes.spacing where structures are small"
+    if kind == "slices2d":
+        return "a larger volumes.size where structures are small"
+    return "a larger augment.crop where objects are small"
 
 
 def unlearned(results: RunResults) -> list[tuple[DescribedTask, list[str]]]:
