@@ -1,12 +1,13 @@
 """A plain run of nnU-Net v2 of a given length on one fold, to stand beside a run of this package on the same cases.
 
-    python benchmarks/nnunet_beside.py [--root Dataset004_Hippocampus] [--fold 0] [--steps 200] [--planned]
+    python benchmarks/nnunet_beside.py [--root Dataset004_Hippocampus] [--fold 0] [--steps 200] [--planned] [--adam]
 
 nnU-Net's own fingerprint, plan, preprocessing, trainer and predictor do the work, with their defaults: its loss with
 deep supervision, SGD from 0.01, its augmentation, mirrored predictions. Only the length is given, and the size: patch
 and batch of the recipe `data-sets/mr`, and a network with as many features. ``--planned`` takes the network that is
-planned. Training and test cases are those of nnU-Net's fold, which Perdure takes too. Without ``--root`` some volumes
-are made up. Prints Dice and HD95 of the test cases.
+planned, ``--spacing`` another voxel size than the planned one, and ``--adam`` nnU-Net's own trainer with AdamW from
+0.001, since its SGD needs far more steps than a recipe of minutes has. Training and test cases are those of nnU-Net's
+fold, which Perdure takes too. Without ``--root`` some volumes are made up. Prints Dice and HD95 of the test cases.
 """
 
 from __future__ import annotations
@@ -55,6 +56,8 @@ def plans(number: int, place: Path, asked: argparse.Namespace) -> dict[str, Any]
     content: dict[str, Any] = json.loads(file.read_text())
     found = content["configurations"][CONFIGURATION]
     found |= {"patch_size": [asked.patch] * 3, "batch_size": asked.batch}
+    if asked.spacing:
+        found["spacing"] = [asked.spacing] * 3
     network = found["architecture"]["arch_kwargs"]
     if not asked.planned:
         stages = len(asked.features)
@@ -73,7 +76,9 @@ def plans(number: int, place: Path, asked: argparse.Namespace) -> dict[str, Any]
 
 def train(content: dict[str, Any], declared: dict[str, Any], asked: argparse.Namespace) -> Any:
     """A trainer of nnU-Net after so many of its own steps; the learning rate falls with every step."""
-    trainer_class = need("nnunetv2.training.nnUNetTrainer.nnUNetTrainer").nnUNetTrainer
+    place = "nnunetv2.training.nnUNetTrainer."
+    adam = need(place + "variants.optimizer.nnUNetTrainerAdam").nnUNetTrainerAdam1en3
+    trainer_class = adam if asked.adam else need(place + "nnUNetTrainer").nnUNetTrainer
 
     class Short(trainer_class):  # type: ignore[misc, valid-type]
         """nnU-Net's trainer without its epochs, which are 250 steps long and end with files and pictures."""
@@ -137,6 +142,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--features", type=int, nargs="+", default=[8, 16, 32])
     parser.add_argument("--planned", action="store_true", help="the network that nnU-Net plans for its own patch")
+    parser.add_argument("--spacing", type=float, help="edge of a voxel in mm, in place of the planned one")
+    parser.add_argument("--adam", action="store_true", help="nnU-Net's trainer with AdamW from 0.001 in place of SGD")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()

@@ -94,23 +94,25 @@ class Blocks(Source):
 
 @pytest.fixture
 def make_blocks() -> Callable[..., Stream]:
-    """Class-incremental stream of :class:`Blocks`: one task a group of class ids."""
+    """Stream of :class:`Blocks`: one task a group of class ids; an id that comes again is annotated again."""
 
     def make(groups: list[tuple[int, ...]], dims: int = 2, recurs: bool = True, count: int = 6) -> Stream:
-        source = Blocks(label_space([f"c{i}" for i in range(1, 1 + sum(map(len, groups)))]), dims, count)
+        source = Blocks(label_space([f"c{i}" for i in range(1, 1 + max(map(max, groups)))]), dims, count)
 
-        def spec(new: tuple[int, ...]) -> TaskSpec:
+        def spec(group: tuple[int, ...], earlier: set[int]) -> TaskSpec:
             def data(check: Callable[[], None]) -> TaskData:
                 def view() -> Dataset:
                     return Dataset(
-                        source, "train", tuple(source.names("train")), remap_table(new, 0), Preparation(), True, check
+                        source, "train", tuple(source.names("train")), remap_table(group, 0), Preparation(), True, check
                     )
 
                 return TaskData(view, view, lambda: {"test": view()}, lambda split: view())
 
-            return TaskSpec("+".join(map(str, new)), new, frozenset(new), recurs, data=data)
+            new = tuple(c for c in group if c not in earlier)
+            return TaskSpec("+".join(map(str, group)), new, frozenset(group), recurs, data=data)
 
-        return make_stream(source.space, [spec(new) for new in groups], "blocks")
+        specs = [spec(group, {c for before in groups[:i] for c in before}) for i, group in enumerate(groups)]
+        return make_stream(source.space, specs, "blocks")
 
     return make
 

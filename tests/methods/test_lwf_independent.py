@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -114,6 +115,23 @@ def test_lwf_of_two_tasks(make_blocks, make_setup, learn, first_batch, dims, for
         assert method.loss(batch)["distill"] > near
     images = torch.randn(1, 3, *[16] * dims)
     assert method.predict(images).class_ids == (0, 2, 3, 1)
+
+
+@pytest.mark.parametrize("form", ["sigmoid", "softmax"])
+def test_where_nothing_is_new_the_old_network_is_asked_about_all(make_blocks, make_setup, learn, first_batch, form):
+    stream, method = make_blocks([(1, 2), (1, 2)], count=4), Lwf(make_setup(Lwf.Options(form=form)))
+    learn(method, stream, 0)
+    with stream.opened(stream.tasks[1]):
+        method.begin(stream.tasks[1])
+        batch = first_batch(method.phases(stream.tasks[1])[0].data())
+    assert batch.labels.max() > 0  # classes are labelled, and yet:
+    with torch.no_grad():
+        method.eval()
+        near = method.loss(batch)["distill"]
+        for classifier in method.network.classifiers:
+            classifier.weight.mul_(3)
+        far = method.loss(batch)["distill"]
+    assert 0 < near < far
 
 
 @pytest.mark.contract

@@ -14,7 +14,10 @@ Segmentation has two forms:
   and cross-entropy of Cermelli et al., "Modeling the Background for Incremental Learning in Semantic Segmentation"
   (MiB), CVPR 2020; with partial labels the cross-entropy is the marginal loss of Shi et al., MedIA 2021.
 
-An image that annotates an old class teaches it by its labels; the old network is not asked about that class.
+An image that annotates an old class teaches it by its labels; the old network is not asked about that class. The
+exception is a task that teaches nothing new, such as the same structures from another scanner: there it is asked about
+all classes at all positions beside the labels, as Li and Hoiem's loss is used where the domain alone changes (van de
+Ven et al., "Three types of incremental learning", Nature Machine Intelligence 2022).
 """
 
 from __future__ import annotations
@@ -62,6 +65,7 @@ class Lwf(Method[LwfOptions]):
     Attributes:
         old: Classes of earlier tasks.
         learning: Classes seen so far that the task annotates, old ones that come back included.
+        known: The task teaches no new class.
     """
 
     Options = LwfOptions
@@ -72,12 +76,14 @@ class Lwf(Method[LwfOptions]):
         self.network = setup.network(GrowingNetwork)
         self.old: tuple[int, ...] = ()
         self.learning: tuple[int, ...] = ()
+        self.known = False
         self.old_network: Frozen[GrowingNetwork[Tensor]] | None = None
 
     def begin(self, task: Task) -> None:
         """Freeze a copy of the network, then append a classifier for the task's new classes, if it has any."""
         self.old, self.class_ids = task.old, task.seen
         self.learning = tuple(c for c in task.seen if c in task.annotated)
+        self.known = not task.new
         self.old_network = Frozen(self.network) if task.index > 0 else None
         training.grow(self.network, task, self.training_options)
 
@@ -109,7 +115,7 @@ class Lwf(Method[LwfOptions]):
         current = F.cross_entropy(logits.float(), channels_of(batch.labels, self.class_ids))
         if old_logits is None:
             return current, None
-        rest = [i for i, c in enumerate(self.old) if c not in self.learning]
+        rest = [i for i, c in enumerate(self.old) if self.known or c not in self.learning]
         return current, softmax_distillation(logits[:, rest], old_logits[:, rest], self.options.temperature)
 
     def _sigmoid(self, logits: Tensor, old_logits: Tensor | None, batch: Batch) -> tuple[Tensor, Tensor | None]:
@@ -121,8 +127,8 @@ class Lwf(Method[LwfOptions]):
             return current, None
         # cells of the classifiers' grid: distilling needs no full-size logits
         labels = F.interpolate(batch.labels[:, None].float(), logits.shape[2:], mode="nearest-exact")[:, 0]
-        open_ = ~self._told(batch, self.old)
-        return current, sigmoid_distillation(logits[:, : len(self.old)], old_logits, _unlabelled(labels), open_)
+        asked = self._unlabelled(labels), self._open(batch)
+        return current, sigmoid_distillation(logits[:, : len(self.old)], old_logits, *asked)
 
     def _softmax(self, logits: Tensor, old_logits: Tensor | None, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Unbiased cross-entropy with the labels, and unbiased distillation."""
@@ -133,14 +139,22 @@ class Lwf(Method[LwfOptions]):
             return current, None
         labels = F.interpolate(batch.labels[:, None].float(), logits.shape[2:], mode="nearest-exact")[:, 0]
         maps = _with_background(logits), _with_background(old_logits)
-        open_ = ~told[:, : len(self.old)]
-        return current, unbiased_distillation(*maps, _unlabelled(labels), open_, self.options.temperature)
+        asked = self._unlabelled(labels), self._open(batch)
+        return current, unbiased_distillation(*maps, *asked, self.options.temperature)
 
     def _told(self, batch: Batch, class_ids: Sequence[int]) -> Tensor:
         """Whether the labels of each image say where each class is, ``(N, len(class_ids))`` bool."""
         told = torch.tensor([c in self.learning for c in class_ids], device=batch.labels.device)
         told = told.expand(len(batch.labels), -1)
         return told if batch.annotated is None else told & batch.annotated[:, list(class_ids)]
+
+    def _open(self, batch: Batch) -> Tensor:
+        """Whether the old network is asked about each old class in each image, ``(N, K_old)`` bool."""
+        return ~self._told(batch, self.old) | self.known
+
+    def _unlabelled(self, labels: Tensor) -> Tensor:
+        """Where the old network is asked: where labels name no class, or everywhere if all classes are known."""
+        return (labels == BACKGROUND) | (labels == IGNORE) | self.known
 
     def predict(self, images: Tensor) -> Prediction:
         """Scores of all classes seen so far.
@@ -243,8 +257,3 @@ def marginal_cross_entropy(
 def _with_background(logits: Tensor) -> Tensor:
     """``(N, K, *s)`` -> ``(N, 1 + K, *s)``: background's logit is 0, as where sigmoids are compared with one half."""
     return torch.cat([logits.new_zeros(len(logits), 1, *logits.shape[2:]), logits], 1)
-
-
-def _unlabelled(labels: Tensor) -> Tensor:
-    """Where labels name no class."""
-    return (labels == BACKGROUND) | (labels == IGNORE)
