@@ -423,6 +423,8 @@ CASES = [
     Case("weights-not-finite", then(tensors(lambda t: t[min(t)].fill_(float("nan"))), renew_hashes),
          "weights.safetensors", "is not finite"),
     Case("ledger-made-from", ledger(lambda v: v["items"][0].update(made_from=TEXT)), "ledger.json", "is too long"),
+    Case("ledger-made-from-name", ledger(lambda v: v["items"][0].update(made_from="training data of Jane Doe")),
+         "ledger.json", "'jane', which is no word of the method"),
     Case("ledger-made-from-of-a-picture", ledger(lambda v: v["items"][-1].update(made_from=TEXT[:99])), "ledger.json",
          "does not say so as the run does"),
     Case("ledger-task", ledger(lambda v: v.update(task=TEXT)), "ledger.json", "names a task that is none of the"),
