@@ -96,6 +96,7 @@ class RunResults:
         kept: What sealed tasks keep, by task.
         alone: Results of a model per task on the same stream (method ``independent``), for plasticity.
         numbers: What else was measured or counted of tasks, by task.
+        tested: Number of cases of each test set, by its name, by the task after which they were measured.
     """
 
     stream: DescribedStream
@@ -106,6 +107,7 @@ class RunResults:
     kept: Mapping[int, KeptCounts] = field(default_factory=dict)
     alone: RunResults | None = None
     numbers: Mapping[int, TaskNumbers] = field(default_factory=dict)
+    tested: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
 
     @property
     def last(self) -> int | None:
@@ -152,7 +154,9 @@ def run_results(
         if lacking:
             raise DataError(f"the counts after task {t + 1} lack class {lacking[0]}, which was learned by then",
                             "counts.json of this task was changed or is damaged: restore it")  # fmt: skip
-    return RunResults(stream, counts, reference, _gone(counts_by_task), cases or {}, kept or {}, numbers=numbers or {})
+    tested = {t: {name: one.cases for name, one in sets.items()} for t, sets in counts_by_task.items()}
+    gone = _gone(counts_by_task)
+    return RunResults(stream, counts, reference, gone, cases or {}, kept or {}, None, numbers or {}, tested)
 
 
 def _gone(counts_by_task: Mapping[int, Mapping[str, ConfusionMatrix]]) -> dict[int, tuple[Gone, ...]]:
