@@ -27,7 +27,7 @@ from perdure.errors import DataError, UsageError, stoppable
 from perdure.methods.method import Method
 from perdure.methods.options import Options
 from perdure.metrics.confusion import ConfusionMatrix
-from perdure.metrics.figures import class_values
+from perdure.metrics.measured import class_values
 from perdure.networks.layers import sync_batch_norm
 from perdure.networks.network import Network
 from perdure.run_folder import Origin, RunFolder

@@ -307,9 +307,11 @@ def test_two_at_once_on_one_run(sets: Path, cli: Callable[..., Any]) -> None:
 
 
 def test_a_copy_of_a_learned_set_is_told_and_a_name_is_not_changed_silently(
-    sets: Path, cli: Callable[..., Any]
+    sets: Path, cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("perdure.sealing.predict_cases", None)  # pictures show what was measured: nothing is predicted
     assert cli("run", "first.yaml", "--out", "grown", "--quiet").code == 0
+    assert list(Path("grown").rglob("*.pred.png"))
     before = learned("grown")
     elsewhere = cli("add", "grown", "--data", "plants", "--classes", "tree", "--name", "../plants")
     assert elsewhere.code == 2 and "--name ../plants" in elsewhere.err and "--name plants" in elsewhere.err

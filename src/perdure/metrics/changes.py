@@ -18,7 +18,7 @@ from perdure.kept.ledger import task_folder
 from perdure.kept.manifest import CHANGES
 from perdure.labels import BACKGROUND
 from perdure.metrics.confusion import ConfusionMatrix, pooled, read_counts
-from perdure.metrics.figures import class_values
+from perdure.metrics.measured import class_values
 from perdure.streams.description import DescribedStream
 
 OUTPUTS: Final = "outputs"

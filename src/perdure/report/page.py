@@ -11,17 +11,8 @@ import yaml
 from perdure.engine.duration import in_words
 from perdure.metrics.changes import Changes, read_changes
 from perdure.metrics.definitions import Figure, figure
-from perdure.metrics.figures import (
-    RunResults,
-    Value,
-    at_zero,
-    evaluate,
-    forgetting_by_group,
-    group_matrix,
-    headline,
-    measured_tasks,
-    missing_tests,
-)
+from perdure.metrics.figures import evaluate, forgetting_by_group, group_matrix, headline, measured_tasks
+from perdure.metrics.measured import RunResults, Value, at_zero, missing_tests
 from perdure.report import kept_items
 from perdure.report.plots import Line, curves
 from perdure.report.render import WORDS, definitions, render

@@ -16,7 +16,7 @@ from pydantic import JsonValue, TypeAdapter, ValidationError
 from perdure.errors import DataError, RunError
 from perdure.files import parse_yaml, read_json
 from perdure.kept.ledger import LEDGER, sealed_folders
-from perdure.metrics.figures import RunResults
+from perdure.metrics.measured import RunResults
 from perdure.metrics.results import gather_results
 from perdure.report.kept_items import KeptItem, read_items
 from perdure.report.samples import Sample, read_samples
