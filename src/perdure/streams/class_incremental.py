@@ -88,7 +88,7 @@ def class_incremental(
         _refuse_masks_without_classes(source, presence)
     for split, first, rows in (("training", sealed, train), (MEASURED[measured], 0, test)):
         for group, name, found in list(zip(groups, names, rows, strict=True))[first:]:
-            _refuse_task_without_images(source, setting, split, called(name, len(group)), group, presence[found], found)
+            _refuse_task_without_images(source, setting, split, called(name, len(group)), group, presence, found)
     granted = None if pool is None else _granted(source, pool)
     plan = _Plan(source, groups, train, test, preparation, granted, measured)
     specs = [
@@ -241,7 +241,13 @@ def _refuse_masks_without_classes(source: Source, presence: lists.Presence) -> N
 
 
 def _refuse_task_without_images(
-    source: Source, setting: str, split: str, task: str, group: Sequence[int], shown: lists.Presence, rows: lists.Rows
+    source: Source,
+    setting: str,
+    split: str,
+    task: str,
+    group: Sequence[int],
+    presence: lists.Presence,
+    rows: lists.Rows,
 ) -> None:
     """Raise DataError where a task has no image in a split, or no training image that shows one of its classes."""
     if not len(rows):
@@ -252,7 +258,7 @@ def _refuse_task_without_images(
         )
     if split != "training":
         return
-    if absent := [c for c in group if not shown[:, c].any()]:
+    if absent := [c for c in group if not presence[rows, c].any()]:
         raise DataError(
             f"{source.name}: no training image of task '{task}' shows class "
             f"{', '.join(repr(source.space.name(c)) for c in absent)} (setting {setting})",
