@@ -17,6 +17,7 @@ from perdure.data.catalog import open_source
 from perdure.data.detect import reader_of, short_name
 from perdure.errors import RunError, UsageError, nearest
 from perdure.run_folder import BEGIN, RunFolder
+from perdure.streams.class_incremental import slug
 from perdure.streams.description import DescribedStream, write_stream
 from perdure.streams.partial_labels import DataSet
 from perdure.working import WorkingFolder
@@ -127,6 +128,11 @@ def _task(addition: Addition) -> TaskSection:
     }
     name, root = reader_of(addition.data, options)
     data: dict[str, JsonValue] = {"name": name, "root": None if root is None else str(root.absolute()), **options}
+    if addition.name and addition.name != slug(addition.name):
+        raise UsageError(
+            f"--name {addition.name}: a task is named by letters, digits and _",
+            f"its folder has the name too: --name {slug(addition.name)}",
+        )
     own = addition.name or (short_name(root) if root is not None else str(name))
     content = {
         "data": data,

@@ -15,6 +15,9 @@ from typing import Final
 
 DIRECTION: Final = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 """Marks that change the direction of writing: a name with one reads as another name."""
+INVISIBLE: Final = frozenset("\u00ad\u200b\u2060\ufeff")
+"""Characters that nobody sees: two names that differ by one read as the same. Joiners are not among them: some
+scripts need these."""
 
 
 class PerdureError(Exception):
@@ -84,8 +87,8 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def odd(letter: str) -> bool:
-    """True for a character that a name must not hold: controls, marks of direction, bytes that are not UTF-8."""
-    return letter in DIRECTION or unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp")
+    """True for a character that no name may hold: controls, what is not seen or turns the writing, no UTF-8."""
+    return letter in DIRECTION or letter in INVISIBLE or unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp")
 
 
 def plain(text: str) -> str:

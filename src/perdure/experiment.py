@@ -27,7 +27,7 @@ from perdure.errors import DataError, UsageError, stoppable
 from perdure.methods.method import Method
 from perdure.methods.options import Options
 from perdure.metrics.confusion import ConfusionMatrix
-from perdure.metrics.figures import class_values
+from perdure.metrics.measured import class_values
 from perdure.networks.layers import sync_batch_norm
 from perdure.networks.network import Network
 from perdure.run_folder import Origin, RunFolder
@@ -40,7 +40,7 @@ from perdure.sealing import (
     restore_sealed,
     seal,
 )
-from perdure.streams.description import describe, tests_fingerprint
+from perdure.streams.description import describe, tests_fingerprint, told_of_repeats
 from perdure.streams.task import Task
 from perdure.working import WorkingFolder
 
@@ -78,7 +78,7 @@ def _run(recipe: Recipe, run: RunFolder, resume: bool, quiet: bool) -> None:
         engine = Engine(machine, recipe.engine, recipe.seed, checkpoint, logger)
         sealed = run.sealed()
         logger.say(f"[bold]{escape(recipe.name)}[/] · {escape(f'{recipe.method.name} -> {run.path}')}")
-        for note in experiment.notes:
+        for note in (*experiment.notes, *told_of_repeats(run.stream(), len(sealed))):
             logger.say(f"[yellow]note[/] {escape(note)}")
         restore_sealed(method, stream.tasks, run, sealed, recipe.seed)
         remaining = stream.tasks[len(sealed) :]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from perdure.before import Before
 from perdure.config.build import Experiment
+from perdure.data.case import Case
 from perdure.data.dataset import Dataset, members
 from perdure.data.source import MEASURED
 from perdure.engine.machine import Machine
@@ -29,15 +30,9 @@ from perdure.methods.options import Options
 from perdure.metrics.cases import write_cases
 from perdure.metrics.confusion import ConfusionMatrix, pooled, write_counts
 from perdure.metrics.evaluate import Counted, count
-from perdure.metrics.figures import (
-    RunResults,
-    at_zero,
-    class_values,
-    headline,
-    measured_tasks,
-    missing_tests,
-)
 from perdure.metrics.figures import evaluate as value_of
+from perdure.metrics.figures import headline, measured_tasks
+from perdure.metrics.measured import RunResults, at_zero, class_values, missing_tests
 from perdure.metrics.numbers import TaskNumbers
 from perdure.metrics.results import gather_results, write_results
 from perdure.report.page import for_small_objects, write_model_card, write_report
@@ -48,6 +43,9 @@ from perdure.seeds import derive_seed, seeded
 from perdure.streams.description import called
 from perdure.streams.summary import class_images, distinct_class_images
 from perdure.streams.task import Task
+
+Predicted = dict[tuple[str, str], Tensor]
+"""Test set and name of a case -> predicted labels ``(*S)`` int16."""
 
 
 def begin(method: Method[Options], task: Task, seed: int) -> None:
@@ -80,8 +78,10 @@ def seal(
     method = experiment.method
     method.eval()
     tolerance, counted = experiment.recipe.evaluate.tolerance, dict[str, Counted]()
+    predicted: Predicted = {}
     for name, dataset in task.tests().items():
-        each = before.compare if before is not None and name == task.name else None
+        compare = before.compare if before is not None and name == task.name else None
+        each = _keep_pictured(experiment, name, dataset, predicted, compare)
         counted[name] = _count(experiment, dataset, task, machine, tolerance, each)
     counts = {name: sum_of.matrix for name, sum_of in counted.items()}
     changed = None if before is None else before.finished(machine)
@@ -112,7 +112,8 @@ def seal(
             write_cases(folder / CASES, cases)
         shown = MEASURED[experiment.stream.measured]
         entries += [
-            preview_entry(folder, path, patients, shown) for path in _samples(experiment, task, machine, folder)
+            preview_entry(folder, path, patients, shown)
+            for path in _samples(experiment, task, machine, folder, predicted)
         ]
         write_ledger(folder, task.name, entries, patients, least)
         # last: without it the task counts as not sealed, and a resumed run does it again
@@ -186,25 +187,53 @@ def _count(
     return count(predict, dataset, task.seen, machine, at_once, workers, tolerance, each)
 
 
-def _samples(experiment: Experiment, task: Task, machine: Machine, folder: Path) -> list[Path]:
-    """Pictures of the same few measured images after every task; none of patients unless asked for.
+def _pictured(experiment: Experiment, dataset: Dataset) -> dict[str, int]:
+    """Names and places of the few images of a test set that are shown after every task; none of patients unless asked.
 
     They are spread over all images of the measured split, so that which ones they are does not depend on the tasks
     that are still to come, nor on the method.
     """
-    report, files = experiment.recipe.report, list[Path]()
+    report = experiment.recipe.report
     if not report.samples or (experiment.patients and not report.patient_samples):
-        return files
+        return {}
+    names = dataset.source.names(dataset.split)
+    return {names[k]: k for k in (i * len(names) // report.samples for i in range(report.samples))}
+
+
+def _keep_pictured(
+    experiment: Experiment,
+    test: str,
+    dataset: Dataset,
+    predicted: Predicted,
+    compare: Callable[[int, Tensor], None] | None,
+) -> Callable[[int, Tensor], None]:
+    """Keep the predictions that pictures show while they are measured: to predict a volume again takes minutes."""
+    wanted = _pictured(experiment, dataset)
+
+    def each(position: int, labels: Tensor) -> None:
+        if compare is not None:
+            compare(position, labels)
+        if dataset.names[position] in wanted:
+            predicted[test, dataset.names[position]] = labels.short().cpu()
+
+    return each
+
+
+def _samples(
+    experiment: Experiment, task: Task, machine: Machine, folder: Path, known: Mapping[tuple[str, str], Tensor]
+) -> list[Path]:
+    """Pictures of the same few measured images after every task, see :func:`_pictured`.
+
+    Images that were not measured are predicted here: those that show no class of so far, those that another process
+    measured, and all where an image has one class.
+    """
+    files = list[Path]()
     palette, tests = experiment.stream.space.palette(), task.tests()
     for test, dataset in tests.items():
         whole = replace(dataset, names=tuple(dataset.source.names(dataset.split)))
-        for position in dict.fromkeys(i * len(whole) // report.samples for i in range(report.samples)):
-            case, preparation = whole.read(position), whole.preparation
-            ready = preparation.show(case)
-            assert ready.grid is not None
-            images = ready.image[None].to(machine.device)
-            with machine.autocast("fp32"):
-                predicted = predict_cases(experiment.method.predict, images, preparation, ready.grid).labels[0].cpu()
+        for name, position in _pictured(experiment, dataset).items():
+            case = whole.read(position)
+            predicted = known[test, name] if (test, name) in known else _predicted(experiment, case, whole, machine)
             image, label, step = case.image, case.label, -(-max(case.image.shape[1:]) // MOST_SIDE)
             place = (folder / "samples", f"{test}-{position:05d}" if len(tests) > 1 else f"{position:05d}")
             if not label.ndim:
@@ -216,6 +245,15 @@ def _samples(experiment: Experiment, task: Task, machine: Machine, folder: Path)
                 *place, image, label.numpy(), predicted.numpy(), palette, case.annotated, case.geometry
             )
     return files
+
+
+def _predicted(experiment: Experiment, case: Case, dataset: Dataset, machine: Machine) -> Tensor:
+    """The model's labels of one raw case of a test set, ``(*S)``; its class where an image has one."""
+    ready = dataset.preparation.show(case)
+    assert ready.grid is not None  # every preparation gives one to a case that is to be predicted
+    images = ready.image[None].to(machine.device)
+    with machine.autocast("fp32"):
+        return predict_cases(experiment.method.predict, images, dataset.preparation, ready.grid).labels[0].cpu()
 
 
 def publish(run: RunFolder, sealed: Sequence[Path] = ()) -> None:

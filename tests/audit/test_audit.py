@@ -231,7 +231,7 @@ def _turn_into_preview(run: Path, **changes: object) -> None:
     path = run / LAST / "ledger.json"
     ledger = json.loads(path.read_text())
     entry = next(i for i in ledger["items"] if i["name"] == "statistics")
-    entry.update({"kind": "preview", "made_from": "dreamed up", **changes})
+    entry.update({"kind": "preview", "made_from": "drawn from statistics", **changes})
     _write_ledger(path, ledger)
 
 

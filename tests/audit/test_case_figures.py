@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from perdure.audit.audit import audit
+from perdure.kept.manifest import list_files
 from perdure.metrics.cases import read_cases
 from perdure.metrics.results import read_results
 
@@ -92,6 +93,28 @@ def test_distances_that_cannot_be_are_found(scanned: Path) -> None:
     (scanned / LAST).write_text(before.replace(line, ",".join(parts)))
     problems = [f"{p}" for p in audit(scanned).problems]
     assert any("distances between surfaces that cannot be" in problem for problem in problems), problems
+
+
+def test_a_changed_distance_is_told_of_both_files_and_nobody_is_advised_to_write_it_on(
+    scanned: Path, rewrite: Callable[[Path], None]
+) -> None:
+    """The list of files was written anew too: which of the two files was changed cannot be told from inside."""
+    kept = {name: (scanned / name).read_bytes() for name in ("results.csv", "results.json", "report.html")}
+    rows = [line.split(",") for line in (scanned / LAST).read_text().splitlines()]
+    alone = [row for row in rows[1:] if row[4] and "0" in row[7:9]]  # only one of truth and prediction is there
+    for row in alone:
+        if row[:2] == alone[0][:2]:  # of one case all have the same distance, the diagonal: as somebody who knows it
+            row[4] = row[5] = f"{float(row[4]) + 1:.4f}"
+    (scanned / LAST).write_text("\n".join(map(",".join, rows)) + "\n")
+    rewrite(scanned)
+    for name, content in kept.items():
+        (scanned / name).write_bytes(content)
+    list_files(scanned, kept)
+    problems = audit(scanned).problems
+    told = next(problem for problem in problems if problem.startswith("results.csv: "))
+    assert "(hd95[mm]" in told and "does not agree with cases.csv of the tasks: one of them was changed" in told
+    assert "restore that from a copy" in told
+    assert not any("writes it again" in problem for problem in problems), problems
 
 
 def test_another_tolerance_is_another_run(scanned: Path, cli, recipe: Path) -> None:

@@ -50,6 +50,22 @@ def test_a_name_is_short_for_a_section() -> None:
     assert recipe(network="residual_unet").network.name == "residual_unet"
 
 
+def test_a_folder_in_place_of_a_recipe_is_told_with_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is a folder, not a recipe") as told:
+        load_recipe(str(tmp_path))
+    assert f"perdure check --data {tmp_path}" in told.value.hint and "known:" not in told.value.hint
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(PLAIN))
+    with pytest.raises(UsageError, match="is a run folder, not a recipe") as told:
+        load_recipe(str(tmp_path))
+    assert f"--out {tmp_path} --resume" in told.value.hint
+
+
+def test_a_task_has_no_name_that_turns_the_writing() -> None:
+    tasks = [{"name": "organs\u202e", "data": "phantoms"}]
+    with pytest.raises(UsageError, match=r"holds the control character \\u202e"):
+        recipe(data=None, stream={"kind": "data_sets", "tasks": tasks})
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

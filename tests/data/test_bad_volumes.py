@@ -186,6 +186,10 @@ CASES: dict[str, Bad] = {
     "complex mask": Bad(rewrite(mask, lambda v: v.astype(np.complex64)), "case1.nii.gz", "complex64", "whole numbers"),
     "larger than memory": Bad(huge, "case1_0000", "(30000×30000×30000 voxels), and", "crop or resample"),
     "no voxels": Bad(header(image, 40, struct.pack("<4h", 3, 7, 0, 5)), "case1_0000", "shape 7×0×5", "of its own"),
+    "one voxel": Bad(
+        lambda r: [nib.save(nib.Nifti1Image(np.ones((1, 1, 1), "u1"), AFFINE), which(r)) for which in (image, mask)],
+        "case1_0000", "1×1×1 voxels", "remove the case",
+    ),
     "not annotated": Bad(text("annotated.json", '{"case1": ["liver"]}'), "case1.nii.gz", "shows 'spleen'", "add"),
 }  # fmt: skip
 
@@ -203,6 +207,9 @@ FILES: dict[str, Bad] = {
     ),
     "missing channel": Bad(
         described(channel_names={"0": "T1", "1": "T2"}), "'case0'", "no file of channel 1 (T2)", "add case0_0001"
+    ),
+    "a folder as image": Bad(
+        lambda r: (image(r).unlink(), image(r).mkdir()), "case1_0000", "is a folder, and a file", "put the file"
     ),
     "another format": Bad(rename("labelsTr/case1.nii.gz", "labelsTr/case1.mha"), "case1.mha", "not end in", "ending"),
     "control characters": Bad(
@@ -233,6 +240,18 @@ OPENING: dict[str, Bad] = {
     "wrong ending": Bad(described(file_ending=".nrrd"), "case0.nii.gz", "not end in .nrrd", "file_ending"),
     "channels misnumbered": Bad(described(channel_names={"1": "T1"}), "dataset.json", "channel_names is", "number"),
     "no background": Bad(described(labels={"liver": 1}), "dataset.json", "do not give 0", "background"),
+    "labels are a list": Bad(
+        described(labels=["background", "liver"]), "dataset.json", "labels are a list", '{"background": 0, "liver": 1}'
+    ),
+    "labels of the Decathlon": Bad(
+        described(labels={"0": "background", "1": "liver"}), "dataset.json", "give names to numbers", '"liver": 1'
+    ),
+    "channel that turns the writing": Bad(
+        described(channel_names={"0": "T1\u202eTC"}), "dataset.json", "'T1\\u202eTC' holds a control", "correct"
+    ),
+    "class that is not seen": Bad(
+        described(labels={"background": 0, "liver": 1, "liver\u200b": 2}), "dataset.json", "\\u200b", "correct the name"
+    ),
     "label as text": Bad(described(labels={"background": 0, "liver": "1"}), "dataset.json", "'liver' is 1", "run from"),
     "one number twice": Bad(
         described(labels={"background": 0, "a": 1, "b": 1}), "dataset.json", "'a' and 'b' both", "number each"
@@ -410,7 +429,8 @@ def test_long_and_thin_volumes_are_read_and_told(raw: Callable[..., Path], save_
     told = " ".join(done.out.split())
     assert done.code == 0, done.out
     assert "'case1' has voxels of 200×1×1 mm: is that its spacing?" in told
-    assert "1 cases are one voxel thick (first: 'case1')" in told
+    assert "1 case is one voxel thick (first: 'case1')" in told
+    assert "images / voxels" in told and "test cases are those of fold 0 (of 0 to 4, divided as nnU-Net does)" in told
     assert "200×1×1" in told
 
 

@@ -32,6 +32,9 @@ LAYOUTS: list[tuple[str, Callable[[Path], None]]] = [
     ("nnunet", put("imagesTr/", channel_names={"0": "CT"}, labels={})),
     ("nnunet", put("imagesTr/a_0000.nii.gz", channel_names={}, modality={})),
     ("decathlon", put("imagesTr/a.nii.gz", modality={"0": "MRI"}, training=[])),
+    ("nnunet", put("imagesTr/a_0000.nii.gz", file_ending=".nii.gz", labels={})),
+    ("nnunet", put("imagesTr/a_0000.nii.gz", labels=["background", "liver"])),
+    ("decathlon", put("imagesTr/a.nii.gz", modality={"0": "MRI"})),
     ("voc", put("JPEGImages/", "SegmentationClass/")),
     ("voc", put("VOCdevkit/VOC2012/JPEGImages/")),
     ("cityscapes", put("leftImg8bit/", "gtFine/")),
@@ -61,7 +64,7 @@ REFUSED: list[tuple[str, type[PerdureError], str, str]] = [
     ("gone", DataError, "gone does not exist", "give the folder"),
     ("file", DataError, "file is not a folder", "give the folder"),
     ("nnunet", UsageError, "the data set 'nnunet' needs a folder", "--data DIR data.name=nnunet"),
-    ("damaged", DataError, "dataset.json cannot be read", "it must be the dataset.json of nnU-Net"),
+    ("damaged", DataError, "dataset.json is not valid JSON", "it is the dataset.json of nnU-Net or of the Decathlon"),
     ("phantom", DataError, "phantom does not exist", "phantoms"),
 ]
 

@@ -18,6 +18,7 @@ from perdure.data.catalog import open_source
 from perdure.data.check import inspect
 from perdure.data.content import content_fingerprint
 from perdure.data.dataset import Dataset
+from perdure.data.detect import detect
 from perdure.data.preparation import Preparation
 from perdure.data.readers.volumes import VolumeSource, told_of_patients
 from perdure.data.source import AbsentSplitError, Source
@@ -342,6 +343,27 @@ def test_bad_decathlon(tmp_path: Path, save_volume: Save, case: str) -> None:
     assert sum(report.readable for report in found.splits.values()) == 5
 
 
+@pytest.mark.parametrize(
+    ("change", "what", "hint"),
+    [
+        ({"labels": ["background", "tumour"]}, "'labels' is ['background', 'tumour']", '"1": "liver"'),
+        ({"labels": None}, "has no 'labels'", "the Decathlon has training, labels and modality"),
+        ({"training": []}, "'training' is []", "imagesTr/a.nii.gz"),
+        ({"modality": {"0": "MR\u202eI"}}, r"'MR\u202eI' holds a control character", "correct the name"),
+    ],
+    ids=["labels as a list", "no labels", "no cases", "a channel that turns the writing"],
+)
+def test_what_is_wrong_in_a_description_is_told_for_its_own_layout(
+    tmp_path: Path, save_volume: Save, change: dict[str, Any], what: str, hint: str
+) -> None:
+    path = decathlon(tmp_path, save_volume, channels=1) / "dataset.json"
+    told = {key: value for key, value in (json.loads(path.read_text()) | change).items() if value is not None}
+    path.write_text(json.dumps(told))
+    with pytest.raises(DataError) as raised:
+        open_source(detect(path.parent), path.parent)
+    assert str(path) in raised.value.what and what in raised.value.what and hint in raised.value.hint
+
+
 def test_descriptions_of_another_version_are_told(raw: Raw, tmp_path: Path, save_volume: Save) -> None:
     with pytest.raises(DataError, match="has no 'training'") as raised:
         open_source("decathlon", raw())
@@ -373,7 +395,7 @@ def test_plain_folders(tmp_path: Path, save_volume: Save, cli: Any, masks: str, 
     assert set(np.unique(case.label)) == {0, 3, IGNORE}
     assert inspect(source, threads=1).ok
     told = " ".join(cli("check", "nifti_folders", tmp_path).out.split())
-    assert "255 is read as ignore in 6 images (14 % of pixels); if it is a class, list it in the class file" in told
+    assert "255 is read as ignore in 6 images (14 % of voxels); if it is a class, list it in the class file" in told
     assert "values=" not in told and "voxel spacing 0.5×0.75×2 mm (x×y×z)" in told
 
 

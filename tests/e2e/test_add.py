@@ -84,6 +84,9 @@ def test_the_whole_stream_and_one_set_after_another_give_the_same_bytes(sets: Pa
     described = RunFolder(Path("grown")).stream()
     assert [task.new for task in described.tasks] == [(1, 2), (3,), (4,)]
     assert described.tasks[2].annotated == (1, 4)
+    card = Path("whole/MODEL_CARD.md").read_text(encoding="utf-8").splitlines()
+    rows = [line.split(" | ") for line in card if line.endswith("| done |")]
+    assert [row[-3] for row in rows] == ["3"] * 3, "test images of each task's own set"
     audited = cli("audit", "grown")
     assert audited.code == 0, audited.out
 
@@ -301,6 +304,22 @@ def test_two_at_once_on_one_run(sets: Path, cli: Callable[..., Any]) -> None:
     finally:
         first.kill()
         first.communicate()
+
+
+def test_a_copy_of_a_learned_set_is_told_and_a_name_is_not_changed_silently(
+    sets: Path, cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("perdure.sealing.predict_cases", None)  # pictures show what was measured: nothing is predicted
+    assert cli("run", "first.yaml", "--out", "grown", "--quiet").code == 0
+    assert list(Path("grown").rglob("*.pred.png"))
+    before = learned("grown")
+    elsewhere = cli("add", "grown", "--data", "plants", "--classes", "tree", "--name", "../plants")
+    assert elsewhere.code == 2 and "--name ../plants" in elsewhere.err and "--name plants" in elsewhere.err
+    assert learned("grown") == before
+    shutil.copytree("pets", "copied")
+    copied = cli("add", "grown", "--data", "copied", "--classes", "cat,dog", "--same", "all")
+    assert copied.code == 0, copied.err
+    assert "'copied' has the training images and labels of 'pets'" in " ".join((copied.out + copied.err).split())
 
 
 def test_the_same_set_again_is_told(sets: Path, cli: Callable[..., Any]) -> None:

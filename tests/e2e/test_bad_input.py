@@ -325,7 +325,7 @@ STATE = "run/tasks/02-09-10"
 
 RECIPES = {
     "unknown recipe": Case("run dmeo --out out", USAGE, ("no recipe 'dmeo'", "did you mean 'demo'")),
-    "recipe is a folder": Case("run photos --out out", USAGE, ("no recipe 'photos'",)),
+    "recipe is a folder": Case("run photos --out out", USAGE, ("photos is a folder, not a recipe", "--data photos")),
     "broken YAML": Case("run bad.yaml --out out", USAGE, ("bad.yaml is not valid YAML",), text("bad.yaml", "a: [1")),
     "YAML is a list": Case("run bad.yaml --out out", USAGE, ("must be a mapping",), text("bad.yaml", "- 1\n- 2")),
     "YAML is empty": Case("run bad.yaml --out out", USAGE, ("must be a mapping",), text("bad.yaml", "")),

@@ -28,7 +28,7 @@ from perdure.labels import label_space
 from perdure.methods import METHODS
 from perdure.methods.options import Setup, TrainingOptions
 from perdure.metrics.confusion import ConfusionMatrix, confusion
-from perdure.metrics.figures import class_values
+from perdure.metrics.measured import class_values
 from perdure.networks.build import NETWORKS as BUILT
 from perdure.networks.build import build_network
 from perdure.seeds import derive_seed, seeded

@@ -83,7 +83,7 @@ def test_changes_are_the_definitions(
             truth, known = drawn.truth["new"], drawn.truth["new"] != 7  # the old model knew no 7
             was, now = (
                 dice(truth[known], drawn.old["new"][known], c.class_id),
-                dice(truth, drawn.new["new"], c.class_id),
+                dice(truth[known], drawn.new["new"][known], c.class_id),
             )
             assert c.agreement is not None
             labelled = was is not None and now is not None
@@ -100,6 +100,14 @@ def test_the_model_as_it_was_is_measured_only_where_the_new_cases_are_labelled()
     measured = drawn.truth["new"] != 7
     assert second.as_it_was == pytest.approx(dice(drawn.truth["new"][measured], drawn.old["new"][measured], 2))
     assert (first.class_id, first.as_it_was) == (4, None)
+
+
+def test_a_new_class_in_the_new_cases_is_no_fall_of_an_earlier_one() -> None:
+    """The same output before and after: voxels of the new class count in neither Dice."""
+    drawn = Drawn(0)
+    drawn.new = drawn.old
+    second = drawn.found((), ("new",)).classes[1]
+    assert second.as_it_was == second.as_it_is and second.fall == 0
 
 
 def test_without_voxels_and_without_a_class_there_is_no_figure() -> None:

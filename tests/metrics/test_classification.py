@@ -12,7 +12,8 @@ import pytest
 from perdure.errors import DataError
 from perdure.labels import IGNORE
 from perdure.metrics.confusion import ConfusionMatrix
-from perdure.metrics.figures import evaluate, group_matrix, headline, run_results
+from perdure.metrics.figures import evaluate, group_matrix, headline
+from perdure.metrics.measured import run_results
 from perdure.metrics.results import read_results, write_results
 from perdure.streams.description import DescribedStream, parse_stream
 

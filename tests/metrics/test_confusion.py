@@ -11,7 +11,7 @@ from perdure.data.case import annotation_table
 from perdure.errors import DataError, PerdureError
 from perdure.labels import IGNORE
 from perdure.metrics.confusion import ConfusionMatrix, confusion, pooled, read_counts, write_counts
-from perdure.metrics.figures import class_values
+from perdure.metrics.measured import class_values
 
 
 def test_rows_are_ground_truth_and_columns_are_predictions() -> None:

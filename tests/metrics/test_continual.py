@@ -14,7 +14,8 @@ from perdure.labels import BACKGROUND
 from perdure.metrics.cases import CaseCounts, CaseTable, read_cases, write_cases
 from perdure.metrics.confusion import ConfusionMatrix
 from perdure.metrics.continual import KeptCounts
-from perdure.metrics.figures import UNDEFINED, RunResults, case_values, evaluate, group_matrix, run_results
+from perdure.metrics.figures import case_values, evaluate, group_matrix
+from perdure.metrics.measured import UNDEFINED, RunResults, run_results
 from perdure.metrics.numbers import TaskNumbers, read_numbers
 from perdure.metrics.results import read_results, results_document, results_rows, write_results
 from perdure.streams.description import DescribedStream, parse_stream

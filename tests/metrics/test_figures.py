@@ -15,17 +15,8 @@ from perdure.metrics.cases import CaseTable
 from perdure.metrics.confusion import ConfusionMatrix
 from perdure.metrics.continual import KeptCounts
 from perdure.metrics.definitions import DEFINITIONS, Definition, Scope, variants
-from perdure.metrics.figures import (
-    UNDEFINED,
-    at_zero,
-    case_values,
-    class_values,
-    evaluate,
-    forgetting_by_group,
-    group_matrix,
-    headline,
-    run_results,
-)
+from perdure.metrics.figures import case_values, evaluate, forgetting_by_group, group_matrix, headline
+from perdure.metrics.measured import UNDEFINED, at_zero, class_values, run_results
 from perdure.metrics.numbers import TaskNumbers
 from perdure.streams.description import DescribedStream, parse_stream
 

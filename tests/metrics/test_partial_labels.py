@@ -16,7 +16,8 @@ from perdure.engine.options import EngineOptions
 from perdure.labels import label_space
 from perdure.methods.prediction import Prediction
 from perdure.metrics.evaluate import count
-from perdure.metrics.figures import evaluate, run_results
+from perdure.metrics.figures import evaluate
+from perdure.metrics.measured import run_results
 from perdure.streams.description import describe
 from perdure.streams.partial_labels import DataSet, Elsewhere, Union, partial_labels
 from perdure.streams.task import Stream, merged

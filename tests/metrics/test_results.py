@@ -8,7 +8,7 @@ import pytest
 
 from perdure.errors import DataError
 from perdure.metrics.confusion import ConfusionMatrix
-from perdure.metrics.figures import run_results
+from perdure.metrics.measured import run_results
 from perdure.metrics.results import COLUMNS, ResultRow, read_results, results_rows, to_csv, write_results
 from perdure.streams.description import DescribedStream, parse_stream
 

@@ -20,7 +20,7 @@ from perdure.kept.ledger import Entry, preview_entry, write_ledger
 from perdure.kept.method_state import write_kept
 from perdure.labels import IGNORE, label_space
 from perdure.metrics.confusion import ConfusionMatrix, write_counts
-from perdure.metrics.figures import run_results
+from perdure.metrics.measured import run_results
 from perdure.metrics.results import write_results
 from perdure.report.samples import write_class_samples, write_samples
 from perdure.streams.description import parse_stream

@@ -12,7 +12,7 @@ import yaml
 from perdure.errors import UsageError
 from perdure.files import read_tensors, write_tensors
 from perdure.metrics.confusion import ConfusionMatrix, read_counts
-from perdure.metrics.figures import run_results
+from perdure.metrics.measured import run_results
 from perdure.report.compare import compare
 from perdure.report.compare_page import write_comparison
 from perdure.report.page import write_model_card, write_report

@@ -62,7 +62,9 @@ def test_one_method_with_two_settings_stays_two_entries(make_run) -> None:
     a, b = make_run("short"), make_run("long")
     recipe = (b / "recipe.yaml").read_text()
     (b / "recipe.yaml").write_text(recipe.replace("epochs: 3", "epochs: 9"))
-    assert [e.label for e in compare([a, b]).entries] == ["short", "long"]
+    found = compare([a, b])
+    assert [e.label for e in found.entries] == ["short", "long"]
+    assert "not only the methods differ: training.epochs: 3 (short), 9 (long)" in found.notes
 
 
 def test_half_done_runs_are_compared_after_the_last_common_task(make_run) -> None:

@@ -17,7 +17,7 @@ from perdure.errors import DataError, RunError
 from perdure.labels import label_space
 from perdure.metrics.cases import CaseCounts, write_cases
 from perdure.metrics.confusion import ConfusionMatrix
-from perdure.metrics.figures import run_results
+from perdure.metrics.measured import run_results
 from perdure.report.page import write_model_card, write_report
 from perdure.report.plots import Line, curves
 from perdure.report.run_data import load_run, without_places

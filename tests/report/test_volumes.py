@@ -47,6 +47,7 @@ def test_the_model_card_names_the_data_set_of_each_task(run: Path) -> None:
         "phantoms (kind torso, set vessels, size 32, train 2, test 2)",
     ]
     assert "liver, spleen, kidneys" in rows[0]
+    assert [row.split(" | ")[6] for row in rows] == ["2", "2"], "test volumes of each task's own set"
 
 
 def test_what_is_gone_is_said(run: Path, rewrite: Callable[[Path], None], check_page: Callable[[Path], str]) -> None:

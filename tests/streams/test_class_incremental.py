@@ -100,8 +100,8 @@ def test_label_views(build, make_source, other):
     assert last["s5"] == [6, 2, 5]
 
 
-def test_every_label_of_every_table(build):
-    stream = build(base=2, step=2, other_label=IGNORE)
+def test_every_label_of_every_table(build, make_source):
+    stream = build(make_source(NAMES, SAMPLES, other_label=IGNORE), base=2, step=2)
     for task in stream.tasks:
         tables = {"train": task.data.train().table, "val": task.data.validation().table}
         tables["test"] = task.tests()["test"].table
@@ -112,11 +112,11 @@ def test_every_label_of_every_table(build):
             assert tables["test"][label] == (label if kept or label in task.seen else IGNORE)
 
 
-def test_other_label_can_be_chosen(build):
-    view = build(other_label=IGNORE).tasks[0].tests()["test"]
+def test_other_label_is_the_sources(build, make_source):
+    view = build(make_source(NAMES, SAMPLES, other_label=IGNORE)).tasks[0].tests()["test"]
     assert view.table[6] == IGNORE
-    with pytest.raises(UsageError, match="other_label is 7"):
-        build(other_label=7)
+    with pytest.raises(UsageError, match="other_label of fake is 7"):
+        build(make_source(NAMES, SAMPLES, other_label=7))
 
 
 def test_permuted_order_moves_classes_not_labels(build):

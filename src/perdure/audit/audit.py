@@ -14,7 +14,7 @@ from typing import TypeVar
 from perdure.audit.files import IMAGES, MARK, Places, audit_files
 from perdure.audit.findings import Audit
 from perdure.audit.ledgers import audit_ledgers, read_sealed
-from perdure.audit.names import audit_names
+from perdure.audit.names import audit_names, audit_words
 from perdure.audit.remade import audit_remade
 from perdure.audit.signature import audit_signature
 from perdure.audit.texts import audit_texts
@@ -70,6 +70,7 @@ def audit(path: Path, key: Path | None = None) -> Audit:
         found.guard("texts", lambda: audit_texts(path, stream, sealed.folders, places.files, growing, found))
         found.guard("results and pages", lambda: audit_remade(path, stream, sealed.folders, places.files, found))
         if recipe is not None:
+            found.guard("ledgers", lambda: audit_words(recipe, stream, sealed, found))
             found.guard("weights", lambda: audit_weights(recipe, stream, sealed, found))
     audit_names(path, places.files, found)
     if under_way is not None:

@@ -12,6 +12,11 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from perdure.audit.findings import Audit
+from perdure.audit.ledgers import Sealed
+from perdure.config.recipe import Recipe
+from perdure.kept.ledger import LEDGER
+from perdure.methods import METHODS
+from perdure.streams.description import DescribedStream
 
 TEXT_SUFFIXES: Final = frozenset({".yaml", ".yml", ".json", ".jsonl", ".csv", ".md", ".html", ".txt"})
 _PATH: Final = re.compile(
@@ -41,6 +46,26 @@ def audit_names(run: Path, files: Iterable[str], found: Audit) -> None:
             found.problems.append(f"{where}: holds a path of a machine ({match.group()[:60]})")
         if any(name.search(text) or name.search(where) for name in names):
             found.problems.append(f"{where}: holds the name of this machine or user")
+
+
+def audit_words(recipe: Recipe, stream: DescribedStream, sealed: Sealed, found: Audit) -> None:
+    """What items say that they were made from is in words of this package and of the stream: a name is none of them.
+
+    Whoever makes a sentence of these words can still tell something; of a method of somebody's own nothing is known.
+    """
+    if recipe.method.name not in METHODS:
+        found.notes.append(
+            "the method is not Perdure's own: what its items say that they were made from is not checked"
+        )
+        return
+    own = " ".join([stream.dataset, *stream.names.values(), *(task.name for task in stream.tasks)]).lower()
+    known = _own_words() | set(re.findall(r"\w+", own))
+    for folder, ledger in sealed.ledgers.items():
+        for entry in ledger["items"]:
+            words = (word for word in re.findall(r"\w+", entry["made_from"].lower()) if not word.isdecimal())
+            if strange := next((word for word in words if word not in known), ""):
+                what = f"'{entry['name'][:40]}' is made from '{strange[:40]}', which is no word of the method"
+                found.tell(f"tasks/{folder}/{LEDGER}", what)
 
 
 def identifying_names() -> list[str]:

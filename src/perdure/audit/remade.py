@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import csv
 import hashlib
 import html
 import io
@@ -11,12 +12,15 @@ import re
 import tempfile
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Final
 
 from perdure.audit.findings import Audit
 from perdure.audit.formats import png_problem
 from perdure.errors import PerdureError
+from perdure.kept.manifest import CASES, COUNTS, NUMBERS
+from perdure.metrics.definitions import figure
 from perdure.metrics.results import gather_results, write_results
 from perdure.report.page import CARD, REPORT, write_model_card, write_report
 from perdure.streams.description import DescribedStream
@@ -24,7 +28,8 @@ from perdure.streams.description import DescribedStream
 _ADDRESS: Final = re.compile(r"data:image/png;base64,([^\"'()\s<>]*)")
 _ESCAPED: Final = re.compile(r"\\([\\`*|\[\]])")
 """What :func:`perdure.report.render.cell` puts a backslash before."""
-_AGAIN: Final = "`perdure report` writes it again"
+_RESTORE: Final = "restore that from a copy: --resume and `perdure report` would write what the others say over it"
+"""Advice where files disagree: which of them was changed cannot be told, and writing one again destroys evidence."""
 
 
 def audit_remade(
@@ -39,7 +44,7 @@ def audit_remade(
 def _audit_results(
     run: Path, folder: Path, stream: DescribedStream, sealed: Sequence[Path], files: Collection[str], found: Audit
 ) -> None:
-    """Result files hold what the counts give, to the byte."""
+    """Result files hold what the counts and cases of the tasks give, to the byte."""
     try:
         write_results(folder, gather_results(stream, sealed))
     except PerdureError:
@@ -50,24 +55,47 @@ def _audit_results(
 
 
 def _result_problem(path: Path, again: Path) -> str | None:
-    same = path.read_bytes() == again.read_bytes()
-    return None if same else "holds other things than the results of the run's counts; `--resume` writes it again"
+    if path.read_bytes() == again.read_bytes():
+        return None
+    where, source = "", f"{COUNTS}, {CASES} and {NUMBERS}"
+    if path.suffix == ".csv":
+        where, source = _first_difference(path, again, source)
+    return f"{where}does not agree with {source} of the tasks: one of them was changed; {_RESTORE}"
+
+
+def _first_difference(path: Path, again: Path, source: str) -> tuple[str, str]:
+    """Where two tables of results differ first, in words, and the files that this line comes from."""
+    mine, made = (list(csv.reader(table.read_text(encoding="utf-8").splitlines())) for table in (path, again))
+    for number, (held, given) in enumerate(zip_longest(mine, made), 1):
+        if held is None or given is None or held[:5] != given[:5]:
+            break
+        if held[5:6] != given[5:6]:  # the same figure of the same class with another value
+            _, task, _, called, name, value, *_ = given
+            of = f" of '{called}'" if called else ""
+            says = "".join(held[5:6])[:30]
+            where = f"line {number} ({name}{of} after {task}) says {says}, and the tasks' files give {value}: it "
+            return where, CASES if figure(name).definition.scope == "case" else source
+    return "", source
 
 
 def _audit_pages(run: Path, folder: Path, files: Collection[str], found: Audit) -> None:
     """Pages are what the run's other files give; they may have been written while the folder had another name."""
     for name, write in ((REPORT, write_report), (CARD, write_model_card)):
         if name in files:
-            found.check(name, partial(_page_problem, run, folder, name, write))
+            found.check(name, partial(_page_problem, run, folder, name, write, found))
 
 
-def _page_problem(run: Path, folder: Path, name: str, write: Callable[[Path, Path, str], Path]) -> str | None:
+def _page_problem(
+    run: Path, folder: Path, name: str, write: Callable[[Path, Path, str], Path], found: Audit
+) -> str | None:
+    # while other files are in doubt a page is evidence of what they held, and must not be written anew from them
+    then = "`perdure report` writes it again" if found.passed else "see the other problems first: the page may be right"
     try:
         page = (run / name).read_bytes().decode()
         heading = r"<h1>([^<\n]{1,120})</h1>" if name == REPORT else r"\A# Model card: ([^\n]{1,120})"
         title = re.search(heading, page)
         if title is None:
-            return f"is not the run's page; {_AGAIN}"
+            return f"is not the run's page; {then}"
         called = html.unescape(title[1] if name == REPORT else _ESCAPED.sub(r"\1", title[1]))
         again = write(run, folder / name, called).read_text(encoding="utf-8")
     except UnicodeDecodeError:
@@ -78,7 +106,7 @@ def _page_problem(run: Path, folder: Path, name: str, write: Callable[[Path, Pat
     if mine == made:
         return None
     what = f", such as an embedded picture that {wrong}" if wrong else ""
-    return f"is not what the run's other files give: something was added or changed{what}; {_AGAIN}"
+    return f"is not what the run's other files give: something was added or changed{what}; {then}"
 
 
 def _with_hashes(page: str) -> tuple[str, str | None]:

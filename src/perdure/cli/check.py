@@ -102,7 +102,8 @@ def check_dataset(name: str, root: Path | None, options: Mapping[str, object], a
             else (0, 0)
         )
         whole = sum(sum(report.pixels.values()) for report in found.splits.values())
-        notes = _ignored(images, f" ({100 * pixels / whole:.2g} % of pixels)", name == "folders") if images else []
+        unit = "voxels" if source.dims == 3 else "pixels"
+        notes = _ignored(images, f" ({100 * pixels / whole:.2g} % of {unit})", name == "folders") if images else []
     notes += _of_volumes(source, root)
     if as_json:
         open_console().print_json(json.dumps(found.to_dict() | {"notes": notes}))
@@ -112,7 +113,7 @@ def check_dataset(name: str, root: Path | None, options: Mapping[str, object], a
 
 
 def _of_volumes(source: Source, root: Path | None) -> list[str]:
-    """Spacings, orientations and patients, where a data set of ours has them."""
+    """Fold, spacings, orientations and patients, where a data set of ours has them."""
     from perdure.data.readers.casefiles import PATIENTS
     from perdure.data.readers.volumes import told_of_patients, told_of_volumes
 
@@ -120,7 +121,8 @@ def _of_volumes(source: Source, root: Path | None) -> list[str]:
     if volumes is None:
         unread = root is not None and (root / PATIENTS).exists()
         return [f"{PATIENTS} is read for volumes only: every image counts as a patient of its own"] if unread else []
-    return [*(told_of_volumes(volumes) if volumes.dims == 3 else ()), *told_of_patients(volumes)]
+    fold = [volumes.layout.told] if volumes.layout.told else []
+    return [*fold, *(told_of_volumes(volumes) if volumes.dims == 3 else ()), *told_of_patients(volumes)]
 
 
 def _volumes(source: Source) -> VolumeSource | None:
@@ -177,7 +179,8 @@ def _ignored(images: int, share: str = "", values: bool = True) -> list[str]:
 
 def _show_dataset(found: Inspection, notes: Sequence[str], console: Console) -> None:
     whole = found.kind == "classification"  # one class an image: no pixels to count
-    axes = "w×h×d" if any(len(report.largest) == 3 for report in found.splits.values()) else "w×h"
+    volumes = any(len(report.largest) == 3 for report in found.splits.values())
+    axes, unit = ("w×h×d", "voxels") if volumes else ("w×h", "pixels")
     columns = ["split", "samples", "readable", *([] if whole else ["without any class"]), "exact repeats"]
     table = Table(*columns, f"smallest ({axes})", f"largest ({axes})", title=escape(found.dataset))
     for split, report in found.splits.items():
@@ -185,7 +188,7 @@ def _show_dataset(found: Inspection, notes: Sequence[str], console: Console) -> 
         empty = [] if whole else [str(len(report.empty))]
         table.add_row(split, str(report.samples), str(report.readable), *empty, str(report.repeated), *sizes)
     console.print(table)
-    counts = Table("id", "class", *(f"{s}: images" if whole else f"{s}: images / pixels" for s in found.splits))
+    counts = Table("id", "class", *(f"{s}: images" if whole else f"{s}: images / {unit}" for s in found.splits))
     for class_id, name in found.classes.items():
         cells = [
             f"{r.images[class_id]:,}" if whole else f"{r.images[class_id]:,} / {r.pixels[class_id]:,}"

@@ -40,6 +40,12 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
 def read_raw(name: str) -> Plain:
     """Plain content of a recipe by shipped name or file path."""
     path = shipped().get(name) or Path(name)
+    if path.is_dir():
+        if (path / "recipe.yaml").is_file():
+            hint = f"to go on with it, give the command that began it, with --out {name} --resume"
+            raise UsageError(f"{name} is a run folder, not a recipe", hint)
+        hint = f"perdure check --data {name} looks at data in it, perdure run data-sets/volumes --data {name} learns it"
+        raise UsageError(f"{path} is a folder, not a recipe", hint)
     if not path.is_file():
         raise UsageError(f"there is no recipe '{name}'", f"{nearest(name, shipped())}, or give the path of a YAML file")
     try:

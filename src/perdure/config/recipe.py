@@ -15,6 +15,13 @@ from perdure.kept.ledger import MIN_IMAGES
 from perdure.methods.options import Options, TrainingOptions
 
 
+def refused_if_odd(value: str) -> str:
+    """A text that people read. Raises ValueError where it holds what commands a terminal or cannot be seen."""
+    if wrong := next(filter(odd, value.replace("\n", " ")), ""):
+        raise ValueError(f"holds the control character {plain(wrong)}")
+    return value
+
+
 class OpenOptions(BaseModel):
     """Section with a name whose further keys are the settings of what is named."""
 
@@ -92,6 +99,12 @@ class TaskSection(Options):
         description="further classes of the model, by name, that its images cannot show: their background is known "
         "to be none of these",
     )
+
+    @field_validator("name")
+    @classmethod
+    def _plain(cls, value: str) -> str:
+        """It is shown in terminals and pages."""
+        return refused_if_odd(value)
 
     @field_validator("data", mode="before")
     @classmethod
@@ -248,9 +261,7 @@ class Recipe(Options):
     @classmethod
     def _plain(cls, value: str) -> str:
         """Both are shown in terminals and pages."""
-        if wrong := next(filter(odd, value.replace("\n", " ")), ""):
-            raise ValueError(f"holds the control character {plain(wrong)}")
-        return value
+        return refused_if_odd(value)
 
     @field_validator("name")
     @classmethod

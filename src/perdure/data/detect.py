@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from perdure.data.catalog import DATASETS, needs_folder
 from perdure.errors import DataError, UsageError, nearest
-from perdure.files import home
+from perdure.files import home, read_json
 
 if TYPE_CHECKING:
     from pydantic import JsonValue
@@ -44,7 +43,10 @@ def reader_of(text: str, options: dict[str, JsonValue]) -> tuple[str, Path | Non
 def detect(path: Path) -> str:
     """The reader whose layout a folder has. Raises DataError where it is none of them."""
     if (path / "dataset.json").is_file():
-        return "nnunet" if "channel_names" in _keys(path / "dataset.json") else "decathlon"
+        # one key of either is enough, so that what is missing is told by the reader of the layout that was meant
+        keys = _keys(path / "dataset.json")
+        old = not keys.isdisjoint(("modality", "training")) and keys.isdisjoint(("channel_names", "file_ending"))
+        return "decathlon" if old else "nnunet"
     inside = sorted(path.iterdir())[:_ENTRIES]
     names = {entry.name for entry in inside}
     if "JPEGImages" in names or "VOCdevkit" in names:
@@ -74,9 +76,10 @@ def short_name(path: Path) -> str:
 
 def _keys(path: Path) -> set[str]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read: {error}", "it must be the dataset.json of nnU-Net") from error
+        content = read_json(path)
+    except DataError as error:
+        hint = "correct or restore it: it is the dataset.json of nnU-Net or of the Decathlon"
+        raise DataError(error.what, hint) from error
     return set(content) if isinstance(content, dict) else set()
 
 

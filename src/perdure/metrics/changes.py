@@ -12,10 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+
 from perdure.kept.ledger import task_folder
 from perdure.kept.manifest import CHANGES
+from perdure.labels import BACKGROUND
 from perdure.metrics.confusion import ConfusionMatrix, pooled, read_counts
-from perdure.metrics.figures import class_values
+from perdure.metrics.measured import class_values
 from perdure.streams.description import DescribedStream
 
 OUTPUTS: Final = "outputs"
@@ -30,8 +33,9 @@ class ClassChange:
         class_id: The class.
         before: On the test cases of earlier tasks that were at hand before and after the task: before it.
         after: The same after it; where no case was at hand before, on those that are at hand now.
-        as_it_was: On the new test cases: the model before the task, where they are labelled with the class.
-        as_it_is: The same after it.
+        as_it_was: On the new test cases: the model before the task, where they are labelled with the class. Voxels that
+            are labelled with a class of the task count neither here nor in the next: the model before it knew none.
+        as_it_is: The same after it, on the same voxels.
         agreement: On the new test cases: Dice of the output before the task against that after it.
     """
 
@@ -113,7 +117,7 @@ def changes(
         for sets in (before, after)
     ]
     agreement, was = (class_values("dice", matrix) for matrix in (outputs, as_it_was))
-    now = class_values("dice", after[own]) if own in after else {}
+    now = class_values("dice", _of_known(after[own], old)) if own in after else {}
     back = {name: matrix for name, matrix in after.items() if name != own and name not in before}
     again = class_values("dice", pooled(back)) if back else {}
 
@@ -135,3 +139,9 @@ def changes(
     inner = outputs.matrix[known][:, known]
     whole = int(outputs.matrix.sum())
     return Changes(found, 100 * float(inner.sum() - inner.trace()) / whole if whole else None)
+
+
+def _of_known(counts: ConfusionMatrix, old: Sequence[int]) -> ConfusionMatrix:
+    """Counts of the voxels that are labelled as background or with an earlier class; whatever was predicted there."""
+    known = np.isin(counts.labels, (BACKGROUND, *old))
+    return ConfusionMatrix(counts.labels, counts.matrix * known[:, None], counts.elsewhere * known)

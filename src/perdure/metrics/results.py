@@ -18,7 +18,8 @@ from perdure.metrics.cases import read_cases
 from perdure.metrics.confusion import read_counts
 from perdure.metrics.continual import KeptCounts
 from perdure.metrics.definitions import DEFINITIONS, Definition, Figure, figure, variants
-from perdure.metrics.figures import RunResults, case_values, evaluate, group_matrix, headline, run_results
+from perdure.metrics.figures import case_values, evaluate, group_matrix, headline
+from perdure.metrics.measured import RunResults, run_results
 from perdure.metrics.numbers import read_numbers
 from perdure.streams.description import DescribedStream
 

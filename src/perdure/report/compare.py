@@ -13,13 +13,15 @@ from perdure.metrics.definitions import Figure, figure
 from perdure.metrics.figures import evaluate, headline
 from perdure.report.page import TRANSDUCTIVE, VALIDATED
 from perdure.report.render import NONE, WORDS, number
-from perdure.report.run_data import RunData, load_run
+from perdure.report.run_data import RunData, differing_settings, load_run
 from perdure.streams.description import DescribedStream
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 
+MOST_SETTINGS: Final = 8
+"""Settings that differ, told one by one."""
 INDEPENDENT: Final = "independent"
 """The method that learns each task with a model of its own."""
 
@@ -193,6 +195,10 @@ def group_runs(runs: Sequence[RunData]) -> tuple[list[Group], list[str]]:
     protocols = list(dict.fromkeys(r.stream.protocol.removesuffix(", merged") for r in runs))
     if len(protocols) > 1:
         notes.append(f"the protocols of joint and other runs differ: {'; '.join(protocols)}")
+    if differ := differing_settings({group.label: group.runs[0] for group in groups}):
+        shown = "; ".join(differ[:MOST_SETTINGS])
+        more = f"; and {len(differ) - MOST_SETTINGS} more" if len(differ) > MOST_SETTINGS else ""
+        notes.append(f"not only the methods differ: {shown}{more}")
     windows = dict.fromkeys("".join(r.stream.evaluation) for r in runs)
     if len(windows) > 1:
         notes.append(f"larger images were cut differently: {'; '.join(windows)}")

@@ -11,17 +11,8 @@ import yaml
 from perdure.engine.duration import in_words
 from perdure.metrics.changes import Changes, read_changes
 from perdure.metrics.definitions import Figure, figure
-from perdure.metrics.figures import (
-    RunResults,
-    Value,
-    at_zero,
-    evaluate,
-    forgetting_by_group,
-    group_matrix,
-    headline,
-    measured_tasks,
-    missing_tests,
-)
+from perdure.metrics.figures import evaluate, forgetting_by_group, group_matrix, headline, measured_tasks
+from perdure.metrics.measured import RunResults, Value, at_zero, missing_tests
 from perdure.report import kept_items
 from perdure.report.plots import Line, curves
 from perdure.report.render import WORDS, definitions, render
@@ -134,7 +125,7 @@ def _common(data: RunData) -> dict[str, object]:
         "last": results.last,
         "measured": [stream.tasks[t] for t in results.counts],
         "figures": [(name, [evaluate(name, results, t) for t in results.counts]) for name in shown],
-        "cases_of": {t: counts.cases for t, counts in results.counts.items()},
+        "cases_of": {t: own_tests(results, t) for t in results.counts},
         "tested": [results.counts[t].cases for t in results.counts],
         "heat": [] if results.last is None else heat_rows(results),
         "words": words,
@@ -149,6 +140,11 @@ def _common(data: RunData) -> dict[str, object]:
         "ledger": ledger_table(data.ledgers),
         "definitions": definitions([*shown, words.by_class]),
     }
+
+
+def own_tests(results: RunResults, task: int) -> int:
+    """Number of measured images of a task: those of its own set where each has one, otherwise all that there are."""
+    return results.tested.get(task, {}).get(results.stream.tasks[task].name, results.counts[task].cases)
 
 
 def headline_cards(results: RunResults) -> list[tuple[Figure, Value]]:

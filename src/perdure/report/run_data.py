@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from pydantic import JsonValue, TypeAdapter, ValidationError
 from perdure.errors import DataError, RunError
 from perdure.files import parse_yaml, read_json
 from perdure.kept.ledger import LEDGER, sealed_folders
-from perdure.metrics.figures import RunResults
+from perdure.metrics.measured import RunResults
 from perdure.metrics.results import gather_results
 from perdure.report.kept_items import KeptItem, read_items
 from perdure.report.samples import Sample, read_samples
@@ -24,6 +24,8 @@ from perdure.streams.description import DescribedStream, read_stream
 
 _ABSOLUTE: Final = re.compile(r"(?<![\w:./~])(?:~|[A-Za-z]:)?[/\\](?:[^\s/\\'\",;:]+[/\\])*([^\s/\\'\",;:]*)")
 _PRIVATE: Final = frozenset({"host", "hostname", "user", "username", "cwd", "home"})
+COMPARED: Final = ("training", "network", "augment", "volumes")
+"""Sections of a recipe that have to agree if a difference between two runs is to be one of their methods."""
 _MAPPING: Final = TypeAdapter(dict[str, JsonValue])
 
 
@@ -85,6 +87,34 @@ class RunData:
         # name and report change nothing that is measured
         kept = {k: v for k, v in self.recipe.items() if k not in ("seed", "name", "about", "report")}
         return json.dumps(kept, sort_keys=True, default=str)
+
+
+def differing_settings(runs: Mapping[str, RunData]) -> list[str]:
+    """What else but the method is not the same in runs, by label: "training.steps: 100 (lwf), 250 (star)".
+
+    Options of methods are left out: they are the methods' own.
+    """
+    flat = {
+        name: {k: v for part in COMPARED for k, v in _flat(run.recipe.get(part), part)} for name, run in runs.items()
+    }
+    told = []
+    for key in sorted({key for settings in flat.values() for key in settings}):
+        by_value: dict[str, list[str]] = {}
+        for name, settings in flat.items():
+            by_value.setdefault(json.dumps(settings.get(key)).strip('"'), []).append(name)
+        if len(by_value) > 1:
+            values = (f"{value} ({', '.join(names)})" for value, names in by_value.items())
+            told.append(f"{key}: {', '.join(values)}")
+    return told
+
+
+def _flat(value: JsonValue, key: str) -> Iterator[tuple[str, JsonValue]]:
+    """Settings of nested sections with their whole keys."""
+    if not isinstance(value, dict):
+        yield key, value
+        return
+    for name, inner in value.items():
+        yield from _flat(inner, f"{key}.{name}")
 
 
 def section(recipe: Mapping[str, JsonValue], key: str) -> Mapping[str, JsonValue]:

@@ -14,7 +14,7 @@ import numpy as np
 from perdure.kept.ledger import sample_pictures
 from perdure.labels import BACKGROUND
 from perdure.metrics.cases import MEASURES, CaseTable, Spread, spread
-from perdure.metrics.figures import RunResults, Value
+from perdure.metrics.measured import RunResults, Value
 from perdure.report.kept_items import KeptItem
 from perdure.report.render import NONE, WORDS, hex_color
 from perdure.streams.description import DescribedStream, DescribedTask

@@ -45,7 +45,6 @@ def class_incremental(
     order: Order = "natural",
     order_seed: int = 0,
     partition_file: Path | None = None,
-    other_label: int | None = None,
     short_last: bool = False,
     pool: Pool | None = None,
     measured: Measured = "test",
@@ -67,8 +66,6 @@ def class_incremental(
             outside a given order are never taught and remain background.
         order_seed: Seed of the shuffled order.
         partition_file: See :mod:`perdure.streams.lists`.
-        other_label: Label of classes that are not yet learned in validation and test sets: 0 counts them as background,
-            ``IGNORE`` leaves their pixels out. The default follows the data set's benchmark.
         short_last: Allow a last task with fewer classes, if ``step`` does not divide the rest.
         pool: Images that a method may use without labels: those of a split that show classes seen so far, or all
             images of a source. With the measured split the figures are transductive, and the protocol says so.
@@ -80,9 +77,9 @@ def class_incremental(
         DataError: A task has no training or no test image, or the partition does not match the images.
     """
     groups = split_classes(learning_order(source.space, order, order_seed), base, step, short_last)
-    other = source.other_label if other_label is None else other_label
-    if other not in (BACKGROUND, IGNORE):
-        raise UsageError(f"other_label is {other}", f"0 counts later classes as background, {IGNORE} ignores them")
+    if source.other_label not in (BACKGROUND, IGNORE):
+        what = f"other_label of {source.name} is {source.other_label}"
+        raise UsageError(what, f"0 counts later classes as background, {IGNORE} ignores them")
     names = task_names(source.space, groups)
     presence = lists.cached_presence(source, "train")
     train = _train_rows(source, presence, groups, setting, partition_file)
@@ -91,28 +88,9 @@ def class_incremental(
         _refuse_masks_without_classes(source, presence)
     for split, first, rows in (("training", sealed, train), (MEASURED[measured], 0, test)):
         for group, name, found in list(zip(groups, names, rows, strict=True))[first:]:
-            if not len(found):
-                classes = ", ".join(source.space.name(c) for c in group)
-                raise DataError(
-                    f"{source.name}: no {split} image for task '{called(name, len(group))}' "
-                    f"({classes}; setting {setting})",
-                    "leave these classes out of the order, teach more classes per task, or choose setting overlap",
-                )
-            absent = [c for c in group if split == "training" and not presence[found, c].any()]
-            if absent:
-                raise DataError(
-                    f"{source.name}: no training image of task '{called(name, len(group))}' shows class "
-                    f"{', '.join(repr(source.space.name(c)) for c in absent)} (setting {setting})",
-                    "a class without a pixel cannot be learned: leave it out with stream.order, or add images",
-                )
-    granted: tuple[Source, Split] | None = None
-    if isinstance(pool, str):
-        lists.cached_presence(source, pool)  # a missing split is told before any work starts
-        granted = source, pool
-    elif pool is not None:
-        pool.names("train")
-        granted = pool, "train"
-    plan = _Plan(source, groups, train, test, preparation, other, granted, measured)
+            _refuse_task_without_images(source, setting, split, called(name, len(group)), group, presence, found)
+    granted = None if pool is None else _granted(source, pool)
+    plan = _Plan(source, groups, train, test, preparation, granted, measured)
     specs = [
         TaskSpec(name, new, frozenset(new), setting == "overlap", preparation, partial(plan.open, index))
         for index, (name, new) in enumerate(zip(names, groups, strict=True))
@@ -134,7 +112,6 @@ class _Plan:
     train: list[lists.Rows]
     test: list[lists.Rows]
     preparation: Preparation
-    other: int
     granted: tuple[Source, Split] | None
     measured: Measured
 
@@ -165,15 +142,15 @@ class _Plan:
 
     def measured_view(self, index: int, seen: Sequence[int]) -> Dataset:
         """Images of the measured split that show a class seen so far, with the labels ``seen``."""
-        names, table = self.source.names(self.measured), remap_table(seen, self.other)
+        names, table = self.source.names(self.measured), remap_table(seen, self.source.other_label)
         return Dataset(
             self.source, self.measured, tuple(names[row] for row in self.test[index]), table, self.preparation
         )
 
     def view(self, split: Split, index: int, keep: Sequence[int], check: Callable[[], None]) -> Dataset:
-        """Training or validation images of one task with the labels ``keep``; others become background or ``other``."""
+        """Training or validation images of one task with the labels ``keep``; for others see ``other_label``."""
         rows, names = self.train if split == "train" else self.validation, self.source.names(split)
-        table = remap_table(keep, BACKGROUND if split == "train" else self.other)
+        table = remap_table(keep, BACKGROUND if split == "train" else self.source.other_label)
         chosen = tuple(names[row] for row in rows[index])
         return Dataset(self.source, split, chosen, table, self.preparation, split == "train", check)
 
@@ -261,6 +238,41 @@ def _refuse_masks_without_classes(source: Source, presence: lists.Presence) -> N
             if ignored and source.name == "folders"
             else "masks hold the numbers of the class file",
         )
+
+
+def _refuse_task_without_images(
+    source: Source,
+    setting: str,
+    split: str,
+    task: str,
+    group: Sequence[int],
+    presence: lists.Presence,
+    rows: lists.Rows,
+) -> None:
+    """Raise DataError where a task has no image in a split, or no training image that shows one of its classes."""
+    if not len(rows):
+        classes = ", ".join(source.space.name(c) for c in group)
+        raise DataError(
+            f"{source.name}: no {split} image for task '{task}' ({classes}; setting {setting})",
+            "leave these classes out of the order, teach more classes per task, or choose setting overlap",
+        )
+    if split != "training":
+        return
+    if absent := [c for c in group if not presence[rows, c].any()]:
+        raise DataError(
+            f"{source.name}: no training image of task '{task}' shows class "
+            f"{', '.join(repr(source.space.name(c)) for c in absent)} (setting {setting})",
+            "a class without a pixel cannot be learned: leave it out with stream.order, or add images",
+        )
+
+
+def _granted(source: Source, pool: Pool) -> tuple[Source, Split]:
+    """Where unlabelled images come from; that they are missing is told before any work starts."""
+    if isinstance(pool, str):
+        lists.cached_presence(source, pool)
+        return source, pool
+    pool.names("train")
+    return pool, "train"
 
 
 def _train_rows(

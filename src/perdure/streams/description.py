@@ -311,6 +311,20 @@ def describe(
     )
 
 
+def told_of_repeats(stream: DescribedStream, sealed: int) -> list[str]:
+    """Which data sets that are still to be learned have the training images of an earlier one, a sentence each.
+
+    Images and labels are compared by :func:`perdure.data.content.content_fingerprint`, not by names and places.
+    """
+    later = stream.tasks[sealed:] if stream.of_data_sets else ()
+    pairs = [(task, one) for task in later for one in stream.tasks[: task.index] if task.content == one.content != ""]
+    return [
+        f"'{task.name}' has the training images and labels of '{one.name}', which comes before it: the same data set "
+        "again teaches nothing new"
+        for task, one in pairs
+    ]
+
+
 def tests_fingerprint(task: Task) -> str:
     """Fingerprint of the test cases of a task that has its own, empty where tasks share them or they are gone."""
     from perdure.data.content import content_fingerprint

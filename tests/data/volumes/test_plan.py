@@ -230,6 +230,9 @@ def test_an_empty_training_set_is_told() -> None:
         ({"plan": "given"}, "needs volumes.spacing and volumes.patch"),
         ({"intensity": (99, 1)}, "two percentiles"),
         ({"spacing": (1, 0, 1)}, "greater than 0"),
+        ({"spacing": (1, -2, 1)}, "greater than 0"),
+        ({"spacing": (1, float("nan"), 1)}, "finite number"),
+        ({"spacing": (1, 1001, 1)}, "less than or equal to 1000"),
         ({"patch": (16, 16)}, "Field required"),
         ({"window": 3}, "Extra inputs"),
     ],
@@ -318,3 +321,24 @@ def test_ignored_voxels_have_places(phantoms: Callable[..., Volumes]) -> None:
     assert (np.asarray(ready.label) == IGNORE).any() and set(ready.places) == {-1, 1, 2}
     at = tuple(ready.places[-1].T.astype(int))
     assert not (np.asarray(ready.label)[at] == IGNORE).any()
+
+
+@pytest.mark.parametrize("plan", ["first", "given"])
+@pytest.mark.parametrize(
+    ("spacing", "what"),
+    [
+        ((1e-9, 1e-9, 1e-9), "'patient 0' would have 3.6e+10 × 2.6e+10 × 2.2e+10 voxels at the plan's spacing"),
+        ((1e-9, 1.0, 1.0), "GB of memory"),
+        ((1000.0, 1000.0, 1000.0), "'patient 0' would have 0 × 0 × 0 voxels"),
+        ((36.0, 26.0, 22.0), "would have 1 × 1 × 1 voxels at the plan's spacing of 36 × 26 × 22 mm, and the patch has"),
+    ],
+)
+def test_a_spacing_that_no_volume_can_have_is_told_before_anything_is_planned(
+    phantoms: Callable[..., Any], plan: str, spacing: tuple[float, float, float], what: str
+) -> None:
+    source = phantoms()
+    options = VolumeOptions(plan=plan, spacing=spacing, patch=(16, 16, 16))
+    with pytest.raises(DataError) as told:
+        plan_volumes(source, options)
+    assert what in told.value.what and "volumes.spacing" in told.value.hint
+    assert source.reads == ["patient 0"]

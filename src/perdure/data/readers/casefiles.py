@@ -34,10 +34,14 @@ class CaseFiles(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """Cases by split, ``{"train": {name: files}, "test": {...}}``, and what is wrong with others."""
+    """Cases by split, ``{"train": {name: files}, "test": {...}}``, and what is wrong with others.
+
+    ``told`` says in words which fold they are of; empty where the data set itself says what is for testing.
+    """
 
     splits: Mapping[Split, Mapping[str, CaseFiles]]
     problems: Sequence[DataError] = ()
+    told: str = ""
 
 
 def index(folder: Path, endings: Sequence[str], problems: list[DataError]) -> dict[str, Path]:
@@ -58,7 +62,12 @@ def index(folder: Path, endings: Sequence[str], problems: list[DataError]) -> di
     found: dict[str, Path] = {}
     for path in paths:
         end = next((end for end in endings if path.name.lower().endswith(end)), "")
-        if path.name.startswith(".") or path.is_dir():
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            if end:
+                what = f"{path} is a folder, and a file is expected"
+                problems.append(DataError(what, "put the file in its place, or rename the folder"))
             continue
         if not end:
             if _VOLUMES.search(path.name):
@@ -157,6 +166,14 @@ def class_list(path: Path, classes: Mapping[int, str], background: str = "backgr
         ),
         background,
     )
+
+
+def channel_list(path: Path, names: Iterable[object]) -> tuple[str, ...]:
+    """Names of channels that a description holds. Raises DataError for what is no name."""
+    channels = tuple(map(str, names))
+    if problem := next(filter(None, map(wrong_name, channels)), ""):
+        raise DataError(f"{path}: of a channel {problem}", "shorten or correct the name")
+    return channels
 
 
 def plain_labels(space: LabelSpace) -> dict[int, int]:

@@ -7,8 +7,16 @@ axis of a 4D image. The images under ``test`` have no masks and are left out.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
-from perdure.data.readers.casefiles import CaseFiles, Layout, alike_names, annotated_classes, class_list, patient_of
+from perdure.data.readers.casefiles import (
+    CaseFiles,
+    alike_names,
+    annotated_classes,
+    channel_list,
+    class_list,
+    patient_of,
+)
 from perdure.data.readers.folds import by_fold
 from perdure.data.readers.imagefiles import sample_name
 from perdure.data.readers.volumes import VolumeSource
@@ -16,6 +24,12 @@ from perdure.data.volumes.files import ENDINGS, ending
 from perdure.errors import DataError
 from perdure.files import read_json
 from perdure.labels import BACKGROUND
+
+_KEYS: Final = (
+    ("training", list, '"training": [{"image": "imagesTr/a.nii.gz", "label": "labelsTr/a.nii.gz"}]'),
+    ("labels", dict, '"labels": {"0": "background", "1": "liver"}'),
+    ("modality", dict, '"modality": {"0": "MRI"}'),
+)
 
 
 def open_decathlon(root: Path, fold: int = 0, patients: bool = True) -> VolumeSource:
@@ -36,15 +50,21 @@ def open_decathlon(root: Path, fold: int = 0, patients: bool = True) -> VolumeSo
     if not path.is_file():
         raise DataError(f"{root} has no dataset.json", "give the folder TaskXX_NAME")
     content = read_json(path)
-    for key, kind in (("training", list), ("labels", dict), ("modality", dict)):
-        if not isinstance(content, dict) or not isinstance(content.get(key), kind) or not content[key]:
-            new = isinstance(content, dict) and "channel_names" in content
+    if not isinstance(content, dict):
+        raise DataError(
+            f"{path} is no description of a data set", "the Decathlon has training, labels and modality in it"
+        )
+    for key, kind, form in _KEYS:
+        if key not in content:
+            new = not {"channel_names", "file_ending"}.isdisjoint(content)
             raise DataError(
                 f"{path} has no '{key}'",
                 "it is in the layout of nnU-Net v2: use the data set nnunet"
                 if new
                 else "the Decathlon has training, labels and modality in it",
             )
+        if not isinstance(content[key], kind) or not content[key]:
+            raise DataError(f"{path}: '{key}' is {str(content[key])[:60]}", f"write {form}")
     labels: dict[int, str] = {}
     for number, name in content["labels"].items():
         if not str(number).isdecimal() or len(str(number)) > 6 or not isinstance(name, str):
@@ -76,12 +96,13 @@ def open_decathlon(root: Path, fold: int = 0, patients: bool = True) -> VolumeSo
             cases[name] = files
     problems += alike_names(listed)
     patient = patient_of(root, listed, problems)
-    modality = tuple(str(content["modality"][key]) for key in sorted(content["modality"], key=lambda k: (len(k), k)))
+    named = content["modality"]
+    modality = channel_list(path, (named[key] for key in sorted(named, key=lambda k: (len(k), k))))
     return VolumeSource(
         "decathlon",
         root,
         space,
-        Layout(by_fold(root, cases, patient, fold, problems), problems),
+        by_fold(root, cases, patient, fold, problems),
         {k: k for k in (BACKGROUND, *space.ids)},
         f"add the label to {path}, or correct the mask",
         len(modality),
@@ -98,6 +119,7 @@ def _fault(files: CaseFiles) -> DataError | None:
         if not ending(file):
             return DataError(f"{file} is not a volume that is read", f"read are {', '.join(ENDINGS)}")
         if not file.is_file():
-            what = "is a link that leads nowhere" if file.is_symlink() else "does not exist"
+            lost = "is a folder, and a file is expected" if file.is_dir() else "does not exist"
+            what = "is a link that leads nowhere" if file.is_symlink() and not file.exists() else lost
             return DataError(f"{file} {what}", "restore the file, or remove the case from dataset.json")
     return None

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from perdure.data.readers.casefiles import CaseFiles
+from perdure.data.readers.casefiles import CaseFiles, Layout
 from perdure.data.source import SPLITS, Split
 from perdure.errors import DataError, UsageError, nearest
 from perdure.files import read_json
@@ -25,7 +25,7 @@ def divided(
     patients: Mapping[str, str],
     fold: int,
     problems: Sequence[DataError],
-) -> dict[Split, dict[str, CaseFiles]]:
+) -> Layout:
     """Cases by split: from lists called after the splits where ``root`` has some, otherwise from a fold.
 
     ``endings`` are those of the lists, the preferred one first; the others see :func:`by_lists` and :func:`by_fold`.
@@ -34,24 +34,31 @@ def divided(
         split: path for split in SPLITS for end in reversed(endings) if (path := root / f"{split}{end}").is_file()
     }
     if lists:
-        return by_lists(root, lists, cases, aliases, patients, fold)
+        return Layout(by_lists(root, lists, cases, aliases, patients, fold), problems)
     return by_fold(root, cases, patients, fold, problems)
 
 
 def by_fold(
     root: Path, cases: Mapping[str, CaseFiles], patients: Mapping[str, str], fold: int, problems: Sequence[DataError]
-) -> dict[Split, dict[str, CaseFiles]]:
+) -> Layout:
     """Cases by split, see :func:`fold_of`. Where cases lack files and no fold is sound, all others are for training.
 
     Nothing but a check then asks for them.
     """
+    told = ""
     try:
-        train, test = fold_of(root, sorted(cases), patients, fold)
+        train, test, folds = fold_of(root, sorted(cases), patients, fold)
+        made = f"from {SPLITS_FILE}" if (root / SPLITS_FILE).exists() else "divided as nnU-Net does"
+        told = f"test cases are those of fold {fold} (of 0 to {folds - 1}, {made}): data.fold=N is another one"
     except DataError:
         if not problems:
             raise
         train, test = sorted(cases), []
-    return {"train": {name: cases[name] for name in train}, "test": {name: cases[name] for name in test}}
+    splits: dict[Split, dict[str, CaseFiles]] = {
+        "train": {name: cases[name] for name in train},
+        "test": {name: cases[name] for name in test},
+    }
+    return Layout(splits, problems, told)
 
 
 def by_lists(
@@ -109,8 +116,10 @@ def _named(path: Path, aliases: Mapping[str, str]) -> list[str]:
     return sorted(names)
 
 
-def fold_of(root: Path, names: Sequence[str], patients: Mapping[str, str], fold: int) -> tuple[list[str], list[str]]:
-    """Training and test cases of a fold: nnU-Net's validation cases are the test cases here.
+def fold_of(
+    root: Path, names: Sequence[str], patients: Mapping[str, str], fold: int
+) -> tuple[list[str], list[str], int]:
+    """Training and test cases of a fold, and how many folds there are: nnU-Net's validation cases are the test cases.
 
     Folds are read from ``splits_final.json`` beside the data where it is, otherwise made as nnU-Net makes them, of the
     patients instead of the cases. Cases that the file does not list are left out, as by nnU-Net.
@@ -132,7 +141,7 @@ def fold_of(root: Path, names: Sequence[str], patients: Mapping[str, str], fold:
         raise UsageError(f"fold={fold}, but {root} has {len(folds)} folds", f"give 0 to {len(folds) - 1}")
     train, test = folds[fold]
     refuse_divided(f"fold {fold} of {path if path.exists() else root}", train, test, patients)
-    return train, test
+    return train, test, len(folds)
 
 
 def refuse_divided(where: str, train: Sequence[str], test: Sequence[str], patients: Mapping[str, str]) -> None:

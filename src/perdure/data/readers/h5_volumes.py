@@ -20,7 +20,6 @@ import numpy.typing as npt
 from perdure.data.case import Geometry
 from perdure.data.readers.casefiles import (
     CaseFiles,
-    Layout,
     alike_names,
     annotated_classes,
     class_list,
@@ -165,12 +164,12 @@ def open_h5_volumes(
     cases = {name: CaseFiles((path,), path) for name, path in files.items()}
     patient = patient_of(root, cases, problems)
     aliases = {name: name for name in cases} | {path.relative_to(root).as_posix(): name for name, path in files.items()}
-    splits = divided(root, (".list", ".txt"), cases, aliases, patient, fold, problems)
+    layout = divided(root, (".list", ".txt"), cases, aliases, patient, fold, problems)
     return H5Volumes(
         "h5_volumes",
         root,
         space,
-        Layout(splits, problems),
+        layout,
         plain_labels(space),
         "add the class to classes, or correct the label",
         annotated=annotated_classes(root, cases, space, problems),

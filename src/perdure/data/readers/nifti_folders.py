@@ -16,7 +16,6 @@ from collections import Counter
 from pathlib import Path
 
 from perdure.data.readers.casefiles import (
-    Layout,
     annotated_classes,
     by_channel,
     index,
@@ -65,12 +64,12 @@ def open_nifti_folders(root: Path, classes: Path | None = None, fold: int = 0, p
     names = {*images, *masks}
     patient = patient_of(root, names, problems)
     aliases = {name: name for name in names} | {path.name: name for name, path in masks.items()}
-    splits = divided(root, (".txt",), cases, aliases, patient, fold, problems)
+    layout = divided(root, (".txt",), cases, aliases, patient, fold, problems)
     return VolumeSource(
         "nifti_folders",
         root,
         space,
-        Layout(splits, problems),
+        layout,
         plain_labels(space),
         f"add the class to {class_file}, or correct the mask",
         channels,

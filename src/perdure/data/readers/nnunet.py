@@ -20,6 +20,7 @@ from perdure.data.readers.casefiles import (
     Layout,
     annotated_classes,
     by_channel,
+    channel_list,
     class_list,
     index,
     paired,
@@ -27,7 +28,6 @@ from perdure.data.readers.casefiles import (
 )
 from perdure.data.readers.folds import by_fold, refuse_divided
 from perdure.data.readers.volumes import LARGEST, PICTURES, VolumeSource
-from perdure.data.source import Split
 from perdure.data.volumes.files import ENDINGS
 from perdure.errors import DataError, UsageError
 from perdure.files import read_json
@@ -72,20 +72,19 @@ def open_nnunet(root: Path, fold: int = 0, patients: bool = True) -> VolumeSourc
     test = _cases(root, "Ts", told, problems) if (root / "labelsTs").is_dir() and told.listed is None else {}
     names = sorted({*train, *test})
     patient = patient_of(root, names, problems)
-    splits: dict[Split, dict[str, CaseFiles]]
     if test:
         if fold:
             raise UsageError(f"fold={fold}, but {root} has test cases in labelsTs", "leave fold out")
         refuse_divided(str(root), sorted(train), sorted(test), patient)
-        splits = {"train": train, "test": test}
+        layout = Layout({"train": train, "test": test}, problems)
     else:
-        splits = by_fold(root, train, patient, fold, problems)
+        layout = by_fold(root, train, patient, fold, problems)
     pictures = told.ending in PICTURES
     return VolumeSource(
         "nnunet",
         root,
         told.space,
-        Layout(splits, problems),
+        layout,
         told.table,
         f"add the label to {path}, or correct the mask",
         len(told.channels),
@@ -121,12 +120,20 @@ def _described(path: Path) -> _Described:
     if listed is not None and not isinstance(listed, dict):
         raise DataError(f"{path}: 'dataset' is no mapping", 'expected {"case": {"images": [...], "label": "..."}}')
     space, table = _classes(path, content["labels"], content.get("regions_class_order"))
-    return _Described(space, table, tuple(str(names[str(k)]) for k in range(len(names))), ending, listed)
+    channels = channel_list(path, (names[str(k)] for k in range(len(names))))
+    return _Described(space, table, channels, ending, listed)
 
 
 def _classes(path: Path, labels: object, order: object) -> tuple[LabelSpace, dict[int, int]]:
     """Exclusive classes, and what the numbers in masks become."""
-    if not isinstance(labels, dict) or labels.get("background") != BACKGROUND:
+    if not isinstance(labels, dict):
+        what = (
+            f"{path}: labels are {'a list' if isinstance(labels, list) else repr(labels)[:40]}, not names with numbers"
+        )
+        raise DataError(what, _LABELS)
+    if labels.get("0") == "background":
+        raise DataError(f"{path}: labels give names to numbers; nnU-Net v2 gives numbers to names", _LABELS)
+    if labels.get("background") != BACKGROUND:
         raise DataError(f"{path}: labels do not give 0 to 'background'", _LABELS)
     regions: dict[str, list[int]] = {}
     for name, numbers in labels.items():

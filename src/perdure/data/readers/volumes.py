@@ -9,6 +9,7 @@ patient's. How cases become training and test cases: :mod:`perdure.data.readers.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -101,6 +102,11 @@ class VolumeSource(Source):
             colour = len(pictures) == 1 and self.channels == 3
             return pictures[0] if colour else np.concatenate([to_grey(picture) for picture in pictures])
         headers = [read_header(path) for path in images]
+        if math.prod(headers[0].size) == 1:
+            raise DataError(
+                f"{headers[0].path} is a volume of 1×1×1 voxels, in which there is nothing to see",
+                "restore the file, or remove the case",
+            )
         for number, header in enumerate(headers):
             self._refuse_axes(header, self.channels if len(headers) == 1 else 1)
             if what := difference(headers[0], header, ("channel 0", f"channel {number}")):
@@ -273,7 +279,10 @@ def told_of_volumes(source: VolumeSource) -> list[str]:
         if max(spacing) > _LONG * min(spacing)
     ][:3]
     if thin:
-        lines.append(f"{len(thin)} cases are one voxel thick (first: '{thin[0]}'): methods for volumes need more")
+        many = f"{len(thin)} cases are" if len(thin) > 1 else "1 case is"
+        lines.append(
+            f"{many} one voxel thick (first: '{thin[0]}'): networks for volumes need more; volumes.view=slices"
+        )
     return lines
 
 

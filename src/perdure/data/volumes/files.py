@@ -48,6 +48,8 @@ def read_header(path: Path) -> Header:
     refuse_special(path)
     if path.is_symlink() and not path.exists():
         raise DataError(f"{path} is a link to {path.readlink()}, which does not exist", "restore the file behind it")
+    if path.is_dir():
+        raise DataError(f"{path} is a folder, and a file is expected", "put the file in its place")
     if not path.is_file():
         raise DataError(f"{path} does not exist", "restore the file, or remove the case")
     with _explained(path):

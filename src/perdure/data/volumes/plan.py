@@ -15,7 +15,7 @@ from perdure.data.case import Case
 from perdure.data.source import Source
 from perdure.data.volumes.extra import need, nnunet_folders, quiet
 from perdure.data.volumes.options import VolumeOptions, kept_channels
-from perdure.data.volumes.preprocessing import Intensities, Scheme, Volume3D
+from perdure.data.volumes.preprocessing import Intensities, Scheme, Volume3D, refuse_size
 from perdure.data.volumes.sampled import Sampled, checked, spacing_of
 from perdure.data.volumes.slices import Slices2D
 from perdure.errors import DataError
@@ -68,7 +68,7 @@ def plan_volumes(source: Source, options: VolumeOptions, told: Told | None = Non
     names = source.names("train")
     if not names:
         raise DataError(f"{source.name} has no training case", "run `perdure check` on the data set")
-    channels = _volume(source, names[0]).image.shape[0]
+    channels = _volume(source, names[0], options).image.shape[0]
     named = list(source.modality) or [f"channel {number}" for number in range(channels)]
     if len(named) != channels:
         raise DataError(
@@ -81,7 +81,7 @@ def plan_volumes(source: Source, options: VolumeOptions, told: Told | None = Non
     masked = [False] * channels
     found = _Fingerprint([], [], [], [None] * channels)
     if options.plan != "given" or "CTNormalization" in schemes:
-        found = _fingerprint(source, names, [name == "CTNormalization" for name in schemes], told)
+        found = _fingerprint(source, names, options, [name == "CTNormalization" for name in schemes], told)
     if options.plan == "given":
         assert options.spacing is not None and options.patch is not None  # the options ask for both
         first = int(np.argmax(options.spacing))
@@ -200,16 +200,23 @@ def _words(names: Sequence[str]) -> str:
     return ", ".join(dict.fromkeys(names))
 
 
-def _volume(source: Source, name: str) -> Case:
-    """A training case, checked: a volume of numbers whose label has its size."""
+def _volume(source: Source, name: str, options: VolumeOptions) -> Case:
+    """A training case, checked: a volume of numbers whose label has its size, and that a chosen spacing leaves usable.
+
+    Without the last, nnU-Net would plan for minutes with volumes of 10¹² voxels, or of none.
+    """
     case = source.read("train", name)
     checked(case, (3,))
     if case.label.shape != case.image.shape[1:]:
         raise source.size_error("train", name, case.image.shape[1:], case.label.shape)
+    if options.spacing is not None:
+        refuse_size(case, spacing_of(case), options.spacing, options.patch)
     return case
 
 
-def _fingerprint(source: Source, names: Sequence[str], ct: Sequence[bool], told: Told | None) -> _Fingerprint:
+def _fingerprint(
+    source: Source, names: Sequence[str], options: VolumeOptions, ct: Sequence[bool], told: Told | None
+) -> _Fingerprint:
     """nnU-Net's fingerprint (``DatasetFingerprintExtractor``), case by case in this process.
 
     nnU-Net starts processes for it that read files; the parts that look at a case are called here. Intensities are
@@ -222,7 +229,7 @@ def _fingerprint(source: Source, names: Sequence[str], ct: Sequence[bool], told:
     values: list[list[npt.NDArray[Any]]] = [[] for _ in ct]
     labelled = False
     for number, name in enumerate(names):
-        case = _volume(source, name)
+        case = _volume(source, name, options)
         image = checked(case, (3,), (len(ct),))
         # float32 as nnU-Net's readers have it, and a copy: -1 is written into it
         data, label, _ = crop(image, case.label.numpy().astype(np.float32)[None])

@@ -148,15 +148,7 @@ class Volume3D(Sampled):
         """nnU-Net's own preprocessing of one case: image ``(C, *s)`` float32, label ``(1, *s)``, what it found."""
         image = checked(case, (3,), self.accepted_channels)
         spacing = spacing_of(case)
-        sides = [round(n * s / to) for n, s, to in zip(image.shape[1:], spacing, self.raw_spacing, strict=True)]
-        needed = BYTES_PER_VOXEL * (math.prod(sides) + image.size)
-        if not all(side > 0 for side in sides) or needed > free_memory():
-            shown, plan = (" × ".join(f"{value:g}" for value in values) for values in (sides, self.raw_spacing))
-            raise DataError(
-                f"{called(case)} would have {shown} voxels at the plan's spacing of {plan} mm"
-                + (f", and needs {needed / 1e9:.1f} GB of memory" if all(sides) else ""),
-                "leave it out, or choose another volumes.spacing",
-            )
+        refuse_size(case, spacing, self.raw_spacing)
         present = [] if label is None else sorted({*distinct(label).tolist()} - {BACKGROUND, IGNORE})
         # nnU-Net looks for places of declared labels alone; ignored voxels are found in `ready`
         declared = {"labels": {"background": BACKGROUND, **{str(value): value for value in present}}}
@@ -202,6 +194,35 @@ class Volume3D(Sampled):
                 }
             },
         }
+
+
+def refuse_size(
+    case: Case, spacing: Sequence[float], wanted: Sequence[float], patch: Sequence[int] | None = None
+) -> None:
+    """Refuse a volume that cannot be resampled: nothing would be left of it, or it would not fit into memory.
+
+    Args:
+        case: The raw case.
+        spacing: Its spacing in mm.
+        wanted: The spacing that it is to have, in mm.
+        patch: Of the recipe, where it names one.
+
+    Raises:
+        DataError: It is so, or the whole volume would fill less than an eighth of the patch along every axis.
+    """
+    sides = [round(n * s / to) for n, s, to in zip(case.image.shape[1:], spacing, wanted, strict=True)]
+    needed = BYTES_PER_VOXEL * (math.prod(sides) + case.image.numel())
+    why = ""
+    if patch is not None and all(8 * side <= of for side, of in zip(sides, patch, strict=True)):
+        why = f", and the patch has {' × '.join(map(str, patch))}"
+    if all(sides) and needed > free_memory():
+        why = f", and needs {needed / 1e9:.1f} GB of memory"
+    if why or not all(sides):
+        shown, plan = (" × ".join(f"{value:g}" for value in values) for values in (sides, wanted))
+        raise DataError(
+            f"{called(case)} would have {shown} voxels at the plan's spacing of {plan} mm{why}",
+            "leave it out, or choose another volumes.spacing",
+        )
 
 
 def region(array: Array, corner: Sequence[int], size: Sequence[int], fill: float) -> npt.NDArray[Any]:
