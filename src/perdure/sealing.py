@@ -134,14 +134,21 @@ def seal(
         on = "" if experiment.stream.measured == "test" else f"  on {shown} images"
         title = called(task.name, len(task.new))
         logger.say(f"[green]sealed[/] task {task.index + 1} of {len(experiment.stream)} ({title})  {text}{on}")
-        _say_what_was_not_learned(experiment, task, pooled(counts), logger)
+        _say_what_was_not_learned(experiment, task, counts, logger)
         publish(run, [folder])
     machine.barrier()
 
 
-def _say_what_was_not_learned(experiment: Experiment, task: Task, counts: ConfusionMatrix, logger: RunLogger) -> None:
-    """Name new classes that ended at 0 in the task that teaches them, with what to try: later tasks cannot mend it."""
-    zero = at_zero(counts, task.new, experiment.kind)
+def _say_what_was_not_learned(
+    experiment: Experiment, task: Task, counts: Mapping[str, ConfusionMatrix], logger: RunLogger
+) -> None:
+    """Name classes that ended at 0 in a task that teaches them, with what to try: later tasks cannot mend it.
+
+    Known ones that the task annotates again count on its own test set, where it has one.
+    """
+    zero = at_zero(pooled(counts), task.new, experiment.kind)
+    if (own := counts.get(task.name)) is not None:
+        zero += at_zero(own, [c for c in task.old if c in task.annotated], experiment.kind)
     if zero:
         names = [experiment.stream.space.name(c) for c in zero]
         for c in zero:

@@ -45,6 +45,15 @@ def headline(stream: DescribedStream) -> list[str]:
     names = ["miou.all", "miou.old", "miou.new", "hiou", "forgetting[max-last]", "miou.average"]
     if stream.kind == "classification":
         names = ["accuracy.all", "accuracy.mean", "forgetting[max-last,of=accuracy]", "accuracy.average"]
+    elif stream.of_data_sets:
+        # no mIoU: its background, most of a scan and always right, hides that a structure is lost
+        names = [
+            "dice.tasks",
+            "dice.cases",
+            "forgetting.semantics[max-last]",
+            "forgetting.appearance[max-last]",
+            "bwtr",
+        ]
     return [str(figure(name, background=stream.background is not None)) for name in names]
 
 

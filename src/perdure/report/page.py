@@ -235,9 +235,8 @@ def run_curves(results: RunResults) -> list[tuple[str, str]]:
         quality = [Line("all images", over_tasks(shown[0]), 0), Line("balanced", over_tasks(shown[1]), 0, dashed=True)]
         quality += [Line(tasks[j].called, of_group(j, rows), j + 1) for j in range(len(stream.groups))]
     else:
-        titles = ("all", "first task's classes", "later classes")
-        named = enumerate(zip(titles, shown[:3], strict=True))
-        quality = [Line(title, over_tasks(name), k, dashed=k == 0) for k, (title, name) in named]
+        titled = (("all", "miou.all"), ("first task's classes", "miou.old"), ("later classes", "miou.new"))
+        quality = [Line(title, over_tasks(name), k, dashed=k == 0) for k, (title, name) in enumerate(titled)]
     lost = {t: forgetting_by_group(rows, t) for t in rows}
     losses = [Line("mean", over_tasks(words.forgetting), 0, dashed=True)]
     losses += [Line(tasks[j].called, of_group(j, lost), j + 1) for j in range(len(stream.groups) - 1)]
