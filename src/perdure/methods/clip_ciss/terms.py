@@ -79,7 +79,10 @@ def focal(logits: Tensor, targets: Tensor, number: Tensor | float) -> Tensor:
 
 
 def dice(logits: Tensor, targets: Tensor, number: Tensor | float) -> Tensor:
-    """Sum over masks of ``1 - (2 Σ σ g + 1) / (Σ σ + Σ g + 1)``, divided by ``number``; arguments as in :func:`focal`."""
+    """Sum over masks of ``1 - (2 Σ σ g + 1) / (Σ σ + Σ g + 1)``, divided by ``number``.
+
+    Arguments as in :func:`focal`.
+    """
     inside = logits.sigmoid()
     overlap = 2 * (inside * targets).sum(1) + 1
     return (1 - overlap / (inside.sum(1) + targets.sum(1) + 1)).sum() / number

@@ -39,7 +39,7 @@ class MapsEncoder(nn.Module):
     Args:
         widths: Channels of each map, deepest last.
         dim: Length of vectors in the joint space.
-        stride: Input pixels per cell; each side of an image must be a multiple of it.
+        stride: Each side of an image must be a multiple of it; input pixels per cell unless ``cell`` says another.
         fresh: Names of parts whose weights never come from a file. They learn as fast as the decoder.
     """
 
@@ -48,6 +48,7 @@ class MapsEncoder(nn.Module):
         self.widths = tuple(widths)
         self.dim = dim
         self.stride = stride
+        self.cell = stride
         self.fresh = fresh
 
     def forward(self, images: Tensor) -> EncoderOutput:

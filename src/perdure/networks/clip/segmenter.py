@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from perdure.errors import UsageError
 from perdure.networks.clip.decoder import AttentionDecoder, Decoded, PresenceHead
 from perdure.networks.clip.encoder import NARROW, VIT_B16, ClipEncoder, EncoderOutput, MapsEncoder, VitShape
-from perdure.networks.layers import NORMS, hold_norm
+from perdure.networks.layers import NORMS, batch_norms, freeze_affine, hold_norm
 from perdure.networks.network import Network
+from perdure.networks.segmenter import Segmenter
 from perdure.networks.weights import Weights
 
 PRESETS: Final = {"vit_b16": (VIT_B16, 512), "narrow": (NARROW, 64)}
@@ -196,9 +197,46 @@ class ClipSegmenter(Network):
             group += [parameter for parameter in module.parameters(recurse=False) if parameter.requires_grad]
         return groups
 
+    def freeze_norm(self) -> None:
+        """Keep BatchNorm as it is from now on, where the encoder has any; layer normalisation learns in every task."""
+        self.norm_frozen = True
+        for part in batch_norms(self):
+            freeze_affine(part)
+            part.training = False
+
+    def with_classifiers(self) -> Segmenter:
+        """The encoder with a linear classifier per class on its deepest map, for methods that read no names."""
+        encoder = self.encoder
+        return Segmenter(
+            EncoderMap(encoder),
+            encoder.dim,
+            encoder.cell,
+            2,
+            multiple=(self.stride, self.stride),
+            in_channels=self.in_channels,
+            weights=self.weights,
+        )
+
     def compilable(self) -> list[nn.Module]:
         """Encoder and decoder."""
         return [self.encoder, self.decoder]
+
+
+class EncoderMap(nn.Module):
+    """The deepest map of an encoder, brought to the length of its joint space: features for linear classifiers."""
+
+    def __init__(self, encoder: MapsEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+        # the residual stream of a transformer has no common scale: without the norm classifiers hardly learn
+        self.neck = nn.Sequential(
+            nn.Conv2d(encoder.widths[-1], encoder.dim, 1, bias=False), nn.BatchNorm2d(encoder.dim), nn.ReLU()
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images ``(B, C, H, W)`` -> features ``(B, dim, h, w)``."""
+        features: Tensor = self.neck(self.encoder(images).maps[-1])
+        return features
 
 
 def _encoder(
