@@ -268,6 +268,7 @@ _OF_DICE: Final[Mapping[str, Callable[[Figure, RunResults, int], list[float]]]] 
     "bwtr": lambda _, r, t: continual.relative_backward(r.task_dice, t),
     "rma": lambda _, r, t: continual.plasticity(r.task_dice, r.alone.task_dice if r.alone else None, t),
     "e-fwt": lambda _, r, t: continual.forward(r.task_dice, r.numbers, t),
+    "fwt": lambda _, r, t: continual.told_by_name(r.stream, r.numbers, t),
     "mpe": lambda _, r, t: continual.growth(r.kept, t),
     "drr": lambda _, r, t: continual.replay(r.stream, r.kept, r.numbers, t),
     "forgetting.appearance": lambda f, r, t: continual.lost(r.task_dice, t, True, f.choices["rule"]),

@@ -53,6 +53,7 @@ class ClipCiss(Method[ClipCissOptions]):
     """
 
     Options = ClipCissOptions
+    reads_names = True
     text: Tensor
     named: Tensor
 
