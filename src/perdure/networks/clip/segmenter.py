@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from perdure.errors import UsageError
 from perdure.networks.clip.decoder import AttentionDecoder, Decoded, PresenceHead
 from perdure.networks.clip.encoder import NARROW, VIT_B16, ClipEncoder, EncoderOutput, MapsEncoder, VitShape
+from perdure.networks.deeplab import TINY
 from perdure.networks.layers import NORMS, batch_norms, freeze_affine, hold_norm
 from perdure.networks.network import Network
 from perdure.networks.segmenter import Segmenter
@@ -19,6 +20,7 @@ from perdure.networks.weights import Weights
 PRESETS: Final = {"vit_b16": (VIT_B16, 512), "narrow": (NARROW, 64)}
 """Shapes by name, each with the side of the crops that it is for."""
 TIMM_DIM = 128
+TINY_DIM = 64
 
 
 def clip_segmenter(
@@ -39,15 +41,17 @@ def clip_segmenter(
 
     Args:
         encoder: ``vit_b16`` (CLIP's), ``narrow`` (a small transformer for images of about 64 pixels), sizes of a
-            transformer (:class:`VitShape`), or the name of a convolutional timm backbone, such as
-            ``tf_efficientnet_lite0``.
+            transformer (:class:`VitShape`), ``tiny_resnet`` (four small residual stages, the quickest to learn from
+            random weights), or the name of a convolutional timm backbone, such as ``tf_efficientnet_lite0``.
         in_channels: Channels of the images.
         input_size: Side of the training crops in pixels; 512, or 64 for ``narrow``, if not given.
         weights: Of the encoder: ``random``; for CLIP a file or folder of weights; for a timm backbone also
             ``installed`` or ``imagenet``.
         double_class_embedding: Transformers: add the class embedding twice, as the published code does.
-        dim: Length of text rows and queries: the transformer's joint space, or 128 for a timm backbone, if not given.
-        stride: Of a timm backbone's maps: pixels per cell, 8, 16 or 32. A transformer's cell is its patch.
+        dim: Length of text rows and queries: the transformer's joint space, or 128 for a timm backbone and 64 for
+            ``tiny_resnet``, if not given.
+        stride: Of a backbone's maps: pixels per cell, 8, 16 or 32, of ``tiny_resnet`` 4, 8 or 16. A transformer's cell
+            is its patch.
         layers: Of each stage of the decoder; it has one stage per exported map.
         heads: Attention heads of the decoder.
         dropout: Of the decoder.
@@ -248,6 +252,12 @@ def _encoder(
     dim: int | None,
     stride: int,
 ) -> tuple[MapsEncoder, Weights]:
+    if encoder == TINY:
+        from perdure.networks.clip.tiny_encoder import TinyMapsEncoder
+
+        if str(weights) != "random":
+            raise UsageError(f"there are no weights for the encoder {TINY}", "leave network.weights out")
+        return TinyMapsEncoder(dim or TINY_DIM, stride, in_channels=in_channels), Weights("random")
     if isinstance(encoder, str) and encoder not in PRESETS:
         from perdure.networks.clip.timm_encoder import TimmMapsEncoder
 
