@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -110,7 +111,10 @@ def clip() -> TinyClip:
 def archive(clip: TinyClip, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The model as OpenAI publishes it: a TorchScript archive. Copy it before you change it."""
     path = tmp_path_factory.mktemp("openai") / "ViT-tiny.pt"
-    traced = torch.jit.trace(clip, (torch.randn(1, 3, SIDE, SIDE), torch.tensor([[3, VOCABULARY - 1]])))
+    example = (torch.randn(1, 3, SIDE, SIDE), torch.tensor([[3, VOCABULARY - 1]]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        traced = torch.jit.trace(clip, example)
     torch.jit.save(traced, str(path))
     write_bpe(path.parent)
     return path

@@ -105,11 +105,11 @@ def from_openai(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     renamed: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         if name in PROJECTIONS:
-            renamed[PROJECTIONS[name]] = tensor.mT.contiguous()
+            renamed[PROJECTIONS[name]] = tensor.mT.contiguous() if tensor.ndim == 2 else tensor
             continue
         new = next((part + name.removeprefix(old) for old, part in PARTS if name.startswith(old)), name)
         packed = PACKED.fullmatch(new)
-        if packed:
+        if packed and tensor.ndim and len(tensor) % 3 == 0:  # else it is told later, as a name that is not expected
             block, kind = packed.groups()
             thirds = zip(("q_proj", "k_proj", "v_proj"), tensor.chunk(3), strict=True)
             renamed |= {f"{block}.self_attn.{part}.{kind}": third.contiguous() for part, third in thirds}

@@ -109,7 +109,9 @@ def hash_vectors(names: Sequence[str], dim: int) -> Tensor:
     classes apart.
     """
     shared = _signs("", dim) / dim**0.5
-    own = np.stack([np.sum([_signs(piece, dim) for piece in _pieces(name)], axis=0) for name in names])
+    own = np.zeros((len(names), dim))
+    for row, name in zip(own, names, strict=True):
+        row += np.sum([_signs(piece, dim) for piece in _pieces(name)], axis=0)
     own -= (own @ shared)[:, None] * shared  # orthogonal to the shared direction, so that the share is exact
     own /= np.linalg.norm(own, axis=1, keepdims=True)
     return torch.from_numpy(SHARED**0.5 * shared + (1 - SHARED) ** 0.5 * own).float()

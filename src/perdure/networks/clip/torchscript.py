@@ -8,6 +8,7 @@ code in the archive is never looked at.
 
 from __future__ import annotations
 
+import io
 import math
 import pickle
 import zipfile
@@ -52,9 +53,6 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            # a zip can claim any size for compressed members; torch stores all of them as they are
-            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-                raise ValueError("members are compressed")
             return _tensors(archive)
     except _ForbiddenError as error:
         raise DataError(
@@ -81,7 +79,7 @@ def _tensors(archive: zipfile.ZipFile) -> dict[str, Tensor]:
             self.state = state
 
     def storage(dtype: torch.dtype, key: str, count: int) -> Tensor:
-        raw = bytearray(archive.read(f"{root}data/{key}"))
+        raw = bytearray(_member(archive, f"{root}data/{key}"))
         return torch.frombuffer(raw, dtype=dtype, count=count) if count else torch.empty(0, dtype=dtype)
 
     def tensor(flat: Tensor, offset: int, size: Sequence[int], stride: Sequence[int], *_: object) -> Tensor:
@@ -116,9 +114,15 @@ def _tensors(archive: zipfile.ZipFile) -> dict[str, Tensor]:
                 raise ValueError("a reference to something that is no storage")
             return storage(dtype, key, count)
 
-    with archive.open(entry) as stream:
-        tree = Reader(stream).load()
+    tree = Reader(io.BytesIO(_member(archive, entry))).load()
     return dict(_walk(tree, "", lambda value: value.state if isinstance(value, Node) else None))
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> bytes:
+    """Content of a member. torch stores data as it is; a compressed one could unpack to more than memory holds."""
+    if archive.getinfo(name).compress_type != zipfile.ZIP_STORED:
+        raise ValueError("data is compressed")
+    return archive.read(name)
 
 
 def _walk(

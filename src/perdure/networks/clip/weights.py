@@ -60,7 +60,7 @@ def load_clip_weights(encoder: ClipEncoder, path: Path) -> Weights:
     if POSITIONS in tensors:
         grid = round((len(own[POSITIONS]) - 1) ** 0.5)
         tensors[POSITIONS] = resize_positions(_square(tensors[POSITIONS], found.path), (grid, grid))
-    if PATCHES in tensors and tensors[PATCHES].shape[1] != own[PATCHES].shape[1]:
+    if PATCHES in tensors and tensors[PATCHES].ndim == 4 and tensors[PATCHES].shape[1] != own[PATCHES].shape[1]:
         from timm.models import adapt_input_conv
 
         tensors[PATCHES] = adapt_input_conv(own[PATCHES].shape[1], tensors[PATCHES])
@@ -146,10 +146,11 @@ def depth(names: Iterable[str], part: str) -> int:
 def _check_size(found: ClipFile, encoder: ClipEncoder) -> None:
     """Raise DataError for a CLIP of other sizes than the encoder's; what is missing is told later, by name."""
     tensors, shape = found.tensors, encoder.shape
-    if PATCHES not in tensors or VISUAL_PROJECTION not in tensors or tensors[PATCHES].ndim != 4:
+    patches, projection = tensors.get(PATCHES), tensors.get(VISUAL_PROJECTION)
+    if patches is None or projection is None or patches.ndim != 4 or projection.ndim != 2:
         return
-    width, _, patch, _ = tensors[PATCHES].shape
-    dim = len(tensors[VISUAL_PROJECTION])
+    width, _, patch, _ = patches.shape
+    dim = len(projection)
     sizes = [
         ("width", width, shape.width),
         ("patch", patch, shape.patch),
@@ -167,8 +168,8 @@ def _check_size(found: ClipFile, encoder: ClipEncoder) -> None:
 
 
 def _square(table: Tensor, path: Path) -> Tensor:
-    side = round(max(len(table) - 1, 0) ** 0.5)
-    if table.ndim != 2 or side * side + 1 != len(table) or not side:
+    side = round(max(table.shape[0] - 1, 0) ** 0.5) if table.ndim == 2 else 0
+    if not side or side * side + 1 != table.shape[0]:
         raise DataError(
             f"{path} has a position table of shape {tuple(table.shape)}, which is no square grid and a class token",
             "is it a CLIP with a vision transformer?",
