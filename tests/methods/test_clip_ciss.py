@@ -9,6 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+pytest.importorskip("transformers")
+
 from perdure.data.case import Batch
 from perdure.errors import UsageError
 from perdure.labels import TABLE_SIZE, label_space
