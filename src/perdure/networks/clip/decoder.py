@@ -108,7 +108,7 @@ class DecoderStage(nn.Module):
         scores = queries
         for layer in self.layers:
             queries, scores = layer(queries, memory)
-        return queries, scores.float().mean(1).unflatten(-1, feature_map.shape[2:])
+        return queries, scores.float().mean(1).reshape(*queries.shape[:2], *feature_map.shape[2:])
 
 
 class AttentionDecoder(nn.Module):
@@ -160,7 +160,7 @@ class AttentionDecoder(nn.Module):
     def _init_self_attention(self) -> None:
         """Xavier for the packed projections, and the same numbers in all layers of a stage, as published."""
         for stage in self.stages:
-            packed = [layer.self_attention.in_proj_weight for layer in stage.layers]
+            packed = [part.in_proj_weight for part in stage.modules() if isinstance(part, nn.MultiheadAttention)]
             nn.init.xavier_uniform_(packed[0])
             for weight in packed[1:]:
                 weight.data.copy_(packed[0])

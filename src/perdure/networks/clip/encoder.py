@@ -200,7 +200,7 @@ def resize_positions(table: Tensor, grid: tuple[int, int]) -> Tensor:
 
 def _as_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     """Tokens ``(B, h w, D)`` -> map ``(B, D, h, w)``."""
-    return tokens.mT.unflatten(2, grid)
+    return tokens.mT.reshape(len(tokens), -1, *grid)
 
 
 def _vision_model(shape: VitShape, input_size: int, in_channels: int) -> Any:

@@ -78,8 +78,8 @@ def _facts(config: Mapping[str, Any]) -> Facts:
         return Facts(activation, width and max(1, width // head_width), _number(text, "heads"))
     vision = config if config.get("model_type") == "clip_vision_model" else _section(config, "vision_config")
     text = _section(config, "text_config")
-    activation = str(vision["hidden_act"]) if "hidden_act" in vision else None
-    return Facts(activation, _number(vision, "num_attention_heads"), _number(text, "num_attention_heads"))
+    named = str(vision["hidden_act"]) if "hidden_act" in vision else None
+    return Facts(named, _number(vision, "num_attention_heads"), _number(text, "num_attention_heads"))
 
 
 def _section(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:

@@ -120,7 +120,7 @@ def hash_vectors(names: Sequence[str], dim: int) -> Tensor:
 def _signs(piece: str, dim: int) -> npt.NDArray[np.float64]:
     """A random vector of ±1 that follows from the piece alone."""
     bits = hashlib.shake_256(piece.encode()).digest(-(-dim // 8))
-    return 2.0 * np.unpackbits(np.frombuffer(bits, np.uint8))[:dim] - 1.0
+    return np.unpackbits(np.frombuffer(bits, np.uint8))[:dim] * np.float64(2) - 1
 
 
 def _pieces(name: str) -> list[str]:
@@ -147,7 +147,7 @@ def _encode(words: Sequence[Sequence[str]], found: ClipFile, vocabulary: Path) -
     # What stands behind the first end mark is never looked at: attention only goes back.
     batches = (pad_sequence(tokens[i : i + BATCH], True, known - 1) for i in range(0, len(tokens), BATCH))
     vectors = torch.cat([F.normalize(model(input_ids=batch).text_embeds, dim=-1) for batch in batches])
-    return F.normalize(vectors.unflatten(0, (len(words), -1)).mean(1), dim=-1)
+    return F.normalize(vectors.reshape(len(words), -1, vectors.shape[1]).mean(1), dim=-1)
 
 
 def _key(words: Sequence[Sequence[str]], weights: Weights, vocabulary: Path) -> str:

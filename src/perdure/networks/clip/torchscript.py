@@ -9,7 +9,6 @@ code in the archive is never looked at.
 from __future__ import annotations
 
 import io
-import math
 import pickle
 import zipfile
 from collections import OrderedDict
@@ -84,7 +83,7 @@ def _tensors(archive: zipfile.ZipFile) -> dict[str, Tensor]:
 
     def tensor(flat: Tensor, offset: int, size: Sequence[int], stride: Sequence[int], *_: object) -> Tensor:
         reach = offset + sum((side - 1) * step for side, step in zip(size, stride, strict=True)) + 1
-        if min((offset, *size, *stride)) < 0 or (math.prod(size) and reach > len(flat)):
+        if min((offset, *size, *stride)) < 0 or (0 not in size and reach > len(flat)):
             raise ValueError("a tensor reaches beyond its storage")
         return flat.as_strided(tuple(size), tuple(stride), offset).clone()
 
