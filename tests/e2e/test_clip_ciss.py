@@ -95,7 +95,7 @@ def test_predict_takes_classes_by_name(tmp_path: Path, finished: Path, cli: Call
     given = ["predict", str(finished), "-i", str(tmp_path / "photo.png"), "-o"]
     done = cli(*given, str(tmp_path / "out"), "--classes", "apple, small pear")
     assert done.code == 0, done.err
-    assert "into 12 classes" in done.out
+    assert "into 12 classes" in done.err
     listed = json.loads((tmp_path / "out" / "classes.json").read_text())
     assert [(one["id"], one["name"]) for one in listed[-2:]] == [(11, "apple"), (12, "small pear")]
     known = cli(*given, str(tmp_path / "again"), "--classes", "seven")
