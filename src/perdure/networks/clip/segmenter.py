@@ -21,7 +21,7 @@ TIMM_DIM = 128
 
 
 def clip_segmenter(
-    encoder: str | VitShape = "vit_b16",
+    encoder: VitShape | str = "vit_b16",
     *,
     in_channels: int = 3,
     input_size: int | None = None,
@@ -202,7 +202,7 @@ class ClipSegmenter(Network):
 
 
 def _encoder(
-    encoder: str | VitShape,
+    encoder: VitShape | str,
     in_channels: int,
     input_size: int | None,
     weights: str | Path,
