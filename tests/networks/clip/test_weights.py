@@ -157,8 +157,6 @@ def test_a_tensor_stays_within_its_storage(archive: Path, tmp_path: Path) -> Non
     assert read_torchscript(good)["w"].shape == (2, 2)
     bad = [("I2\nI3\n", "I2\nI1\n"), ("I2\nI2\n", "I9\nI1\n"), ("I-1\n", "I1\n"), ("I99999999\n", "I0\n")]
     for number, (size, stride) in enumerate(bad):
-        [("I2\nI3\n", "I2\nI1\n"), ("I2\nI2\n", "I9\nI1\n"), ("I-1\n", "I1\n"), ("I99999999\n", "I0\n")]
-    ):
         path = rewritten(archive, tmp_path / f"{number}.pt", "/data.pkl", storage_pickle(size, stride))
         with pytest.raises(DataError, match="is a damaged TorchScript archive"):
             read_torchscript(path)
