@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -135,6 +137,28 @@ def test_normalisations_compute_in_float32_under_autocast() -> None:
 def test_sizes_that_do_not_go_together_are_refused(sizes: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         VitShape(**sizes)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "message"),
+    [
+        ({"patches": 8}, r"option 'encoder\.VitShape\.patches': Unexpected keyword argument"),
+        ({"patch": "small"}, r"option 'encoder\.VitShape\.patch': .*integer"),
+        ({"heads": 5}, "5 heads, depth 12 and patch 16 cannot be built"),
+        ("vit_b32", "unknown backbone 'vit_b32'"),
+    ],
+)
+def test_what_a_recipe_may_say_of_the_encoder(encoder: object, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        build_network("clip_segmenter", 2, 3, encoder=encoder)
+
+
+def test_without_transformers_the_message_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(UsageError, match=r"need the package transformers\npip install 'perdure\[clip\]'"):
+        build_network("clip_segmenter", 2, 3, encoder="narrow")
+    out = TimmMapsEncoder("resnet18", 16).eval()(torch.randn(1, 3, 32, 32))  # needs no CLIP
+    assert out.cls.shape == (1, 16)
 
 
 @pytest.mark.parametrize("stride", [8, 16, 32])

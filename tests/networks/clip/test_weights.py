@@ -155,7 +155,8 @@ def storage_pickle(size: str, stride: str, count: int = 4) -> bytes:
 def test_a_tensor_stays_within_its_storage(archive: Path, tmp_path: Path) -> None:
     good = rewritten(archive, tmp_path / "good.pt", "/data.pkl", storage_pickle("I2\nI2\n", "I2\nI1\n"))
     assert read_torchscript(good)["w"].shape == (2, 2)
-    for number, (size, stride) in enumerate([("I2\nI3\n", "I2\nI1\n"), ("I2\nI2\n", "I9\nI1\n"), ("I-1\n", "I1\n")]):
+    bad = [("I2\nI3\n", "I2\nI1\n"), ("I2\nI2\n", "I9\nI1\n"), ("I-1\n", "I1\n"), ("I99999999\n", "I0\n")]
+    for number, (size, stride) in enumerate(bad):
         path = rewritten(archive, tmp_path / f"{number}.pt", "/data.pkl", storage_pickle(size, stride))
         with pytest.raises(DataError, match="is a damaged TorchScript archive"):
             read_torchscript(path)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from pydantic import ConfigDict
 from torch import Tensor, nn
 
 from perdure.errors import UsageError
@@ -80,6 +81,8 @@ class VitShape:
     Raises:
         UsageError: The sizes do not go together.
     """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")  # a recipe gives it as a mapping
 
     patch: int = 16
     width: int = 768

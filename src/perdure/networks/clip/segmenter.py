@@ -24,7 +24,7 @@ TINY_DIM = 64
 
 
 def clip_segmenter(
-    encoder: str | VitShape = "vit_b16",
+    encoder: VitShape | str = "vit_b16",
     *,
     in_channels: int = 3,
     input_size: int | None = None,
@@ -244,7 +244,7 @@ class EncoderMap(nn.Module):
 
 
 def _encoder(
-    encoder: str | VitShape,
+    encoder: VitShape | str,
     in_channels: int,
     input_size: int | None,
     weights: str | Path,

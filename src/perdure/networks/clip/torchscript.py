@@ -8,7 +8,9 @@ code in the archive is never looked at.
 
 from __future__ import annotations
 
+import functools
 import io
+import operator
 import pickle
 import zipfile
 from collections import OrderedDict
@@ -82,8 +84,10 @@ def _tensors(archive: zipfile.ZipFile) -> dict[str, Tensor]:
         return torch.frombuffer(raw, dtype=dtype, count=count) if count else torch.empty(0, dtype=dtype)
 
     def tensor(flat: Tensor, offset: int, size: Sequence[int], stride: Sequence[int], *_: object) -> Tensor:
+        cells = functools.reduce(operator.mul, size, 1)
         reach = offset + sum((side - 1) * step for side, step in zip(size, stride, strict=True)) + 1
-        if min((offset, *size, *stride)) < 0 or (0 not in size and reach > len(flat)):
+        # by strides of 0 few numbers could stand for more than memory holds
+        if min((offset, *size, *stride)) < 0 or (cells and max(cells, reach) > len(flat)):
             raise ValueError("a tensor reaches beyond its storage")
         return flat.as_strided(tuple(size), tuple(stride), offset).clone()
 
