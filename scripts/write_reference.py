@@ -21,7 +21,7 @@ from perdure.config.build import method_class
 from perdure.config.recipe import Recipe
 from perdure.data.catalog import DATASETS
 from perdure.methods import METHODS
-from perdure.metrics.definitions import NOT_OFFERED, describe
+from perdure.metrics.definitions import describe
 from perdure.networks.build import NETWORKS, network_options
 
 WRITTEN: Final = "<!-- Written by `make docs`; do not edit. -->\n"
@@ -116,8 +116,6 @@ def figures_page() -> str:
             lines.append(f"Default: `{row['default']}`.\n")
             lines += [f"* `{o['name']}={v}`: {text}" for o in row["options"] for v, text in o["values"].items()]
         parts.append("\n".join(lines) + "\n")
-    missing = [f"* `{name}`: {why}." for name, why in NOT_OFFERED.items()]
-    parts.append("\n".join(["## Not offered\n", *missing]) + "\n")
     return "\n".join(parts)
 
 

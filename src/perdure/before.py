@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import reduce
+from operator import add
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +23,27 @@ from perdure.metrics.changes import BEFORE, OUTPUTS
 from perdure.metrics.confusion import ConfusionMatrix, confusion
 from perdure.metrics.continual import dice_of
 from perdure.metrics.evaluate import Counted, count
-from perdure.metrics.numbers import TaskNumbers
+from perdure.metrics.figures import class_values
+from perdure.metrics.numbers import DIGITS, TaskNumbers
 from perdure.streams.task import Task
+
+
+def told_by_name(experiment: Experiment, task: Task, machine: Machine) -> float | None:
+    """How well the model before a task predicts the classes that the task will teach, from their names alone.
+
+    Mean IoU in percent on the task's test samples, beside the classes learned so far; ``None`` where the method reads
+    no names, the task teaches nothing new, or no sample shows a new class. The method has to be as it was sealed.
+    """
+    method, recipe = experiment.method, experiment.recipe
+    if not (method.reads_names and task.index and task.new):
+        return None
+    method.to(machine.device).eval().add_names({c: task.space.name(c) for c in task.new})
+    at_once, workers = recipe.evaluate.batch_size, recipe.engine.workers
+    sets = task.tests().values()
+    counts = [count(method.predict, tests, task.seen, machine, at_once, workers).matrix for tests in sets]
+    values = class_values("iou", reduce(add, counts))
+    known = [value for c in task.new if (value := values[c].value) is not None]
+    return round(sum(known) / len(known), DIGITS) if known else None
 
 
 class Before:

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.progress import Progress
 
 from perdure.adding import give_up
-from perdure.before import Before
+from perdure.before import Before, told_by_name
 from perdure.config.build import Experiment, build_experiment, build_method
 from perdure.config.data_sets import in_order
 from perdure.config.load import data_of_tasks
@@ -98,6 +98,8 @@ def _run(recipe: Recipe, run: RunFolder, resume: bool, quiet: bool) -> None:
                     with stoppable(f"the model was measured on the new data {where}", GO_ON):
                         _say_how_it_was(experiment, task, before.take(machine), logger)
                         before.look_back(_earlier_models(experiment, run, task), machine)
+                with stoppable(f"the model was measured on classes {where} that it has not learned", GO_ON):
+                    named = told_by_name(experiment, task, machine)
                 with stoppable(f"cases {where} were prepared; those that are ready stay", GO_ON):
                     working.fill(task, machine, quiet)
                 begin(method, task, recipe.seed)
@@ -108,7 +110,7 @@ def _run(recipe: Recipe, run: RunFolder, resume: bool, quiet: bool) -> None:
                 with stoppable(f"classes {where} were learned, before that was saved", GO_ON):
                     engine.run(method, method.phases(task), task.index, position, validation)
             with stoppable(f"the test cases after task {task.index + 1} ('{task.name}') were measured", GO_ON):
-                seal(experiment, task, run, machine, logger, before)
+                seal(experiment, task, run, machine, logger, before, named)
             checkpoint.clear()
             working.clear()
         machine.stop_trackers()

@@ -30,7 +30,7 @@ from perdure.data.volumes.slices import Slices2D
 from perdure.errors import DataError, PerdureError, RunError, UsageError, nearest
 from perdure.files import write_json
 from perdure.inference.case import predict_cases
-from perdure.labels import BACKGROUND, LabelSpace
+from perdure.labels import BACKGROUND, ClassInfo, LabelSpace, spread_colors
 from perdure.methods.method import Method
 from perdure.methods.options import Options
 from perdure.outputs.images import refuse_unwritable, table_names, write_masks, write_predictions
@@ -77,15 +77,18 @@ class Trained:
     note: str = ""
 
     @classmethod
-    def open(cls, path: Path, device: str = "auto", allow_code: bool = False, task: str = "") -> Trained:
+    def open(
+        cls, path: Path, device: str = "auto", allow_code: bool = False, task: str = "", names: Sequence[str] = ()
+    ) -> Trained:
         """Load the newest sealed task of a run onto ``device``: auto (a GPU if there is one), cpu or cuda.
 
         A run may come from somebody else: what it names outside of Perdure is imported with ``allow_code`` only.
         Images are shown as those of ``task`` were, by name or number from 1; by default as those of the newest task.
+        Classes that were not learned are predicted too where the method reads ``names``.
 
         Raises:
-            UsageError: A GPU was asked for and there is none, the run needs code that was not allowed, or it has no
-                such task.
+            UsageError: A GPU was asked for and there is none, the run needs code that was not allowed, it has no
+                such task, its method reads no names, or a class was learned already.
             RunError: The folder is not a run, or none of its tasks is sealed yet.
             DataError: A file of the run is damaged.
         """
@@ -104,8 +107,13 @@ class Trained:
         where = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
         method = build_method(recipe, stream.tasks[0].preparation, pretrained=False)
         restore_sealed(method, stream.tasks, run, sealed, recipe.seed)
-        method.to(where).eval()
         seen, learned = stream.tasks[len(sealed) - 1].seen, described.tasks[: len(sealed)]
+        space = stream.space
+        if names:
+            space, further = with_names(space, seen, names)
+            method.add_names({c: space.name(c) for c in further})
+            seen += further
+        method.to(where).eval()
         chosen = task_named(learned, task)
         several = any(other.preparation != chosen.preparation for other in learned)
         note = (
@@ -113,7 +121,7 @@ class Trained:
             "(another one: --task NAME)"
         )
         preparation = stream.tasks[chosen.index].preparation
-        return cls(method, preparation, stream.space, seen, where, described.kind, note if several and not task else "")
+        return cls(method, preparation, space, seen, where, described.kind, note if several and not task else "")
 
     def predict(self, image: np.ndarray, geometry: Geometry | None = None, name: str = "the image") -> Answer:
         """Label an image or a volume as test cases are labelled in the run.
@@ -149,6 +157,24 @@ class Trained:
         """What :meth:`predict` may answer: ids with names and colours."""
         ids = (BACKGROUND, *sorted(self.seen)) if self.space.background else tuple(sorted(self.seen))
         return [{"id": c, "name": self.space.name(c), "color": list(self.space[c].color)} for c in ids]
+
+
+def with_names(space: LabelSpace, seen: Sequence[int], names: Sequence[str]) -> tuple[LabelSpace, tuple[int, ...]]:
+    """A label space with classes by name, and their ids: their own where the stream knows them, else new ones.
+
+    Raises:
+        UsageError: A class was learned already.
+    """
+    known = {info.name: info.id for info in space.classes}
+    for name in names:
+        if known.get(name) in seen:
+            raise UsageError(f"--classes: '{name}' is learned already", "name only classes that are not")
+    new = list(dict.fromkeys(name for name in names if name not in known))
+    first = max(space.ids) + 1
+    colors = spread_colors(first + len(new))
+    added = [ClassInfo(first + k, name, color=colors[first + k - 1]) for k, name in enumerate(new)]
+    extended = LabelSpace((*space.classes, *added), space.background)
+    return extended, tuple(dict.fromkeys(extended.id_of(name) for name in names))
 
 
 def find_cases(preparation: Preparation, inputs: Iterable[Path]) -> list[Input]:

@@ -73,6 +73,7 @@ def seal(
     machine: Machine,
     logger: RunLogger,
     before: Before | None = None,
+    named: float | None = None,
 ) -> None:
     """Write weights, kept items, ledger, counts, samples and results of a task; the mark ``done`` comes last."""
     method = experiment.method
@@ -105,7 +106,7 @@ def seal(
         if changed is not None:
             write_counts(folder / CHANGES, changed)
         measured = TaskNumbers() if before is None else before.numbers
-        numbers = measured.model_copy(update={"replayed": method.replayed})
+        numbers = measured.model_copy(update={"replayed": method.replayed, "named": named})
         if numbers != TaskNumbers():
             write_json(folder / NUMBERS, numbers.model_dump(mode="json"))
         if cases := {name: sum_of.cases for name, sum_of in counted.items() if sum_of.cases is not None}:

@@ -144,7 +144,7 @@ def test_commands_in_the_text(page: Path, at_root: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_recipes_and_keys_exist(page: Path) -> None:
     for code in codes(page):
-        if re.fullmatch(r"(star|clip_ciss|ccsi|cgr|clnet|data-sets)/[\w-]+", code):
+        if re.fullmatch(r"(star|clip-ciss|ccsi|cgr|clnet|data-sets)/[\w-]+", code):
             assert code in shipped(), f"{code} is no recipe"
         key = re.fullmatch(
             r"(data|stream|network|augment|volumes|evaluate|method|training|engine|report)\.(\w+)(=.*)?", code
@@ -154,7 +154,7 @@ def test_recipes_and_keys_exist(page: Path) -> None:
         known = known_keys(key[1])
         assert key[2] in known, f"{code}: {key[1]} has no key {key[2]}, only {sorted(known)}"
         if key[3]:
-            assert any(loads(recipe, code) for recipe in ("demo", "ccsi/digits", "data-sets/torso")), code
+            assert any(loads(recipe, code) for recipe in ("demo", "ccsi/digits", "clip-ciss/digits", "data-sets/torso")), code
 
 
 def loads(recipe: str, override: str) -> bool:

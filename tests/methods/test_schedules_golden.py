@@ -25,6 +25,21 @@ def test_warmup_poly(step, lr):
 
 
 @pytest.mark.golden
+@pytest.mark.parametrize(
+    ("step", "factor"),
+    [(0, 1e-6), (1, 6.6765e-4), (100, 0.0664676), (1499, 0.954279), (1500, 0.954885), (15000, 0.535887)],
+)
+def test_warmup_of_a_number_of_steps(step, factor):
+    """CLIP-CISS, section 7: 1,500 steps of 30,000, times the decay."""
+    assert by_name("warmup_poly", 1500)(step, 30000) == pytest.approx(factor, rel=1e-5)
+
+
+def test_a_task_shorter_than_the_warmup_ends_while_it_warms_up():
+    rate = by_name("warmup_poly", 1500)
+    assert rate(50, 100) == pytest.approx((1e-6 * (1 - 50 / 1500) + 50 / 1500) * 0.5**0.9)
+
+
+@pytest.mark.golden
 @pytest.mark.parametrize("per_epoch", [1, 7, 76, 293])
 def test_stairs_stand_at_the_published_epochs(per_epoch):
     """0.1 for epochs 0 to 6, then times 0.3 every 6 epochs (CCSI 4.8), at the first step of the epoch to the step."""

@@ -164,7 +164,9 @@ def test_every_defined_figure_is_computed() -> None:
                 described = described.model_copy(update={"tasks": tuple(again)})
             cases = {t: one_case(c) for t, c in THREE.counts.items()}
             run = run_results(described, counts, joint, cases, kept)
-            run = replace(run, alone=run, numbers={t: TaskNumbers(untrained=1, earlier=(2,) * t) for t in (1, 2)})
+            run = replace(
+                run, alone=run, numbers={t: TaskNumbers(untrained=1, earlier=(2,) * t, named=3) for t in (1, 2)}
+            )
             for wanted in variants(definition, kind):
                 if definition.scope == "class":
                     assert class_values(definition.name, run.counts[2])[1].value is not None
@@ -172,6 +174,28 @@ def test_every_defined_figure_is_computed() -> None:
                 assert evaluate(wanted, run, 2).value is not None, (str(wanted), evaluate(wanted, run, 2).why)
                 if definition.scope == "case":
                     assert case_values(wanted, run, 2)[1].value is not None, str(wanted)
+
+
+def test_background_that_is_ignored_makes_no_class_wrong() -> None:
+    """Label 0 is called class 1 ten times and class 3 ten times; the only other error is one of class 3 called 0."""
+    matrix = np.array([[30, 10, 10], [0, 40, 0], [10, 0, 10]])
+    run = run_results(
+        stream([[1], [3]]), {0: {"all": ConfusionMatrix((0, 1))}, 1: {"all": ConfusionMatrix((0, 1, 3), matrix)}}
+    )
+    assert evaluate("miou.all[bg=out]", run, 1).value == pytest.approx(100 * (40 / 50 + 10 / 30) / 2)
+    assert evaluate("miou.all[bg=ignored]", run, 1).value == pytest.approx(100 * (40 / 40 + 10 / 20) / 2)
+    assert evaluate("miou.old[bg=ignored]", run, 1).value == 100
+    assert evaluate("miou.new[bg=ignored]", run, 1).value == 50
+    assert evaluate("hiou[bg=ignored]", run, 1).value == pytest.approx(2 * 100 * 50 / 150)
+    assert evaluate("hiou", run, 1).value == pytest.approx(2 * 65 * (100 / 3) / (65 + 100 / 3))
+    assert run.counts[1].matrix[0, 0] == 30, "the counts themselves stay"
+
+
+def test_forward_transfer_is_what_models_know_of_classes_by_name() -> None:
+    run = replace(THREE, numbers={1: TaskNumbers(named=10), 2: TaskNumbers(named=4)})
+    assert evaluate("fwt", run, 2) == (7, 2) and evaluate("fwt", run, 1) == (10, 1)
+    assert evaluate("fwt", THREE, 2).why == "before task 't1' its classes were not predicted by their names"
+    assert evaluate("fwt", run, 0) == UNDEFINED
 
 
 def test_a_figure_of_the_other_kind_of_labels_is_refused_with_the_nearest_name() -> None:

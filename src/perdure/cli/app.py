@@ -315,6 +315,12 @@ def predict(
     task: Annotated[
         str, typer.Option("--task", help="show images as those of this task (name or number); default: the newest")
     ] = "",
+    classes: Annotated[
+        str,
+        typer.Option(
+            "--classes", help="further classes by name, separated by commas, of a method that reads names (clip_ciss)"
+        ),
+    ] = "",
     allow_code: AllowCode = False,
 ) -> None:
     """Apply a run's newest sealed model to new images or volumes: label maps and the class list, or a table."""
@@ -329,7 +335,8 @@ def predict(
         search_here()
     cases = cases_of_run(run, inputs, task)  # wrong inputs are told before the model is loaded
     with stoppable("the model was loaded", AGAIN):
-        model = Trained.open(run, device, allow_code, task)
+        names = [name.strip() for name in classes.split(",") if name.strip()]
+        model = Trained.open(run, device, allow_code, task, names)
     if model.note:
         _say(f"note: {model.note}")
     console = Console(stderr=True)

@@ -92,6 +92,8 @@ def build_preparation(recipe: Recipe, kind: Kind) -> Preparation:
         channels=channels,
         patch=patch,
         area=augment.area,
+        short_edges=augment.short_edges,
+        jitter=augment.jitter,
         flip=augment.flip,
         mean=augment.mean,
         std=augment.std,

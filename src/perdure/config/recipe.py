@@ -162,6 +162,15 @@ class AugmentSection(Options):
         "side to which every image is padded with black or scaled",
     )
     area: tuple[float, float] = Field((0.5, 2.0), description="segmentation: crop area as a share of the image's")
+    short_edges: tuple[Annotated[int, Field(ge=8, le=1 << 16)], ...] = Field(
+        (),
+        description="segmentation: scale the shorter side to one of these lengths, each as likely, and the longer one "
+        "to at most 2048, and cut the crop from that (CLIP-CISS) instead of a box of random area; what is smaller than "
+        "the crop is filled up with grey and with ignored pixels",
+    )
+    jitter: bool = Field(
+        False, description="segmentation: change brightness, contrast, saturation and hue at random (as in SSD)"
+    )
     flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
     mean: tuple[float, ...] = Field(
         (0.485, 0.456, 0.406), max_length=64, description="subtracted from each channel (0 to 1)"
@@ -177,10 +186,10 @@ class EvaluateSection(Options):
         description="images that all figures, counts and sample pictures come from; val: settings are chosen without a "
         "look at test images, and every page says so",
     )
-    protocol: Literal["whole", "centre_crop"] = Field(
+    protocol: Literal["whole", "centre_crop", "scaled"] = Field(
         "whole",
-        description="segmentation: what is measured: whole images at their own size, or (published by STAR) the centre "
-        "size × size after scaling",
+        description="segmentation: what is measured: whole images at their own size, the centre size × size after "
+        "scaling (published by STAR), or whole images and masks after scaling (scaled, published by CLIP-CISS)",
     )
     size: int | None = Field(
         None,
@@ -210,8 +219,8 @@ class EvaluateSection(Options):
 
     @model_validator(mode="after")
     def _crop_has_a_size(self) -> EvaluateSection:
-        if self.protocol == "centre_crop" and self.size is None:
-            raise ValueError("protocol centre_crop needs evaluate.size, the side of the crop")
+        if self.protocol != "whole" and self.size is None:
+            raise ValueError(f"protocol {self.protocol} needs evaluate.size, what the shorter side is scaled to")
         return self
 
 

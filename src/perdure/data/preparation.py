@@ -14,6 +14,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
+from perdure.data.augment import filled, jitter_colors, scaled_crop, shorter_within
 from perdure.data.case import Case, Geometry, Grid
 from perdure.data.transforms import (
     IMAGENET_MEAN,
@@ -117,6 +118,8 @@ class _Pictures(Preparation):
         """
         if self.flip > 0 and torch.rand(()).item() < self.flip:
             image, label = image.flip(-1), label.flip(-1) if label.ndim else label
+        if label.ndim:
+            image, label = filled(image, label, self.patch)
         # the flip comes before the normalisation because bytes are moved four times as fast as floats
         return replace(case, image=normalise(image, self.mean, self.std), label=label.long())
 
@@ -124,30 +127,41 @@ class _Pictures(Preparation):
 class Photo2D(_Pictures):
     """Photographs with masks (STAR, spec 1.5).
 
-    Training samples are random resized crops. For evaluation and prediction an image keeps its size, or its shorter
-    side is scaled to ``size``; scores are scaled back and the label map has the size of the raw image. With
-    ``protocol: centre_crop`` evaluation is the published one: only the centre ``size`` × ``size`` of the scaled image
-    and of its mask is measured.
+    Training samples are random resized crops, or, with ``short_edges``, crops of fixed size from an image whose shorter
+    side has one of these lengths (CLIP-CISS, spec 1.4). For evaluation and prediction an image keeps its size, or its
+    shorter side is scaled to ``size``; scores are scaled back and the label map has the size of the raw image. Two
+    published protocols of evaluation measure on scaled masks: only the centre ``size`` × ``size`` (``centre_crop``,
+    STAR), or all of them (``scaled``, CLIP-CISS).
     """
 
     kind: Literal["photo2d"] = "photo2d"
     area: tuple[float, float] = (0.5, 2.0)
+    short_edges: tuple[Side, ...] = ()
+    jitter: bool = False
     size: Side | None = None
-    protocol: Literal["whole", "centre_crop"] = "whole"
+    protocol: Literal["whole", "centre_crop", "scaled"] = "whole"
     window: Side | tuple[Side, ...] | None = 1024
 
     def train(self, case: Case) -> Case:
-        """Random resized crop, flip, normalisation."""
-        return self.finish(case, *random_resized_crop(case.image, case.label, self.patch, self.area))
+        """Crop, colours, flip, normalisation."""
+        if self.short_edges:
+            image, label = scaled_crop(case.image, case.label, self.patch, self.short_edges)
+        else:
+            image, label = random_resized_crop(case.image, case.label, self.patch, self.area)
+        return self.finish(case, jitter_colors(image) if self.jitter else image, label)
 
     def test(self, case: Case) -> Case:
-        """The whole image and its mask, or the centre of both."""
+        """The whole image and its mask as they are, or scaled, or the centre of both."""
         if self.protocol == "whole" or self.size is None:
             return super().test(case)
-        height, width = shorter_to(self.size, *case.label.shape)
-        image = centre(resize(case.image, height, width), self.size)
-        label = centre(resize_label(case.label, height, width), self.size)
-        grid = Grid((self.size, self.size))
+        if self.protocol == "scaled":
+            height, width = shorter_within(self.size, *case.label.shape)
+            image, label = resize(case.image, height, width), resize_label(case.label, height, width)
+        else:
+            height, width = shorter_to(self.size, *case.label.shape)
+            image = centre(resize(case.image, height, width), self.size)
+            label = centre(resize_label(case.label, height, width), self.size)
+        grid = Grid(tuple(label.shape))
         image = normalise(image, self.mean, self.std)
         # the spacing is that of the raw image, and this one was scaled
         return replace(case, image=image, label=label.long(), grid=grid, geometry=Geometry())

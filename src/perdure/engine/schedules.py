@@ -18,12 +18,18 @@ def poly(power: float = 0.9) -> Schedule:
     return lambda step, total: (1.0 - step / total) ** power
 
 
-def warmup_poly(fraction: float = 0.2, start: float = 0.001, power: float = 0.9) -> Schedule:
-    """Linear warm-up from ``start`` over the first ``fraction`` of the steps, multiplied by polynomial decay."""
+def warmup_poly(length: float = 0.2, start: float = 0.001, power: float = 0.9) -> Schedule:
+    """Linear warm-up from ``start``, multiplied by polynomial decay.
+
+    Args:
+        length: A number of steps where it is a whole number (int), else a share of all steps.
+        start: Factor of the first step.
+        power: Of the decay.
+    """
     decay = poly(power)
 
     def factor(step: int, total: int) -> float:
-        ramp = step / (fraction * total)
+        ramp = step / (length if isinstance(length, int) else length * total)
         return decay(step, total) * (start * (1.0 - ramp) + ramp if ramp < 1.0 else 1.0)
 
     return factor
@@ -50,11 +56,14 @@ def stairs(first: float, every: float, factor: float) -> Schedule:
 
 
 def by_name(name: str, warmup: float = 0.2, steps: tuple[float, float, float] = (0.07, 0.06, 0.3)) -> Schedule:
-    """Schedule of a recipe: ``constant``, ``poly``, ``warmup_poly``, ``cosine`` or ``stairs``."""
+    """Schedule of a recipe: ``constant``, ``poly``, ``warmup_poly``, ``cosine`` or ``stairs``.
+
+    A share of steps warms up from 0.001 (STAR), a number of steps from 1e-6 (CLIP-CISS).
+    """
     return {
         "constant": constant,
         "poly": poly(),
-        "warmup_poly": warmup_poly(warmup),
+        "warmup_poly": warmup_poly(warmup, 1e-6 if isinstance(warmup, int) else 0.001),
         "cosine": cosine(),
         "stairs": stairs(*steps),
     }[name]

@@ -31,6 +31,11 @@ METHODS: Final[dict[str, Entry]] = {
     "star": Entry(
         "perdure.methods.star:Star", "prototype replay with balanced binary cross-entropy", "STAR, NeurIPS 2023"
     ),
+    "clip_ciss": Entry(
+        "perdure.methods.clip_ciss.clip_ciss:ClipCiss",
+        "class queries from text, masks from attention; holds relations to texts and old queries",
+        "CLIP-CISS, 2024",
+    ),
     "ccsi": Entry(
         "perdure.methods.ccsi.ccsi:Ccsi",
         "classification: replays images synthesised from the frozen model and class means",

@@ -114,7 +114,7 @@ class _ClassBce(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, channels: Tensor, valid: Tensor | None, pos_weight: float) -> Tensor:
         size = channels.shape[1:]
-        resizers = [_resizer(small, full, logits) for small, full in zip(logits.shape[2:], size, strict=True)]
+        resizers = [resizer(small, full, logits) for small, full in zip(logits.shape[2:], size, strict=True)]
         total = logits.new_zeros(logits.shape[1])
         slopes = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
         budget = PIECE_ON_CPU if logits.device.type == "cpu" else PIECE_ON_GPU
@@ -122,13 +122,13 @@ class _ClassBce(torch.autograd.Function):
         with torch.autocast(logits.device.type, enabled=False):
             for first in range(0, len(logits), images):
                 here = slice(first, first + images)
-                full = _enlarge(logits[here], resizers)
+                full = enlarge(logits[here], resizers)
                 loss, slope = _pixel_bce(full, channels[here], pos_weight, slopes is not None)
                 if valid is not None:
                     loss = loss * valid[here]
                 total += loss.flatten(2).sum((0, 2))
                 if slopes is not None and slope is not None:
-                    slopes[here] = _shrink(slope if valid is None else slope * valid[here], resizers)
+                    slopes[here] = shrink(slope if valid is None else slope * valid[here], resizers)
         count = torch.tensor(float(channels.numel()))
         if valid is not None:  # (N, 1, *S), or (N, C, *S) where each class has pixels of its own
             count = valid.transpose(0, 1).flatten(1).sum(1).clamp_min(1)
@@ -160,7 +160,7 @@ def _pixel_bce(logits: Tensor, channels: Tensor, pos_weight: float, slope: bool)
     return loss, slopes
 
 
-def _resizer(small: int, full: int, like: Tensor) -> Tensor | None:
+def resizer(small: int, full: int, like: Tensor) -> Tensor | None:
     """Matrix ``(full, small)`` of linear interpolation along one axis; ``None`` where nothing changes.
 
     Products with it, axis by axis, are several times faster than the general resize on a CPU, above all backward.
@@ -171,15 +171,15 @@ def _resizer(small: int, full: int, like: Tensor) -> Tensor | None:
     return F.interpolate(unit, full, mode="linear", align_corners=False)[0].t().contiguous()
 
 
-def _enlarge(maps: Tensor, resizers: Sequence[Tensor | None]) -> Tensor:
+def enlarge(maps: Tensor, resizers: Sequence[Tensor | None]) -> Tensor:
     """Multiply each spatial axis of ``(n, C, *s)`` by its matrix."""
     for axis, matrix in enumerate(resizers, 2):
         maps = maps if matrix is None else _along(maps, axis, matrix)
     return maps
 
 
-def _shrink(maps: Tensor, resizers: Sequence[Tensor | None]) -> Tensor:
-    """Transpose of :func:`_enlarge`."""
+def shrink(maps: Tensor, resizers: Sequence[Tensor | None]) -> Tensor:
+    """Transpose of :func:`enlarge`."""
     for axis, matrix in reversed(list(enumerate(resizers, 2))):
         maps = maps if matrix is None else _along(maps, axis, matrix.t())
     return maps

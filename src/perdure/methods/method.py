@@ -8,7 +8,7 @@ copies of earlier networks are made again in ``begin``.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import ClassVar, Generic, Literal, Self, TypeVar
 
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch import Tensor
 from perdure.data.source import Kind
 from perdure.engine.phases import Phase
 from perdure.engine.state import Stateful
+from perdure.errors import UsageError
 from perdure.kept.items import Kept
 from perdure.methods.options import Options, Setup
 from perdure.methods.prediction import Prediction
@@ -43,6 +44,7 @@ class Method(Stateful, ABC, Generic[OptionsT]):
         recurring: Whether it can use labels of classes that an earlier task taught: learn them, also in a task that
             teaches no new class; bear them in a task that teaches new ones (``beside_new``); or neither. A stream that
             asks for more is refused before anything is trained. May depend on the options.
+        reads_names: Whether it can predict a class from its name before it learns it (:meth:`add_names`).
         options: This run's settings.
         training_options: Settings of optimisation, shared by all methods.
         class_ids: Classes seen so far in learning order; a method sets them in ``begin``.
@@ -53,6 +55,7 @@ class Method(Stateful, ABC, Generic[OptionsT]):
     sees_all_tasks: ClassVar[bool] = False
     averages_images: ClassVar[bool] = False
     recurring: Recurring = "learned"
+    reads_names: ClassVar[bool] = False
 
     def __init__(self, setup: Setup[OptionsT]) -> None:
         super().__init__()
@@ -75,6 +78,17 @@ class Method(Stateful, ABC, Generic[OptionsT]):
     @abstractmethod
     def predict(self, images: Tensor) -> Prediction:
         """Scores of images ``(N, C, *S)`` at the input's size, for all classes seen so far."""
+
+    def add_names(self, names: Mapping[int, str]) -> None:
+        """Predict further classes too, by id, that are known by name alone; until the next task begins.
+
+        Raises:
+            UsageError: The method knows classes from training only.
+        """
+        raise UsageError(
+            f"the model of this run cannot predict '{next(iter(names.values()))}': it knows classes from training only",
+            "leave --classes out; methods that read names: clip_ciss",
+        )
 
     @property
     def replayed(self) -> int:

@@ -50,7 +50,15 @@ class TrainingOptions(Options):
         description="schedule stairs: share of the steps before the first stair, between two, and the factor of each",
     )
     warmup: float = Field(0.2, gt=0, lt=1, description="share of the steps that warm up (warmup_poly)")
-    neck_lr: float = Field(10.0, gt=0, description="learning rate of the head below the classifiers, times base")
+    warmup_steps: int | None = Field(
+        None,
+        ge=1,
+        description="number of steps that warm up (warmup_poly), in the place of the share; a task with fewer ends "
+        "while it still warms up",
+    )
+    neck_lr: float = Field(
+        10.0, gt=0, description="learning rate of the head below the classifiers, or of a decoder, times base"
+    )
     classifier_lr: float = Field(10.0, gt=0, description="learning rate of classifiers, times base")
     new_classifier_lr: float = Field(
         100.0, gt=0, description="learning rate of the newest classifier later, times base"
@@ -85,10 +93,15 @@ class Setup(Generic[OptionsT]):
     def network(self, wanted: type[NetworkT]) -> NetworkT:
         """Build the recipe's network for a method that needs one of the type ``wanted``, such as ``Segmenter``.
 
+        A network that has no classifiers of its own gets some where the method needs them: a recipe for one method runs
+        with others too.
+
         Raises:
             UsageError: The recipe names a network of another type, or one that cannot be built.
         """
         network = self.build()
+        if not isinstance(network, wanted):
+            network = network.with_classifiers()
         if not isinstance(network, wanted):
             raise UsageError(
                 f"the method needs a network of type {wanted.__name__}, the recipe's is a {type(network).__name__}",

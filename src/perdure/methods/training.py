@@ -52,24 +52,33 @@ def base_lr(training: TrainingOptions, later: bool) -> float:
 def make_optimizer(network: Network, training: TrainingOptions, later: bool, grown: bool = True) -> Optimizer:
     """Optimiser with one learning rate per part of the network (STAR, spec 5.1).
 
-    The neck learns ``neck_lr`` times faster than the backbone, classifiers ``classifier_lr`` times, and at later
-    tasks the newest classifier ``new_classifier_lr`` times; the scale of cosine logits ``scale_lr`` times. Other parts
-    learn as fast as the backbone. Frozen parameters are in no group. Where the task has not ``grown`` the network, the
-    last classifier is no newer than the others.
+    The neck, or a decoder, learns ``neck_lr`` times faster than the backbone, classifiers ``classifier_lr`` times, and
+    at later tasks the newest classifier ``new_classifier_lr`` times; the scale of cosine logits ``scale_lr`` times.
+    Other parts learn as fast as the backbone. A part called ``…_norm`` learns as fast as the part that it belongs to,
+    without weight decay. Frozen parameters are in no group. Where the task has not ``grown`` the network, the last
+    classifier is no newer than the others.
     """
     lr = base_lr(training, later)
     factors = {
         "neck": training.neck_lr,
+        "decoder": training.neck_lr,
         "old_classifiers": training.classifier_lr,
         "new_classifier": training.new_classifier_lr if later and grown else training.classifier_lr,
         "scale": training.scale_lr,
     }
     parts = network.parameter_groups()
-    groups = [{"params": params, "lr": lr * factors.get(part, 1.0)} for part, params in parts.items() if params]
+    groups = [
+        {
+            "params": params,
+            "lr": lr * factors.get(part.removesuffix("_norm"), 1.0),
+            "weight_decay": 0.0 if part.endswith("_norm") else training.weight_decay,
+        }
+        for part, params in parts.items()
+        if params
+    ]
     if training.optimizer == "adamw":
-        return AdamW(groups, lr=lr, weight_decay=training.weight_decay)
-    momentum = training.momentum
-    return SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0, weight_decay=training.weight_decay)
+        return AdamW(groups, lr=lr)
+    return SGD(groups, lr=lr, momentum=training.momentum, nesterov=training.momentum > 0)
 
 
 def train_phase(
@@ -94,7 +103,7 @@ def train_phase(
         loss=loss,
         optimizer=lambda: make_optimizer(network, training, later, bool(task.new)),
         data=data or (lambda: batches(task, training)),
-        schedule=by_name(training.schedule, training.warmup, training.stairs),
+        schedule=by_name(training.schedule, training.warmup_steps or training.warmup, training.stairs),
         epochs=None if steps else epochs,
         steps=steps,
         clip=training.clip,
@@ -151,15 +160,33 @@ def sigmoid_scores(network: GrowingNetwork[FeaturesT], images: Tensor, class_ids
     """
     encoded = network.encode(images)
 
-    def score(channels: Sequence[int]) -> Tensor:
+    def score(wanted: Sequence[int]) -> Tensor:
+        whole = list(wanted) == list(range(len(class_ids)))
+        return network.score(encoded, None if whole else wanted).sigmoid()
+
+    return beside_background(class_ids, score, 0.5, encoded.nbytes)
+
+
+def beside_background(
+    class_ids: Sequence[int], score: Callable[[Sequence[int]], Tensor], background: float, held_bytes: int
+) -> Prediction:
+    """Scores of classes beside one constant number for background: a class wins where it is the likeliest and above it.
+
+    Args:
+        class_ids: Global ids of the classes.
+        score: Positions of classes -> their scores ``(N, k, *S)``; of none ``(N, 0, *S)``.
+        background: The score of background.
+        held_bytes: Memory that what ``score`` needs takes.
+    """
+
+    def both(channels: Sequence[int]) -> Tensor:
         with torch.no_grad():
             wanted = [channel - 1 for channel in channels if channel]
-            whole = wanted == list(range(len(class_ids)))
-            probabilities = network.score(encoded, None if whole else wanted).sigmoid()
+            scores = score(wanted)
             if len(wanted) == len(channels):
-                return probabilities
+                return scores
             place = list(channels).index(0)
-            background = probabilities.new_full((len(probabilities), 1, *encoded.size), 0.5)
-            return torch.cat([probabilities[:, :place], background, probabilities[:, place:]], 1)
+            constant = scores.new_full((len(scores), 1, *scores.shape[2:]), background)
+            return torch.cat([scores[:, :place], constant, scores[:, place:]], 1)
 
-    return Prediction((BACKGROUND, *class_ids), score, held_bytes=encoded.nbytes)
+    return Prediction((BACKGROUND, *class_ids), both, held_bytes=held_bytes)

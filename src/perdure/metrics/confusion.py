@@ -147,6 +147,12 @@ class ConfusionMatrix:
         pixels: Matrix = self.matrix.sum(1) + self.elsewhere
         return pixels
 
+    def without_background(self) -> ConfusionMatrix:
+        """The same counts as if pixels of label 0 were ignored ones. What was predicted as label 0 stays an error."""
+        matrix, elsewhere = self.matrix.copy(), self.elsewhere.copy()
+        matrix[0], elsewhere[0] = 0, 0
+        return ConfusionMatrix(self.labels, matrix, elsewhere, self.cases, self.annotated)
+
     def update(self, labels: Tensor, predictions: Tensor, annotated: Tensor | None = None) -> None:
         """Add a batch; see :func:`confusion` for what is dropped and what is an error."""
         self.add(confusion(labels, predictions, self.labels, annotated))

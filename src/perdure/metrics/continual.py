@@ -170,6 +170,17 @@ def forward(d: TaskDice, numbers: Mapping[int, TaskNumbers], after: int) -> list
     return terms
 
 
+def told_by_name(stream: DescribedStream, numbers: Mapping[int, TaskNumbers], after: int) -> list[float]:
+    """Terms of FWT in percent: mean IoU of each later task's classes by the model before it."""
+    terms = []
+    for j in range(1, after + 1):
+        named = numbers.get(j, TaskNumbers()).named
+        if named is None:
+            raise Impossible(f"before task '{stream.tasks[j].called}' its classes were not predicted by their names")
+        terms.append(named)
+    return terms
+
+
 def dice_of(cases: CaseCounts, classes: Iterable[int]) -> float | None:
     """Mean over structures of their mean Dice over cases, in percent; ``None`` where no case shows one."""
     means = []

@@ -132,6 +132,12 @@ _BG: Final = Option("bg", {
     "in": "Label 0 counts as one more class.",
     "out": "Label 0 is left out; its pixels, if any, still count against classes predicted there.",
 })
+_IGNORED: Final = "Pixels of label 0 are ignored: no class is wrong there (CLIP-CISS, common on ADE20K)."
+_BG_OR_IGNORED: Final = Option("bg", {**_BG.meaning, "ignored": _IGNORED})
+_BG_OF_NEW: Final = Option("bg", {
+    "out": "Pixels of label 0 count against classes predicted there.",
+    "ignored": _IGNORED,
+}, quiet=True)
 _ABSENT: Final = Option("absent", {
     "skip": "A class that the ground truth does not hold is left out (MiB, PLOP).",
     "zero": "A class that the ground truth does not hold counts 0 (DKD, STAR).",
@@ -184,20 +190,20 @@ _NO_TRUTH: Final = "of one class; undefined where the ground truth does not hold
 _TABLE: Final = (
     Definition("miou.all", "mIoU, all classes", "task",
                "Mean over all classes seen so far of IoU = TP / (TP + FP + FN), counts pooled over the test samples.",
-               _STAR, (_BG, _ABSENT), kinds=("segmentation",)),
+               _STAR, (_BG_OR_IGNORED, _ABSENT), kinds=("segmentation",)),
     Definition("miou.old", "mIoU, first task's classes", "task",
                "Mean IoU of the classes of the first task; exists once a later task was learned.",
-               _STAR, (_BG, _ABSENT), kinds=("segmentation",)),
+               _STAR, (_BG_OR_IGNORED, _ABSENT), kinds=("segmentation",)),
     Definition("miou.new", "mIoU, later classes", "task",
                "Mean IoU of all classes learned after the first task, so far.",
-               _STAR, (_ABSENT,), kinds=("segmentation",)),
+               _STAR, (_BG_OF_NEW, _ABSENT), kinds=("segmentation",)),
     Definition("hiou", "harmonic mIoU", "task",
                "Harmonic mean of miou.old and miou.new: 2 old new / (old + new).",
-               _STAR, (_BG, _ABSENT), kinds=("segmentation",)),
+               _STAR, (_BG_OR_IGNORED, _ABSENT), kinds=("segmentation",)),
     Definition("dice.all", "Dice, all classes", "task",
                "Mean over all classes seen so far of Dice = 2 TP / (2 TP + FP + FN), counts pooled over the test "
                "samples (not a mean of one Dice per sample).",
-               "Dice 1945", (_BG, _ABSENT), kinds=("segmentation",)),
+               "Dice 1945", (_BG_OR_IGNORED, _ABSENT), kinds=("segmentation",)),
     Definition("accuracy.all", "accuracy", "task",
                "Share of what is labelled (pixels; images in classification), over all classes seen so far, that is "
                "predicted right.",
@@ -207,9 +213,9 @@ _TABLE: Final = (
                "often it occurs. Also called mean class accuracy.",
                "FCN (CVPR 2015)", (_BG, _ABSENT)),
     Definition("miou.average", "mIoU, average over tasks", "stream", f"Mean of miou.all {_SO_FAR}",
-               _ICARL, (_BG, _ABSENT), kinds=("segmentation",)),
+               _ICARL, (_BG_OR_IGNORED, _ABSENT), kinds=("segmentation",)),
     Definition("dice.average", "Dice, average over tasks", "stream", f"Mean of dice.all {_SO_FAR}",
-               _ICARL, (_BG, _ABSENT), kinds=("segmentation",)),
+               _ICARL, (_BG_OR_IGNORED, _ABSENT), kinds=("segmentation",)),
     Definition("accuracy.average", "accuracy, average over tasks", "stream", f"Mean of accuracy.all {_SO_FAR}",
                _ICARL, (_BG,), kinds=("classification",)),
     Definition("balanced.average", "balanced accuracy, average over tasks", "stream",
@@ -263,6 +269,11 @@ _TABLE: Final = (
                "streams whose tasks all annotate the same classes. Earlier models are measured on the test cases of "
                f"task j when it begins. {_D}",
                f"E-FWT of the {_BENCHMARK}", kinds=("segmentation",), unit="points"),
+    Definition("fwt", "forward transfer", "stream",
+               "Mean over later tasks j <= t of the mean IoU of the classes that task j teaches, measured on the test "
+               "samples right before task j by a model that is told their names only (zero-shot). Nothing is "
+               "subtracted for an untrained model. Methods that read no names give such classes no output.",
+               _GEM, kinds=("segmentation",)),
     Definition("mpe", "growth of the model", "stream",
                "Mean over later tasks t of (P_t - P_(t-1)) / P_1, P_t being the number of floating-point values in the "
                "weights after task t: parameters, and running statistics of normalisation layers.",
@@ -289,11 +300,6 @@ _TABLE: Final = (
 )
 # fmt: on
 DEFINITIONS: Final[dict[str, Definition]] = {d.name: d for d in _TABLE}
-NOT_OFFERED: Final = {
-    "fwt": "a class has no output before its task teaches it, so forward transfer would be 0 by construction; for "
-    "tasks with the same classes there is e-fwt",
-}
-"""Figures of the field that are not computed here, and why."""
 
 
 def figure(text: str, background: bool = True) -> Figure:
@@ -310,14 +316,12 @@ def figure(text: str, background: bool = True) -> Figure:
     if match is None:
         raise UsageError(f"'{text}' is not a figure's name", "write it like miou.all[bg=in,absent=skip]")
     definition = DEFINITIONS.get(match[1])
-    if definition is None and match[1] in NOT_OFFERED:
-        raise UsageError(f"the figure '{match[1]}' is not offered", NOT_OFFERED[match[1]])
     if definition is None:
         raise UsageError(f"unknown figure '{match[1]}'", nearest(match[1], DEFINITIONS))
     options = {o.key: o for o in definition.options}
     chosen = {key: option.default for key, option in options.items()}
     if "bg" in chosen and not background:
-        chosen["bg"] = "out"
+        chosen["bg"] = "out"  # which miou.new has anyway
     given: set[str] = set()
     for part in filter(None, (p.strip() for p in (match[2] or "").split(","))):
         key, equals, value = (piece.strip() for piece in part.partition("="))

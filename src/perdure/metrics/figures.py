@@ -127,6 +127,7 @@ _OF_DICE: Final[Mapping[str, Callable[[Figure, RunResults, int], list[float]]]] 
     "bwtr": lambda _, r, t: continual.relative_backward(r.task_dice, t),
     "rma": lambda _, r, t: continual.plasticity(r.task_dice, r.alone.task_dice if r.alone else None, t),
     "e-fwt": lambda _, r, t: continual.forward(r.task_dice, r.numbers, t),
+    "fwt": lambda _, r, t: continual.told_by_name(r.stream, r.numbers, t),
     "mpe": lambda _, r, t: continual.growth(r.kept, t),
     "drr": lambda _, r, t: continual.replay(r.stream, r.kept, r.numbers, t),
     "forgetting.appearance": lambda f, r, t: continual.lost(r.task_dice, t, True, f.choices["rule"]),
@@ -209,12 +210,15 @@ def _task_figure(fig: Figure, results: RunResults, after: int) -> Value:
     counts, stream = results.counts[after], results.stream
     name, seen = fig.definition.name, stream.tasks[after].seen
     if name == "hiou":
-        old = evaluate(f"miou.old[bg={fig.choices['bg']},absent={fig.choices['absent']}]", results, after)
-        new = evaluate(f"miou.new[absent={fig.choices['absent']}]", results, after)
+        bg, absent = fig.choices["bg"], fig.choices["absent"]
+        old = evaluate(f"miou.old[bg={bg},absent={absent}]", results, after)
+        new = evaluate(f"miou.new[bg={'out' if bg == 'in' else bg},absent={absent}]", results, after)
         if old.value is None or new.value is None:
             return UNDEFINED
         both = old.value + new.value
         return Value(2 * old.value * new.value / both if both else 0.0, old.n + new.n)
+    if fig.choices.get("bg") == "ignored":
+        counts = counts.without_background()
     label_0 = (BACKGROUND,) if fig.choices.get("bg") == "in" else ()
     base = tuple(c for c in stream.groups[0] if c in seen)
     later = tuple(c for group in stream.groups[1:] for c in group if c in seen)

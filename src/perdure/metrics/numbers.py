@@ -23,6 +23,8 @@ class TaskNumbers(BaseModel):
         untrained: Dice in percent of the untrained model on the test cases of the task's own data set: the mean over
             its structures of their mean over the cases. ``None`` where it was not measured, or no case shows one.
         earlier: The same of the model after each earlier task, in order; empty where it was not measured.
+        named: Mean IoU in percent of the task's new classes by the model before it, which was told their names;
+            ``None`` where the method reads no names, or no test sample shows one.
         replayed: Samples of earlier tasks, raw or synthetic, that took part in training.
     """
 
@@ -30,6 +32,7 @@ class TaskNumbers(BaseModel):
 
     untrained: Percent | None = None
     earlier: tuple[Percent | None, ...] = ()
+    named: Percent | None = None
     replayed: int = Field(0, ge=0, le=MOST_REPLAYED)
 
 

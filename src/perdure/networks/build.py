@@ -48,6 +48,13 @@ NETWORKS: Final[dict[str, NetworkEntry]] = {
         "small residual U-Net for images and volumes, features at full resolution",
         "-",
     ),
+    "clip_segmenter": NetworkEntry(
+        "perdure.networks.clip.segmenter:clip_segmenter",
+        "segmentation",
+        (2,),
+        "CLIP's vision transformer, or another encoder, and an attention decoder of class queries from text",
+        "CLIP-CISS, 2024",
+    ),
     "cosine_resnet": NetworkEntry(
         "perdure.networks.cosine_resnet:cosine_resnet",
         "classification",

@@ -77,7 +77,7 @@ def deeplab(
             f"use one of {', '.join(map(str, strides))}",
         )
     if tiny:
-        trunk, channels = _tiny_resnet(in_channels, output_stride, tiny_channels)
+        trunk, channels = tiny_resnet(in_channels, output_stride, tiny_channels)
     else:
         trunk, channels = _timm_backbone(backbone, in_channels, output_stride)
     for norm in batch_norms(trunk):
@@ -210,7 +210,8 @@ def _timm_backbone(name: str, in_channels: int, output_stride: int) -> tuple[nn.
     return trunk, trunk.feature_info.channels()[-1]
 
 
-def _tiny_resnet(in_channels: int, output_stride: int, channels: Sequence[int]) -> tuple[nn.Module, int]:
+def tiny_resnet(in_channels: int, output_stride: int, channels: Sequence[int]) -> tuple[nn.Module, int]:
+    """A residual net of four small stages, and the channels of its last. Raises UsageError for impossible channels."""
     from timm.models.resnet import BasicBlock, ResNet
 
     if len(channels) != 4 or min(channels) < 2 or channels[0] % 2:

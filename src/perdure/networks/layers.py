@@ -59,8 +59,9 @@ def hold_norm(module: nn.Module) -> None:
 def hold_dropout(module: nn.Module) -> None:
     """Put every kind of dropout into evaluation mode, whatever mode the module is in."""
     for part in module.modules():
-        # timm's stochastic depth and block dropout share no class with torch's dropout, but this attribute.
-        if isinstance(part, nn.modules.dropout._DropoutNd) or hasattr(part, "drop_prob"):
+        # timm's stochastic depth and block dropout share no class with torch's dropout, but this attribute; attention
+        # drops its weights by a number, without a layer of its own.
+        if isinstance(part, (nn.modules.dropout._DropoutNd, nn.MultiheadAttention)) or hasattr(part, "drop_prob"):
             part.training = False
 
 

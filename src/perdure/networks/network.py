@@ -71,6 +71,10 @@ class Network(nn.Module):
         """Trainable parameters by part, each in one part; a method may give parts different learning rates."""
         return {"network": [p for p in self.parameters() if p.requires_grad]}
 
+    def with_classifiers(self) -> Network:
+        """The same for methods that train a classifier per class: itself, unless it knows classes in another way."""
+        return self
+
     def compilable(self) -> list[nn.Module]:
         """Parts that torch.compile may replace: those that are called as modules (``part(x)``) in training."""
         return [self]

@@ -88,10 +88,7 @@ class Segmenter(GrowingNetwork[Tensor]):
         Where an axis is no multiple of what the network takes, the image's edge is repeated up to the next one.
         """
         size = tuple(images.shape[2:])
-        missing = [-side % step for side, step in zip(size, self.multiple, strict=True)]
-        if any(missing):
-            # F.pad counts from the last axis; right and bottom only, so that positions stay what they are
-            images = F.pad(images, [n for extra in reversed(missing) for n in (0, extra)], mode="replicate")
+        images = padded(images, self.multiple)
         return Encoded(self.features(images), tuple(images.shape[2:]), size)
 
     def score(self, encoded: Encoded[Tensor], channels: Sequence[int] | None = None) -> Tensor:
@@ -123,6 +120,15 @@ class Segmenter(GrowingNetwork[Tensor]):
     def classifier_parameters(self) -> list[list[nn.Parameter]]:
         """Weight and bias of the classifier of each task."""
         return [list(classifier.parameters()) for classifier in self.classifiers]
+
+
+def padded(images: Tensor, multiple: Sequence[int]) -> Tensor:
+    """Images ``(N, C, *S)`` with their edge repeated until each axis is a multiple of its number."""
+    missing = [-side % step for side, step in zip(images.shape[2:], multiple, strict=True)]
+    if not any(missing):
+        return images
+    # F.pad counts from the last axis; right and bottom only, so that positions stay what they are
+    return F.pad(images, [n for extra in reversed(missing) for n in (0, extra)], mode="replicate")
 
 
 def upsample(logits: Tensor, size: Sequence[int]) -> Tensor:

@@ -1,0 +1,1 @@
+"""CLIP-CISS: class queries from text, masks from attention, kept by distillation alone."""

@@ -1,0 +1,141 @@
+"""Reads the tensors of a TorchScript archive without running anything in it.
+
+OpenAI publishes CLIP this way. ``torch.jit.load`` would compile and run the archive's code, and ``torch.load`` with
+``weights_only`` refuses archives. But an archive is a zip: ``data.pkl`` describes the tree of modules, and each storage
+is a member of raw bytes. The tree is read by an unpickler that can build plain nodes and tensors and nothing else; the
+code in the archive is never looked at.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import operator
+import pickle
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from perdure.errors import DataError
+from perdure.networks.weights import DAMAGE
+
+DTYPES: Final = {
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "FloatStorage": torch.float32,
+    "DoubleStorage": torch.float64,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+    "IntStorage": torch.int32,
+    "LongStorage": torch.int64,
+}
+DEEPEST: Final = 64
+"""Levels of modules; CLIP has seven."""
+
+
+def is_torchscript(path: Path) -> bool:
+    """True for a TorchScript archive; a file that is damaged so far that it is no zip is none."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+def read_torchscript(path: Path) -> dict[str, Tensor]:
+    """Parameters and buffers of a TorchScript archive by their dotted names.
+
+    Raises:
+        DataError: The archive is damaged, or holds anything but modules, tensors and plain values.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return _tensors(archive)
+    except _ForbiddenError as error:
+        raise DataError(
+            f"{path} asks for the Python object {error}, which no archive of a network needs; nothing in it was run",
+            "fetch the file from its publisher, or use weights in the safetensors format",
+        ) from error
+    except (*DAMAGE, zipfile.BadZipFile, ArithmeticError) as error:
+        raise DataError(f"{path} is a damaged TorchScript archive", "fetch it again") from error
+
+
+class _ForbiddenError(Exception):
+    """The pickle names something outside of the few that a tree of modules needs."""
+
+
+def _tensors(archive: zipfile.ZipFile) -> dict[str, Tensor]:
+    entry = next(name for name in archive.namelist() if name.endswith("/data.pkl") and name.count("/") == 1)
+    root = entry.removesuffix("data.pkl")
+
+    # Made anew for each file: whatever a pickle does to the classes and functions that it can name ends with the call.
+    class Node:
+        """A module of the archive: its attributes, whatever its class was called."""
+
+        def __setstate__(self, state: dict[str, object]) -> None:
+            self.state = state
+
+    def storage(dtype: torch.dtype, key: str, count: int) -> Tensor:
+        raw = bytearray(_member(archive, f"{root}data/{key}"))
+        return torch.frombuffer(raw, dtype=dtype, count=count) if count else torch.empty(0, dtype=dtype)
+
+    def tensor(flat: Tensor, offset: int, size: Sequence[int], stride: Sequence[int], *_: object) -> Tensor:
+        cells = functools.reduce(operator.mul, size, 1)
+        reach = offset + sum((side - 1) * step for side, step in zip(size, stride, strict=True)) + 1
+        # by strides of 0 few numbers could stand for more than memory holds
+        if min((offset, *size, *stride)) < 0 or (cells and max(cells, reach) > len(flat)):
+            raise ValueError("a tensor reaches beyond its storage")
+        return flat.as_strided(tuple(size), tuple(stride), offset).clone()
+
+    def same(value: object, *_: object) -> object:
+        return value
+
+    allowed: dict[tuple[str, str], Any] = {
+        ("torch._utils", "_rebuild_tensor_v2"): tensor,
+        ("collections", "OrderedDict"): OrderedDict,
+        # lists with a type, which TorchScript marks
+        **{("torch.jit._pickle", f"build_{kind}list"): same for kind in ("int", "double", "bool", "tensor")},
+        ("torch.jit._pickle", "restore_type_tag"): same,
+        **{("torch", name): dtype for name, dtype in DTYPES.items()},
+    }
+
+    class Reader(pickle.Unpickler):
+        def find_class(self, module: str, name: str, /) -> Any:
+            if module.partition(".")[0] == "__torch__":
+                return Node
+            if (module, name) not in allowed:
+                raise _ForbiddenError(f"'{module}.{name}'")
+            return allowed[module, name]
+
+        def persistent_load(self, pid: Any, /) -> Tensor:
+            kind, dtype, key, _, count = pid
+            if kind != "storage":
+                raise ValueError("a reference to something that is no storage")
+            return storage(dtype, key, count)
+
+    tree = Reader(io.BytesIO(_member(archive, entry))).load()
+    return dict(_walk(tree, "", lambda value: value.state if isinstance(value, Node) else None))
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> bytes:
+    """Content of a member. torch stores data as it is; a compressed one could unpack to more than memory holds."""
+    if archive.getinfo(name).compress_type != zipfile.ZIP_STORED:
+        raise ValueError("data is compressed")
+    return archive.read(name)
+
+
+def _walk(
+    value: object, name: str, state: Callable[[object], dict[str, object] | None], depth: int = 0
+) -> Iterator[tuple[str, Tensor]]:
+    """Tensors below a node, with their dotted names."""
+    if depth > DEEPEST:
+        raise ValueError("modules are nested too deeply, or in a circle")
+    for key, child in (state(value) or {}).items():
+        if isinstance(child, Tensor):
+            yield name + key, child
+        else:
+            yield from _walk(child, f"{name}{key}.", state, depth + 1)
