@@ -23,7 +23,7 @@ from perdure.metrics.changes import BEFORE, OUTPUTS
 from perdure.metrics.confusion import ConfusionMatrix, confusion
 from perdure.metrics.continual import dice_of
 from perdure.metrics.evaluate import Counted, count
-from perdure.metrics.figures import class_values
+from perdure.metrics.measured import class_values
 from perdure.metrics.numbers import DIGITS, TaskNumbers
 from perdure.streams.task import Task
 
