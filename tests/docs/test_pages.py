@@ -154,7 +154,9 @@ def test_recipes_and_keys_exist(page: Path) -> None:
         known = known_keys(key[1])
         assert key[2] in known, f"{code}: {key[1]} has no key {key[2]}, only {sorted(known)}"
         if key[3]:
-            assert any(loads(recipe, code) for recipe in ("demo", "ccsi/digits", "clip-ciss/digits", "data-sets/torso")), code
+            assert any(
+                loads(recipe, code) for recipe in ("demo", "ccsi/digits", "clip-ciss/digits", "data-sets/torso")
+            ), code
 
 
 def loads(recipe: str, override: str) -> bool:
