@@ -90,11 +90,10 @@ def region_means_of(measure: Measured, how: str, size: int, classes: int = 100) 
         return region_means(features, images, pixel_weights(masks, features.shape[2:]))
 
     def direct() -> Tensor:
-        full = F.interpolate(features, (size, size), mode="bilinear", align_corners=False)
-        means = []
-        for image, mask in zip(images.tolist(), masks, strict=True):
-            means.append((full[image] * mask).sum((1, 2)) / mask.sum().clamp_min(1))
-        return torch.stack(means)
+        full = F.interpolate(features, (size, size), mode="bilinear", align_corners=False).flatten(2)
+        flat = masks.flatten(1).float()
+        sums = torch.cat([flat[images == image] @ one.t() for image, one in enumerate(full)])
+        return sums / flat.sum(1, keepdim=True).clamp_min(1)
 
     chosen = {"adjoint": adjoint, "direct": direct}[how]
     return measure(lambda: chosen().square().sum().backward())
