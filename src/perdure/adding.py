@@ -166,10 +166,12 @@ def _refuse_taken_names(
     source = open_source(task.data.name, task.data.root, task.data.settings)
     names = [name for _, name in DataSet(source, label(task), task.classes, task.rename).pairs()]
     if "all" not in same and (clash := [name for name in names if name in taken and name not in same]):
-        shown = ", ".join(clash)
+        shown, own = ", ".join(clash), {new: old for old, new in task.rename.items()}
+        old = own.get(clash[0], clash[0])  # --rename takes the name that the data set has
+        same_one = f"--rename {old}={clash[0]} --same {clash[0]}" if clash[0] in own else f"--same {clash[0]}"
         raise UsageError(
             f"the model has learned {shown} from '{taken[clash[0]]}' already",
-            f"--same {clash[0]} if it is the same structure, --rename {clash[0]}=NAME if it is another one",
+            f"{same_one} if it is the same structure, --rename {old}=NAME if it is another one",
         )
     if unused := [name for name in same if name != "all" and name not in names]:
         raise UsageError(f"--same {unused[0]}: the data set has no such class", nearest(unused[0], names))

@@ -109,7 +109,7 @@ def write_failure(path: Path, error: OSError) -> PerdureError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return PerdureError(
             f"the disk is full: could not write {path}",
-            "free some space, then give the same command again; `perdure run` needs --resume",
+            "free some space, then give the same command again (`perdure run` with --resume)",
         )
     return PerdureError(
         f"could not write {path}: {error.strerror or error}",

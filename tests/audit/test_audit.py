@@ -19,7 +19,9 @@ from perdure.audit.audit import audit
 from perdure.audit.findings import Audit
 from perdure.audit.names import audit_names, identifying_names
 from perdure.audit.texts import PHASES
+from perdure.cli.audit import show
 from perdure.kept.ledger import is_raw
+from perdure.kept.manifest import list_files
 
 LAST = "tasks/02-09-10"
 
@@ -332,6 +334,30 @@ def test_log_of_a_run_under_way_only_grows(run: Path, rewrite) -> None:
     text = (run / "log.jsonl").read_text()
     (run / "log.jsonl").write_text(text.replace('"seconds": ', '"seconds":  ', 1) + text)
     fails(run, "log.jsonl", "its content is not what files.json says")
+
+
+def test_log_is_listed_when_a_task_is_sealed(run: Path, rewrite) -> None:
+    """A run that is stopped in its first task has one that nothing lists yet; what it holds is checked all the same."""
+    rewrite(run)
+    list_files(run, (), dropped=["log.jsonl"])
+    fails(run, "log.jsonl", "files.json does not list it")
+    (run / LAST / "done").unlink()
+    rewrite(run)
+    list_files(run, (), dropped=["log.jsonl"])
+    assert audit(run).problems == []
+    with (run / "log.jsonl").open("a") as log:
+        log.write('{"seconds": 9.0, "event": "Jane Doe"}\n')
+    assert [p.partition(":")[0] for p in audit(run).problems] == ["log.jsonl"]
+
+
+def test_the_least_number_of_images_is_told_where_something_is_made_of_them(capsys: pytest.CaptureFixture[str]) -> None:
+    item = {"task": "00-a", "name": "means", "kind": "statistics", "bytes": 4, "per_class_bytes": 4, "tensors": []}
+    item |= {"stored": [], "files": [], "made_from": "training images"}
+    for images, told in ((None, False), (30, True)):
+        found = Audit(min_images=20)
+        found.items.append({**item, "from_images": images})  # type: ignore[typeddict-item]
+        show(found, as_json=False)
+        assert ("come from at least 20 images of each class" in capsys.readouterr().out) == told
 
 
 def test_the_audit_knows_the_phases_of_all_methods() -> None:

@@ -20,7 +20,7 @@ from perdure.data.content import content_fingerprint
 from perdure.data.dataset import Dataset
 from perdure.data.detect import detect
 from perdure.data.preparation import Preparation
-from perdure.data.readers.volumes import VolumeSource, told_of_patients
+from perdure.data.readers.volumes import VolumeSource, told_of_patients, told_of_volumes
 from perdure.data.source import AbsentSplitError, Source
 from perdure.data.survey import survey
 from perdure.errors import DataError, UsageError
@@ -116,7 +116,7 @@ def test_a_check_says_which_patients_it_found(raw: Raw) -> None:
     assert said() == ["patients.json: 6 cases of 3 patients, at most 2 of one; none is divided"]
 
 
-def test_labelled_test_cases_are_the_test_set(raw: Raw) -> None:
+def test_labelled_test_cases_are_the_test_set(raw: Raw, cli: Any) -> None:
     root = raw()
     (root / "imagesTs").mkdir()
     (root / "labelsTs").mkdir()
@@ -125,6 +125,11 @@ def test_labelled_test_cases_are_the_test_set(raw: Raw) -> None:
         shutil.move(root / "labelsTr" / f"{name}.nii.gz", root / ("labelsTs" if name == "case5" else "."))
     source = open_source("nnunet", root)
     assert parts(source) == ([f"case{k}" for k in range(4)], ["case5"])
+    assert isinstance(source, VolumeSource)
+    assert source.layout.told == "imagesTs: 1 case has no mask in labelsTs and is left out"
+    shutil.copy(root / "imagesTs/case4_0000.nii.gz", root / "imagesTs/case9_0000.nii.gz")
+    told = " ".join(cli("check", "nnunet", root).out.split())
+    assert "imagesTs: 2 cases have no mask in labelsTs and are left out" in told
     (root / "patients.json").write_text(json.dumps({f"case{k}": f"p{k % 5}" for k in (0, 1, 2, 3, 5)}))
     with pytest.raises(DataError, match=r"patient 'p0' \('case5'\) is in training and in testing"):
         open_source("nnunet", root)
@@ -397,6 +402,15 @@ def test_plain_folders(tmp_path: Path, save_volume: Save, cli: Any, masks: str, 
     told = " ".join(cli("check", "nifti_folders", tmp_path).out.split())
     assert "255 is read as ignore in 6 images (14 % of voxels); if it is a class, list it in the class file" in told
     assert "values=" not in told and "voxel spacing 0.5×0.75×2 mm (x×y×z)" in told
+
+
+def test_spacings_that_read_alike_are_told_once(tmp_path: Path, save_volume: Save) -> None:
+    source = open_source("nifti_folders", folders(tmp_path, save_volume))
+    assert isinstance(source, VolumeSource)
+    image = tmp_path / "images" / "p0.nii.gz"
+    for wide, told in ((0.5 + 1e-6, "0.5×0.75×2 mm"), (0.6, "0.5×0.75×2 to 0.6×0.75×2 mm")):
+        save_volume(image, np.zeros((7, 6, 5)), np.diag([wide, 0.75, 2.0, 1.0]))
+        assert told_of_volumes(source)[0] == f"voxel spacing {told} (x×y×z)"
 
 
 def test_lists_of_plain_folders(tmp_path: Path, save_volume: Save) -> None:

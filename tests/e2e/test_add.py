@@ -18,7 +18,9 @@ import yaml
 from safetensors.numpy import load_file
 
 from perdure.metrics.changes import read_changes
+from perdure.metrics.confusion import read_counts
 from perdure.metrics.figures import measured_tasks
+from perdure.metrics.measured import class_values
 from perdure.metrics.results import gather_results
 from perdure.run_folder import RunFolder
 
@@ -100,6 +102,9 @@ def test_earlier_data_is_not_needed(sets: Path, cli: Callable[..., Any]) -> None
     shutil.rmtree("plants")
     done = cli("add", "grown", "--data", "homes", "--classes", "house,cat", "--same", "all")
     assert done.code == 0
+    said = " ".join((done.out + done.err).split())
+    assert "test cases of pets, plants are not at hand: what is forgotten of them is not measured" in said
+    assert said.count("not at hand: ") == 1 and "give --earlier TASK=DIR with every `perdure add`" in said
     # what can be measured is told with its name, in the line, on the page and in the card
     run = RunFolder(Path("grown"))
     results = gather_results(run.stream(), run.sealed())
@@ -128,6 +133,12 @@ def test_earlier_data_is_not_needed(sets: Path, cli: Callable[..., Any]) -> None
 CASES = {
     "a name that is taken": (("homes",), 2, "the model has learned cat from 'pets' already", "--same cat"),
     "a task name that is taken": (("plants", "--name", "pets"), 2, "the run has a task 'pets' already", "--name"),
+    "a rename to a name that is taken": (
+        ("plants", "--rename", "tree=cat"),
+        2,
+        "the model has learned cat from 'pets' already",
+        "--rename tree=cat --same cat if it is the same structure, --rename tree=NAME if it is another one",
+    ),
     "same of an unknown class": (("homes", "--same", "cow"), 2, "--same cow: the model knows no such class", "known"),
     "same of a class that is not here": (("plants", "--same", "dog"), 2, "the data set has no such class", ""),
     "earlier of an unknown task": (("plants", "--earlier", "zoo=pets"), 2, "the run has no task 'zoo'", "pets"),
@@ -152,6 +163,38 @@ def test_refused_before_anything_is_written(sets: Path, cli: Callable[..., Any],
     assert (found.code, what in found.err, hint in found.err) == (code, True, True), found.err
     assert len(found.err.strip().splitlines()) <= 2
     assert learned("grown") == before
+
+
+def test_another_name_of_a_known_structure_is_joined(sets: Path, cli: Callable[..., Any]) -> None:
+    assert cli("run", "first.yaml", "--out", "grown", "--quiet", "training.steps=1").code == 0
+    joined = add(cli, "plants", "--rename", "tree=cat", "--same", "cat")
+    assert joined.code == 0, joined.err
+    task = RunFolder(Path("grown")).stream().tasks[1]
+    assert (task.new, task.annotated) == ((), (1,))
+
+
+def test_cases_that_return_are_held_against_their_last_figures(sets: Path, cli: Callable[..., Any]) -> None:
+    """Pets are away while plants are learned, and back for homes: before is what was measured after pets."""
+    assert cli("run", "first.yaml", "--out", "grown", "--quiet").code == 0
+    shutil.move("pets", "away")
+    assert add(cli, "plants").code == 0
+    counts = Path("grown/tasks/00-pets/counts.json")
+    dice = class_values("dice", read_counts(counts)["pets"])
+    words = ("--data", "homes", "--classes", "house,cat", "--same", "cat", "--earlier", "pets=away", "--at-most", "0")
+    done = cli("add", "grown", *words)
+    found = read_changes(Path("grown"), RunFolder(Path("grown")).stream(), 2)
+    assert found is not None
+    cat, dog, tree = found.classes
+    for c in (cat, dog):
+        assert c.before == dice[c.class_id].value and c.after is not None
+        assert (c.since, c.fell_in) == (("pets",), "Dice since pets")
+    assert (tree.before, tree.since) == (None, ())
+    said = " ".join((done.out + done.err).split())
+    assert "before of cat, dog: measured after pets" in said and "test cases of plants are not at hand" in said
+    assert "measured after pets: its test images were not at hand" in Path("grown/report.html").read_text()
+    deep = [c for c in found.classes if c.fall is not None and c.fall > 0]
+    assert done.code == int(bool(deep))
+    assert all(f"({c.fall:.1f} of {c.fell_in})" in said for c in deep)
 
 
 def test_other_folders_and_runs_are_refused(sets: Path, cli: Callable[..., Any]) -> None:

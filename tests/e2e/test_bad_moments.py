@@ -129,32 +129,33 @@ def test_folder_that_cannot_be_written(cli, world: Path) -> None:
     told(cli("run", "tiny.yaml", "--out", "locked/out", "--quiet"), 1, "locked/out", "cannot be written")
 
 
+GO_ON = "the same command with --resume goes on from here"
 STOPS = {
     "list": ("list recipes", "perdure.cli.listing.list_things", "perdure list was stopped", "begins anew"),
     "a check": ("check --data photos", "perdure.cli.check.inspect", "stopped while files were read", "begins anew"),
     "files before a run": (
-        "run photos.yaml --out out", "perdure.experiment.survey", "while files were checked, before", "--resume"
+        "run photos.yaml --out out", "perdure.experiment.survey", "while files were checked, before", GO_ON
     ),
     "the stream of a run": (
-        "run photos.yaml --out out", "perdure.experiment.build_experiment", "while the run was made ready", "--resume"
+        "run photos.yaml --out out", "perdure.experiment.build_experiment", "while the run was made ready", GO_ON
     ),
     "preprocessing": (
         "run tiny.yaml --out out --quiet",
         "perdure.working.WorkingFolder.fill",
         "were prepared; those that are ready stay",
-        "--resume",
+        GO_ON,
     ),
     "training, a second time": (
         "run tiny.yaml --out out --quiet",
         "perdure.engine.engine.Engine.run",
         "were learned, before that was saved",
-        "--resume",
+        GO_ON,
     ),
     "evaluation": (
         "run tiny.yaml --out out --quiet method=finetune",
         "perdure.sealing.count",
         "while the test cases after task 1 (",
-        "--resume",
+        GO_ON,
     ),
     "a model that is loaded": (
         "predict RUN -i photos/images -o out", "perdure.predict.Trained.open", "while the model was loaded", "anew"

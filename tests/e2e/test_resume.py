@@ -273,7 +273,7 @@ def test_a_full_disk_is_a_plain_error_and_the_run_goes_on_later(
     out = tmp_path / "run"
     status, text = run(TINY, out, say=at(moment, 1, act))
     assert (status, text.startswith("PerdureError: the disk is full: could not write")) == (1, True), text
-    assert "`perdure run` needs --resume" in text
+    assert "the same command again (`perdure run` with --resume)" in text
     assert not list(out.rglob(f"{TEMPORARY}*"))
     resumed(TINY, out)
     assert_same(out, reference)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
 import numpy as np
 import pytest
 import torch
 
+from perdure.kept.ledger import task_folder
 from perdure.labels import IGNORE
-from perdure.metrics.changes import Changes, ClassChange, changes
-from perdure.metrics.confusion import ConfusionMatrix, confusion
+from perdure.metrics.changes import BEFORE, OUTPUTS, Changes, ClassChange, changes, read_changes
+from perdure.metrics.confusion import ConfusionMatrix, confusion, write_counts
 
 OLD, SEEN = (4, 2), (4, 2, 7)
 """Classes in learning order, not in order of their ids; 7 is what the task taught."""
@@ -121,6 +126,57 @@ def test_cases_that_are_back_are_measured_after_the_task_alone() -> None:
     first, second = drawn.found(("south",), ("north", "south", "new")).classes
     assert first.before is None and first.after == pytest.approx(drawn.pooled(drawn.new, ("north",), 4))
     assert second.before is not None and second.after == pytest.approx(drawn.pooled(drawn.new, ("south",), 2))
+
+
+class Streams(NamedTuple):
+    """What :func:`read_changes` asks of a stream."""
+
+    tasks: list[Any]
+
+
+def test_a_set_that_returns_is_compared_with_its_last_measurement(tmp_path: Path) -> None:
+    """North was measured after north and after south, not after east, and is at hand again after the new set."""
+    drawn = Drawn(2)
+    names = ("north", "south", "east", "new")
+    stream = Streams([SimpleNamespace(index=k, name=name, old=OLD) for k, name in enumerate(names)])
+    folders = [task_folder(tmp_path, k, name) for k, name in enumerate(names)]
+
+    def north(outputs: np.ndarray, ids: tuple[int, ...] = OLD, truth: np.ndarray | None = None) -> ConfusionMatrix:
+        return counted(drawn.truth["north"] if truth is None else truth, outputs, ids)
+
+    bad = np.zeros_like(drawn.old["north"])
+    new, south = (counted(drawn.truth[n], drawn.new[n], SEEN) for n in ("new", "south"))
+    measured: list[dict[str, ConfusionMatrix]] = [
+        {"north": north(bad)},
+        {"north": north(drawn.old["north"]), "south": south},
+        {"east": new},
+        {"north": north(drawn.new["north"], SEEN), "new": new},
+    ]
+    for folder, sets in zip(folders, measured, strict=True):
+        folder.mkdir(parents=True)
+        write_counts(folder / "counts.json", sets)
+    outputs, was = counted(drawn.old["new"], drawn.new["new"], SEEN), counted(drawn.truth["new"], drawn.old["new"], OLD)
+    write_counts(folders[3] / "changes.json", {OUTPUTS: outputs, BEFORE: was})
+
+    def first() -> ClassChange:
+        found = read_changes(tmp_path, stream, 3)  # type: ignore[arg-type]
+        assert found is not None
+        return found.classes[0]
+
+    before, after = (drawn.pooled(outputs, ("north",), 4) for outputs in (drawn.old, drawn.new))
+    assert before is not None and after is not None
+    found = first()
+    assert (found.class_id, found.since, found.fell_in) == (4, ("south",), "Dice since south")
+    assert [found.before, found.after, found.fall] == pytest.approx([before, after, before - after])
+    # of other cases the last record tells nothing: that before it is looked for
+    other = drawn.truth["north"].copy()
+    other[other == 4] = 2
+    write_counts(folders[1] / "counts.json", {"north": north(drawn.old["north"], truth=other)})
+    assert (first().since, first().before) == (("north",), 0)
+    more = north(bad)
+    more.cases += 1
+    write_counts(folders[0] / "counts.json", {"north": more})
+    assert (first().since, first().before, first().after) == ((), None, pytest.approx(after))
 
 
 def test_a_model_that_stayed_as_it_was_changed_nothing() -> None:

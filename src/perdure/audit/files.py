@@ -108,7 +108,7 @@ def audit_files(
             found.check(place, partial(form_problem, run / place))
         elif place not in kinds:
             found.tell(place, "no ledger knows this file")
-        listed_later = place in working or (kind == TRACKING and growing)
+        listed_later = place in working or (kind in GROWING and growing)  # the log is listed when a task is sealed
         if listed is not None and place not in listed and place not in UNLISTED and not listed_later:
             found.tell(place, f"{MANIFEST} does not list it")
     entries = [entry for place, entry in (listed or {}).items() if place not in working]

@@ -91,10 +91,12 @@ def show(found: Changes, stream: DescribedStream, console: Console) -> None:
             f"{found.changed:.2f} % of the voxels of the new test cases have another earlier label (or background) now",
             highlight=False,
         )
-    if not here:
+    for since in dict.fromkeys(c.since for c in found.classes if c.since and c.before is not None):
+        names = escape(", ".join(stream.space.name(c.class_id) for c in found.classes if c.since == since))
         console.print(
-            "[dim]the test cases of earlier data sets are not at hand: --earlier TASK=DIR measures on them[/]",
+            f"before of {names}: measured after {escape(', '.join(since))}; the test cases were not at hand since then",
             highlight=False,
+            soft_wrap=True,
         )
 
 

@@ -14,7 +14,7 @@ import typer
 
 from perdure import __version__
 from perdure.cli import complete
-from perdure.errors import RunError, UsageError, nearest, plain, stoppable
+from perdure.errors import Interrupted, RunError, UsageError, nearest, plain, stoppable
 from perdure.files import home
 from perdure.foreign import search_here
 
@@ -188,7 +188,12 @@ def run(
 
     from perdure.experiment import run_experiment
 
-    run_experiment(loaded, folder, resume, quiet)
+    try:
+        run_experiment(loaded, folder, resume, quiet)
+    except Interrupted as stop:
+        if resume:
+            raise
+        raise Interrupted(stop.what, "the same command with --resume goes on from here") from stop
     if not quiet:
         _say(f"report: {folder / 'report.html'}")
 

@@ -51,7 +51,7 @@ def show(found: Audit, as_json: bool) -> None:
         console.print(f"[bold]{escape(name)}[/]: {escape(origin)}", highlight=False)
     if any(item["kind"] == "exemplars" for item in found.items):
         console.print("[yellow]note[/] raw training samples (exemplars) are kept", highlight=False)
-    if found.min_images is not None:
+    if found.min_images is not None and any(item["from_images"] for item in found.items):
         text = f"patients: statistics that look like images come from at least {found.min_images} images of each class"
         console.print(text, highlight=False, soft_wrap=True)
     contents = Table("in the folder", "files", "bytes", title="Every byte of the run")

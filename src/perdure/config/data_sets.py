@@ -88,6 +88,11 @@ def data_sets(
 ) -> tuple[Stream, list[str]]:
     """A task for every data set, shown to the network as the recipe says; and what fits badly."""
     shown, notes = preparations(recipe, sources, known)
+    if gone := [task for task, source in zip(plan.tasks, sources, strict=True) if isinstance(source, GoneSource)]:
+        notes.append(
+            f"test cases of {', '.join(map(label, gone))} are not at hand: what is forgotten of them is not measured; "
+            "keep test cases, and give --earlier TASK=DIR with every `perdure add`"
+        )
     sets: list[DataSet] = []
     for task, source, preparation in zip(plan.tasks, sources, shown, strict=True):
         if isinstance(source, GoneSource):  # its classes have the names of the model already

@@ -28,8 +28,8 @@ from perdure.errors import Interrupted, PerdureError, RunError, UsageError
 from perdure.kept.store import item_names
 from perdure.seeds import derive_seed, manual_seed
 
-GO_ON: Final = "the same command goes on from here; `perdure run` needs --resume for it"
-"""What to do after a stop: `perdure add` and `perdure demo` go on without an option."""
+GO_ON: Final = "the same command goes on from here"
+"""What to do after a stop; the command line says that `perdure run` needs an option for it."""
 
 Validate = Callable[[], Mapping[str, float]]
 

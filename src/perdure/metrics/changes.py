@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 import numpy as np
 
 from perdure.kept.ledger import task_folder
-from perdure.kept.manifest import CHANGES
+from perdure.kept.manifest import CHANGES, COUNTS
 from perdure.labels import BACKGROUND
 from perdure.metrics.confusion import ConfusionMatrix, pooled, read_counts
 from perdure.metrics.measured import class_values
@@ -31,12 +32,14 @@ class ClassChange:
 
     Args:
         class_id: The class.
-        before: On the test cases of earlier tasks that were at hand before and after the task: before it.
-        after: The same after it; where no case was at hand before, on those that are at hand now.
+        before: On the test cases of earlier tasks that are at hand: when they were measured last before the task.
+        after: The same after it.
         as_it_was: On the new test cases: the model before the task, where they are labelled with the class. Voxels that
             are labelled with a class of the task count neither here nor in the next: the model before it knew none.
         as_it_is: The same after it, on the same voxels.
         agreement: On the new test cases: Dice of the output before the task against that after it.
+        since: Names of the tasks after which cases of ``before`` were measured last, other than the task right before
+            this one: what was lost in between counts too.
     """
 
     class_id: int
@@ -45,6 +48,7 @@ class ClassChange:
     as_it_was: float | None
     as_it_is: float | None
     agreement: float | None
+    since: tuple[str, ...] = ()
 
     @property
     def fall(self) -> float | None:
@@ -60,8 +64,9 @@ class ClassChange:
     @property
     def fell_in(self) -> str:
         """What :attr:`fall` was seen in, in words."""
-        measured = None not in (self.before, self.after) or None not in (self.as_it_was, self.as_it_is)
-        return "Dice" if measured else "agreement with its old output"
+        if None not in (self.before, self.after):
+            return f"Dice since {', '.join(self.since)}" if self.since else "Dice"
+        return "agreement with its old output" if None in (self.as_it_was, self.as_it_is) else "Dice"
 
 
 @dataclass(frozen=True)
@@ -87,10 +92,23 @@ def read_changes(run: Path, stream: DescribedStream, task: int) -> Changes | Non
     folders = [task_folder(run, t.index, t.name) for t in stream.tasks[: task + 1]]
     if task == 0 or not (folders[task] / CHANGES).is_file():
         return None
-    counted = read_counts(folders[task] / CHANGES)
-    sets = [read_counts(folder / "counts.json") for folder in folders[task - 1 :]]
-    before, after = sets
-    return changes(stream.tasks[task].old, counted[OUTPUTS], counted[BEFORE], before, after, stream.tasks[task].name)
+    counted, after = read_counts(folders[task] / CHANGES), read_counts(folders[task] / COUNTS)
+    before: dict[str, ConfusionMatrix] = {}
+    since: dict[str, str] = {}
+    for index in reversed(range(task)):  # a set that was not at hand for some tasks was measured last before them
+        for name, counts in read_counts(folders[index] / COUNTS).items():
+            if name not in before and name in after and _same_cases(counts, after[name]):
+                before[name] = counts
+                since |= {name: stream.tasks[index].name} if index < task - 1 else {}
+    known = stream.tasks[task]
+    return changes(known.old, counted[OUTPUTS], counted[BEFORE], before, after, known.name, since)
+
+
+def _same_cases(earlier: ConfusionMatrix, later: ConfusionMatrix) -> bool:
+    """Whether two counts are of as many cases, with as many voxels of each class that was known at the first one."""
+    ours, theirs = (dict(zip(c.labels, map(int, c.truth), strict=True)) for c in (earlier, later))
+    # background is left out: with more classes known, other voxels of it are dropped (see confusion)
+    return earlier.cases == later.cases and all(theirs.get(c) == n for c, n in ours.items() if c != BACKGROUND)
 
 
 def changes(
@@ -100,6 +118,7 @@ def changes(
     before: Mapping[str, ConfusionMatrix],
     after: Mapping[str, ConfusionMatrix],
     own: str = "",
+    since: Mapping[str, str] = MappingProxyType({}),
 ) -> Changes:
     """What a task changed, from counts.
 
@@ -107,9 +126,10 @@ def changes(
         old: Ids of the earlier classes.
         outputs: Old output against new output on the new test cases.
         as_it_was: Ground truth against old output on the new test cases.
-        before: Counts of earlier test sets before the task.
+        before: Counts of earlier test sets before the task, as they were measured last.
         after: The same after it; only sets that are in both are compared.
         own: Name of the new test set.
+        since: Earlier test set -> name of the task that it was measured after, where others came in between.
     """
     shared = [name for name in before if name in after]
     dice = [
@@ -121,17 +141,18 @@ def changes(
     back = {name: matrix for name, matrix in after.items() if name != own and name not in before}
     again = class_values("dice", pooled(back)) if back else {}
 
-    def shown(c: int) -> bool:
-        return c in was and bool(as_it_was.truth[as_it_was.labels.index(c)])
+    def shows(counts: ConfusionMatrix, c: int) -> bool:
+        return c in counts.labels and bool(counts.truth[counts.labels.index(c)])
 
     found = tuple(
         ClassChange(
             c,
             dice[0].get(c),
             dice[1].get(c) if dice[0].get(c) is not None or c not in again else again[c].value,
-            was[c].value if shown(c) else None,
-            now[c].value if shown(c) and c in now else None,
+            was[c].value if shows(as_it_was, c) else None,
+            now[c].value if shows(as_it_was, c) and c in now else None,
             agreement[c].value,
+            tuple(dict.fromkeys(since[name] for name in shared if name in since and shows(before[name], c))),
         )
         for c in old
     )

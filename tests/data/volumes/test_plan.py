@@ -281,10 +281,17 @@ def test_what_fits_badly_is_told() -> None:
     assert misfit(first, source, volume(("MR",), spacing=(3.0, 1.0, 1.0), axes=(1, 0, 2)))
     (other,) = misfit(first, source, volume(("US",)))
     assert "holds US, and the first task held MR" in other
-    for scheme, words in (("No", ": none if"), ("RGBTo01", ": divided by 255 if")):
+    for scheme, words in (("No", "would be: none. "), ("RGBTo01", "would be: divided by 255. ")):
         (note,) = misfit(first, source, volume(schemes=(f"{scheme}Normalization",)))
-        assert words in note and "by mean and deviation of each volume by the plan" in note
+        assert words in note and "those of the first task: by mean and deviation of each volume; " in note
+        assert note.endswith(
+            "If all are CT, begin again with volumes.normalisation=ct; if not, with volumes.plan=per_task"
+        )
         assert "Normalization" not in note  # the names of nnU-Net's classes
+    usual = {"mean": 0.0, "std": 1.0, "percentile_00_5": -1.0, "percentile_99_5": 1.0}
+    ct = volume(("CT",), schemes=("CTNormalization",), intensities=(usual,))
+    (note,) = misfit(ct, source, volume())  # of plain folders, which do not say what they hold
+    assert note.endswith("Nothing to do if they are CT; if not, begin again with volumes.plan=per_task")
     with pytest.raises(DataError, match="has 2 channels, and the network takes 1"):
         two = {"channels": 2, "schemes": first.schemes * 2, "masked": (False,) * 2, "intensities": (None,) * 2}
         misfit(first, source, volume(**two))

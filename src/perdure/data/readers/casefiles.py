@@ -36,7 +36,8 @@ class CaseFiles(NamedTuple):
 class Layout(NamedTuple):
     """Cases by split, ``{"train": {name: files}, "test": {...}}``, and what is wrong with others.
 
-    ``told`` says in words which fold they are of; empty where the data set itself says what is for testing.
+    ``told`` says in words which fold they are of, if the data set itself does not say what is for testing, and what is
+    left out; empty if there is nothing to say.
     """
 
     splits: Mapping[Split, Mapping[str, CaseFiles]]

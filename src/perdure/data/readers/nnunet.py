@@ -79,6 +79,10 @@ def open_nnunet(root: Path, fold: int = 0, patients: bool = True) -> VolumeSourc
         layout = Layout({"train": train, "test": test}, problems)
     else:
         layout = by_fold(root, train, patient, fold, problems)
+    if unlabelled := _unlabelled(root, told):
+        many = "1 case has" if unlabelled == 1 else f"{unlabelled} cases have"
+        left_out = f"imagesTs: {many} no mask in labelsTs and {'is' if unlabelled == 1 else 'are'} left out"
+        layout = layout._replace(told="; ".join(filter(None, (layout.told, left_out))))
     pictures = told.ending in PICTURES
     return VolumeSource(
         "nnunet",
@@ -204,6 +208,18 @@ def _cases(root: Path, part: str, told: _Described, problems: list[DataError]) -
     if told.ending in PICTURES and channels == 3 and all(set(files) == {0} for files in cases.values()):
         channels = 1  # one colour picture
     return paired(cases, masks, channels, problems, told.channels)
+
+
+def _unlabelled(root: Path, told: _Described) -> int:
+    """Number of cases of ``imagesTs`` without a mask in ``labelsTs``."""
+    if told.listed is not None or not (root / "imagesTs").is_dir():
+        return 0
+    images, masks = (
+        # what is wrong with a file is told where it is used
+        index(root / part, (told.ending,), []) if (root / part).is_dir() else {}
+        for part in ("imagesTs", "labelsTs")
+    )
+    return len(by_channel(images, ()).keys() - masks.keys())
 
 
 def _listed_case(root: Path, name: str, files: object, told: _Described) -> CaseFiles:

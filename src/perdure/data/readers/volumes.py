@@ -269,7 +269,7 @@ def told_of_volumes(source: VolumeSource) -> list[str]:
         return []
     low, high = min(spacings, key=np.prod), max(spacings, key=np.prod)
     unit = "mm" if orientations else "in the files' units"
-    lines = [f"voxel spacing {_by(low)}{f' to {_by(high)}' if low != high else ''} {unit} (x×y×z)"]
+    lines = [f"voxel spacing {' to '.join(dict.fromkeys((_by(low), _by(high))))} {unit} (x×y×z)"]
     if len(orientations) > 1:
         counted = ", ".join(f"{count} {code}" for code, count in orientations.most_common())
         lines.append(f"files of several orientations: {counted}; all are read alike")

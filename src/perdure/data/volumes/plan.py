@@ -180,9 +180,16 @@ def misfit(first: Sampled, source: Source, own: Sampled) -> list[str]:
                 "differs by more than a factor of two: small structures may be lost, or slices made up"
             )
         if set(first.schemes) != set(own.schemes):
+            ct = "CTNormalization"
+            maybe = ct in first.schemes and ct not in own.schemes and not own.modality  # plain folders say nothing
             told.append(
-                f"normalisation of {source.name}: {_schemes(own)} if it were alone, and {_schemes(first)} by the plan "
-                "of the first task"
+                f"its volumes are normalised as those of the first task: {_schemes(first)}; alone they would be: "
+                f"{_schemes(own)}. "
+                + (
+                    "Nothing to do if they are CT; if not, begin again with volumes.plan=per_task"
+                    if maybe
+                    else "If all are CT, begin again with volumes.normalisation=ct; if not, with volumes.plan=per_task"
+                )
             )
     if first.modality and own.modality and [*map(str.casefold, first.modality)] != [*map(str.casefold, own.modality)]:
         told.append(
