@@ -154,6 +154,30 @@ def test_refused_before_anything_is_written(sets: Path, cli: Callable[..., Any],
     assert learned("grown") == before
 
 
+def test_code_that_a_run_or_a_command_names_is_not_imported(
+    sets: Path, cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It lies where Python would find it, and leaves a trace where it is imported."""
+    assert cli("run", "first.yaml", "--out", "grown", "--quiet", "training.steps=1").code == 0
+    monkeypatch.syspath_prepend(sets)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    Path("harmful.py").write_text("import pathlib\npathlib.Path('executed').touch()\n")
+    whole = Path("grown/recipe.yaml").read_text()
+    for key, more, place in (
+        (None, ("data.name=harmful:open",), "--data plants"),
+        ("method", (), "grown/recipe.yaml"),
+        ("network", (), "grown/recipe.yaml"),
+    ):
+        named = yaml.safe_load(whole) | ({key: {"name": "harmful:open"}} if key else {})
+        Path("grown/recipe.yaml").write_text(yaml.safe_dump(named))
+        before = learned("grown")
+        found = add(cli, "plants", *more)
+        assert found.code == 2 and f"{place} names code outside of Perdure: 'harmful:open'" in found.err, found.err
+        assert "--allow-code" in found.err and not Path("executed").exists() and learned("grown") == before
+    allowed = add(cli, "plants", "--allow-code")
+    assert allowed.code == 2 and Path("executed").exists()
+
+
 def test_other_folders_and_runs_are_refused(sets: Path, cli: Callable[..., Any]) -> None:
     Path("empty").mkdir()
     assert cli("run", "photos.yaml", "--out", "steps", "--quiet").code == 0
