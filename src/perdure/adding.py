@@ -11,7 +11,15 @@ from pydantic import JsonValue
 
 from perdure.config.build import method_class
 from perdure.config.data_sets import label
-from perdure.config.load import dump_recipe, override, parse_recipe, read_raw, same_experiment, split_override
+from perdure.config.load import (
+    dump_recipe,
+    override,
+    parse_recipe,
+    read_raw,
+    refuse_foreign_code,
+    same_experiment,
+    split_override,
+)
 from perdure.config.recipe import DataSetsSection, Recipe, TaskSection
 from perdure.data.catalog import open_source
 from perdure.data.detect import reader_of, short_name
@@ -46,11 +54,13 @@ class Addition:
     overrides: Sequence[str] = ()
 
 
-def extended(run: RunFolder, addition: Addition) -> Recipe:
+def extended(run: RunFolder, addition: Addition, allow_code: bool = False) -> Recipe:
     """The recipe of a run with one more data set; the same again where that was begun and stopped.
 
+    A run may come from somebody else: what it names outside of Perdure is imported with ``allow_code`` only.
+
     Raises:
-        UsageError: A class is taken, or an option is wrong.
+        UsageError: A class is taken, an option is wrong, or code is needed that was not allowed.
         RunError: The run cannot be extended.
         DataError: The data set cannot be read.
     """
@@ -61,12 +71,16 @@ def extended(run: RunFolder, addition: Addition) -> Recipe:
             f"{run.path} learned the classes of one data set in steps; only runs of data sets can be extended",
             "see `perdure list recipes`: those whose name begins with data-sets",
         )
+    task = _task(addition)
+    if not allow_code:  # here, because to ask a method or a reader anything imports it
+        refuse_foreign_code(recipe, str(run.recipe_file))
+        asked = plan.model_copy(update={"tasks": [task]})
+        refuse_foreign_code(recipe.model_copy(update={"stream": asked}), f"--data {addition.data}")
     if method_class(recipe.method.name).sees_all_tasks:
         raise RunError(
             f"'{recipe.method.name}' learns all data sets at once and cannot learn one more",
             "run the whole recipe again, with all data",
         )
-    task = _task(addition)
     learned = len(run.sealed())
     if learned == len(plan.tasks) and _bare(plan.tasks[-1]) == _bare(task):
         learned -= 1  # the very same was added before, and perhaps stopped after the seal: what is left is finished

@@ -144,11 +144,15 @@ def read_json(path: Path) -> Any:
 def nesting(text: str) -> int:
     """Levels of brackets in a JSON text: what follows from it by recursion would overflow on thousands of them."""
     depth = deepest = 0
-    for bracket in re.findall(r'"(?:[^"\\]|\\.)*"|[\[{\]}]', text):
-        if bracket in "[{":
+    quoted = False
+    # one sign at a time: an expression for whole texts would look for the end of one that has none again and again
+    for sign in re.finditer(r'\\.|["\[{\]}]', text, re.DOTALL):
+        if sign[0] == '"':
+            quoted = not quoted
+        elif not quoted and sign[0] in "[{":
             depth += 1
             deepest = max(deepest, depth)
-        elif bracket in "]}":
+        elif not quoted and sign[0] in "]}":
             depth -= 1
     return deepest
 

@@ -80,7 +80,17 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Lock the folder for writing. Raises RunError if another process has locked it."""
+        """Lock the folder for writing.
+
+        Raises:
+            RunError: Another process has locked it, it cannot be written, or a link in it leads somewhere else.
+        """
+        # here, for whatever writes or deletes comes through here; a run that somebody else made may hold any link
+        if link := next((path for path in self.path.rglob("*") if path.is_symlink()), None):
+            raise RunError(
+                f"{link} is a link: what is written or deleted there may be no part of the run",
+                "put the files themselves in its place; working files may lie elsewhere: engine.working=DIR",
+            )
         lock = FileLock(self.path / LOCK)
         try:
             self.path.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import os
 import re
 import shutil
 import socket
@@ -102,6 +103,15 @@ def test_unknown_file(place: str, run: Path, cli) -> None:
 def test_link(run: Path, tmp_path: Path) -> None:
     (run / "elsewhere").symlink_to(tmp_path, target_is_directory=True)
     fails(run, "elsewhere", "is a link")
+
+
+@pytest.mark.parametrize("verb", ["audit", "report"])
+def test_a_log_that_is_a_pipe_is_not_waited_for(verb: str, run: Path, cli) -> None:
+    (run / "log.jsonl").unlink()
+    os.mkfifo(run / "log.jsonl")
+    done = cli(verb, run)
+    told = "log.jsonl: is no file" in done.out
+    assert (done.code, told) == ((1, True) if verb == "audit" else (0, False)), done.out + done.err
 
 
 @pytest.mark.parametrize("file", ["weights.safetensors", "kept/statistics.safetensors", "samples/00000.image.png"])

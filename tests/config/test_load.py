@@ -21,6 +21,7 @@ from perdure.config.load import (
 )
 from perdure.config.recipe import Recipe
 from perdure.errors import UsageError
+from perdure.files import nesting
 from perdure.networks.build import build_network
 
 PLAIN = {
@@ -260,3 +261,17 @@ def test_yaml_that_no_recipe_needs_is_refused(text: str, said: str, tmp_path: Pa
     path.write_text(text)
     with pytest.raises(UsageError, match=said):
         load_recipe(str(path))
+
+
+@pytest.mark.parametrize(
+    ("text", "levels"),
+    [
+        ('{"a": [1, [2]], "b": {}}', 3),
+        (r'["[[[", "\"[[", "\\", {"]": 1}]', 2),
+        ('"' + r"\"" * 150_000, 0),  # a text without an end, whose end is not looked for from every quotation mark
+        ('["' + r"\"[" * 150_000, 1),
+    ],
+    ids=["plain", "brackets in texts", "no end", "no end in a list"],
+)
+def test_levels_of_brackets_are_counted_in_one_pass(text: str, levels: int) -> None:
+    assert nesting(text) == levels

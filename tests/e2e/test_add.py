@@ -197,6 +197,58 @@ def test_cases_that_return_are_held_against_their_last_figures(sets: Path, cli: 
     assert all(f"({c.fall:.1f} of {c.fell_in})" in said for c in deep)
 
 
+def test_code_that_a_run_or_a_command_names_is_not_imported(
+    sets: Path, cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It lies where Python would find it, and leaves a trace where it is imported."""
+    assert cli("run", "first.yaml", "--out", "grown", "--quiet", "training.steps=1").code == 0
+    monkeypatch.syspath_prepend(sets)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    Path("harmful.py").write_text("import pathlib\npathlib.Path('executed').touch()\n")
+    whole = Path("grown/recipe.yaml").read_text()
+    for key, more, place in (
+        (None, ("data.name=harmful:open",), "--data plants"),
+        ("method", (), "grown/recipe.yaml"),
+        ("network", (), "grown/recipe.yaml"),
+    ):
+        named = yaml.safe_load(whole) | ({key: {"name": "harmful:open"}} if key else {})
+        Path("grown/recipe.yaml").write_text(yaml.safe_dump(named))
+        before = learned("grown")
+        found = add(cli, "plants", *more)
+        assert found.code == 2 and f"{place} names code outside of Perdure: 'harmful:open'" in found.err, found.err
+        assert "--allow-code" in found.err and not Path("executed").exists() and learned("grown") == before
+    allowed = add(cli, "plants", "--allow-code")
+    assert allowed.code == 2 and Path("executed").exists()
+
+
+def test_nothing_is_written_or_deleted_through_a_link(sets: Path, cli: Callable[..., Any]) -> None:
+    """A run may come from somebody else, and its links lead wherever that one wanted."""
+    assert cli("run", "first.yaml", "--out", "grown", "--quiet", "training.steps=1").code == 0
+    Path("mine/deeper").mkdir(parents=True)
+    Path("mine/deeper/thesis.txt").write_text("mine")
+    commands = (
+        ("add", "grown", "--data", "plants", "--classes", "tree", "--quiet"),
+        ("add", "grown", "--give-up"),
+        ("run", "first.yaml", "--out", "grown", "--resume", "--quiet", "training.steps=1"),
+        ("report", "grown"),
+    )
+    shutil.copytree("grown/tasks", "mine", dirs_exist_ok=True)
+    mine, before = learned("mine"), learned("grown")
+    for place in ("working", "resume", "kept", "tracking", "tasks", "tasks/01-plants"):
+        link, aside = Path("grown", place), Path("aside")
+        if link.exists():
+            link.rename(aside)
+        link.symlink_to(Path("mine").absolute(), target_is_directory=True)
+        for words in commands:
+            found = cli(*words)
+            assert found.code == 1 and f"grown/{place} is a link" in found.err, (words, found.err)
+        link.unlink()
+        if aside.exists():
+            aside.rename(link)
+        assert learned("mine") == mine and learned("grown") == before
+    assert add(cli, "plants", "training.steps=1").code == 0
+
+
 def test_other_folders_and_runs_are_refused(sets: Path, cli: Callable[..., Any]) -> None:
     Path("empty").mkdir()
     assert cli("run", "photos.yaml", "--out", "steps", "--quiet").code == 0

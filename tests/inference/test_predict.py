@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import warnings
 from dataclasses import replace
@@ -171,6 +172,26 @@ def test_inputs_are_files_and_folders_in_order(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"")
     found = find_images([tmp_path / "b", tmp_path / "a.png"])
     assert [p.name for p in found] == ["1.jpg", "2.png", "a.png"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "link to nothing", "link to itself", "device"])
+def test_an_image_of_a_folder_that_cannot_be_read_is_told_and_not_left_out(kind: str, tmp_path: Path) -> None:
+    for name in ("a.png", ".hidden.png", "notes.txt"):
+        (tmp_path / name).write_bytes(b"")
+    place = tmp_path / "b.png"
+    match kind:
+        case "folder":
+            place.mkdir()
+        case "pipe":
+            os.mkfifo(place)
+        case "link to nothing":
+            place.symlink_to(tmp_path / "gone.png")
+        case "link to itself":
+            place.symlink_to(place)
+        case _:
+            place.symlink_to("/dev/zero")
+    with pytest.raises(DataError, match=r"b\.png is named like an image and is no file"):
+        find_images([tmp_path])
 
 
 def test_prediction_of_an_image_does_not_depend_on_the_others(model: Trained, tmp_path: Path) -> None:

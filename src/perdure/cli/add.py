@@ -11,7 +11,7 @@ from rich.table import Table
 
 from perdure.adding import Addition, extended, give_up
 from perdure.cli.console import open_console
-from perdure.config.load import refuse_foreign_code, split_override
+from perdure.config.load import split_override
 from perdure.engine.options import EngineOptions
 from perdure.errors import UsageError
 from perdure.experiment import run_experiment
@@ -36,9 +36,7 @@ def add(path: Path, addition: Addition, at_most: float | None, quiet: bool, allo
     """Learn one more data set, print what it did to earlier classes; returns the classes that fell by too much."""
     run = RunFolder.existing(path)
     with run.read_alone():
-        recipe = extended(run, addition)
-    if not allow_code:
-        refuse_foreign_code(recipe, str(run.recipe_file))
+        recipe = extended(run, addition, allow_code)
     learned = len(run.sealed())
     run_experiment(recipe, path, resume=True, quiet=quiet)
     if learned == len(run.sealed()) and not quiet:

@@ -164,7 +164,8 @@ def _seconds(log: Path) -> dict[int, float]:
     """Time of each task from the lines that say it was sealed; a log is no reason to refuse a page."""
     ends: dict[int, float] = {}
     with suppress(OSError, UnicodeDecodeError):
-        for text in log.read_text(encoding="utf-8").splitlines():
+        # a pipe may block for ever
+        for text in log.read_text(encoding="utf-8").splitlines() if log.is_file() else ():
             with suppress(ValueError, TypeError, KeyError):
                 line = json.loads(text)
                 if line["event"] == "sealed":

@@ -49,12 +49,17 @@ def find_images(inputs: Iterable[Path], endings: Sequence[str] = IMAGE_SUFFIXES)
     for path in places:
         if path.is_dir():
             try:
-                inside = sorted(p for p in path.iterdir() if not p.name.startswith(".") and p.is_file())
+                inside = sorted(p for p in path.iterdir() if not p.name.startswith("."))
             except OSError as error:
                 raise DataError(
                     f"the folder {path} cannot be read: {error.strerror}", "check who may read it"
                 ) from error
-            found += [p for p in inside if p.name.lower().endswith(wanted)]
+            found += (named := [p for p in inside if p.name.lower().endswith(wanted)])
+            if lost := [p for p in named if not p.is_file()]:  # told, for nobody would miss a scan that is left out
+                raise DataError(
+                    f"{lost[0]} is named like {one} and is no file: a folder, a pipe, or a link that leads nowhere",
+                    "put the file itself in its place, or take it out of the folder",
+                )
             others += [p for p in inside if p.name.lower().endswith(KNOWN) and not p.name.lower().endswith(wanted)]
         elif not path.exists():
             raise DataError(f"{path} does not exist", f"give {many}, or folders that hold some")
