@@ -17,6 +17,7 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
+from perdure.errors import DataError
 from perdure.metrics.changes import read_changes
 from perdure.metrics.figures import measured_tasks
 from perdure.metrics.results import gather_results
@@ -152,6 +153,26 @@ def test_refused_before_anything_is_written(sets: Path, cli: Callable[..., Any],
     assert (found.code, what in found.err, hint in found.err) == (code, True, True), found.err
     assert len(found.err.strip().splitlines()) <= 2
     assert learned("grown") == before
+
+
+@pytest.mark.parametrize("place", ["perdure.before.Before.take", "perdure.working.WorkingFolder.fill"])
+def test_data_that_proves_bad_later_leaves_no_trace(
+    sets: Path, cli: Callable[..., Any], place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The description of the stream has grown by then, and results and pages with it."""
+    assert cli("run", "first.yaml", "--out", "grown", "--quiet", "engine.trackers=[tensorboard]").code == 0
+    before = {path: path.read_bytes() for path in Path("grown").rglob("*") if path.is_file()}
+
+    def refuse(*_: object) -> None:
+        assert len(RunFolder(Path("grown")).stream().tasks) == 2
+        raise DataError("a case cannot be shown", "leave it out")
+
+    monkeypatch.setattr(place, refuse)
+    found = add(cli, "plants", "engine.trackers=[tensorboard]")
+    assert found.code == 1 and "a case cannot be shown" in found.err
+    assert {path: path.read_bytes() for path in Path("grown").rglob("*") if path.is_file()} == before
+    audited = cli("audit", "grown")
+    assert audited.code == 0, audited.out
 
 
 def test_other_folders_and_runs_are_refused(sets: Path, cli: Callable[..., Any]) -> None:
