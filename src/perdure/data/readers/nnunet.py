@@ -44,6 +44,8 @@ class _Described(NamedTuple):
     channels: tuple[str, ...]
     ending: str
     listed: Mapping[str, Any] | None
+    number: object
+    """``numTraining``, whatever it is: no reader needs it."""
 
 
 def open_nnunet(root: Path, fold: int = 0, patients: bool = True) -> VolumeSource:
@@ -79,6 +81,9 @@ def open_nnunet(root: Path, fold: int = 0, patients: bool = True) -> VolumeSourc
         layout = Layout({"train": train, "test": test}, problems)
     else:
         layout = by_fold(root, train, patient, fold, problems)
+    if isinstance(told.number, int) and told.number != len(train):
+        odd = f"{path.name} says numTraining {told.number}, and {len(train)} cases are there: is the copy complete?"
+        layout = layout._replace(told=(*layout.told, odd))
     pictures = told.ending in PICTURES
     return VolumeSource(
         "nnunet",
@@ -121,7 +126,7 @@ def _described(path: Path) -> _Described:
         raise DataError(f"{path}: 'dataset' is no mapping", 'expected {"case": {"images": [...], "label": "..."}}')
     space, table = _classes(path, content["labels"], content.get("regions_class_order"))
     channels = channel_list(path, (names[str(k)] for k in range(len(names))))
-    return _Described(space, table, channels, ending, listed)
+    return _Described(space, table, channels, ending, listed, content.get("numTraining"))
 
 
 def _classes(path: Path, labels: object, order: object) -> tuple[LabelSpace, dict[int, int]]:
