@@ -256,6 +256,9 @@ OPENING: dict[str, Bad] = {
     "class that is not seen": Bad(
         described(labels={"background": 0, "liver": 1, "liver\u200b": 2}), "dataset.json", "\\u200b", "correct the name"
     ),
+    "class that is a path": Bad(
+        described(labels={"background": 0, "../../etc": 1}), "dataset.json", "'../../etc' looks like a path", "correct"
+    ),
     "label as text": Bad(described(labels={"background": 0, "liver": "1"}), "dataset.json", "'liver' is 1", "run from"),
     "one number twice": Bad(
         described(labels={"background": 0, "a": 1, "b": 1}), "dataset.json", "'a' and 'b' both", "number each"

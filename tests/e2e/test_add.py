@@ -133,6 +133,12 @@ CASES = {
     "same of a class that is not here": (("plants", "--same", "dog"), 2, "the data set has no such class", ""),
     "earlier of an unknown task": (("plants", "--earlier", "zoo=pets"), 2, "the run has no task 'zoo'", "pets"),
     "a rename that is none": (("plants", "--rename", "tree"), 2, "--rename 'tree' cannot be read", "OLD=NEW"),
+    "a rename to a path": (
+        ("plants", "--rename", "tree=/home/joe/x"),
+        2,
+        "plants: the name '/home/joe/x' looks like a path",
+        "another name",
+    ),
     "a key that changes the method": (("plants", "training.lr=3"), 2, "'training.lr' cannot be changed", "data.KEY"),
     "a folder that is not there": (
         ("plants", "--earlier", "pets=nowhere"),
