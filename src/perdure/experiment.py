@@ -87,8 +87,6 @@ def _run(recipe: Recipe, run: RunFolder, resume: bool, quiet: bool) -> None:
         if machine.main and sealed and remaining:  # the description has grown, and results and pages follow from it
             record(run)
             publish(run)
-        if remaining:
-            machine.start_trackers(recipe.name.replace("/", "-"))
         for task in remaining:
             with stream.opened(task):  # training data of all other tasks is sealed in this block
                 working.begin(task, machine)
@@ -107,6 +105,8 @@ def _run(recipe: Recipe, run: RunFolder, resume: bool, quiet: bool) -> None:
                 position = checkpoint.load(method, task.index)
                 method.to(machine.device)
                 validation = measure_validation(experiment, task, machine)
+                if task is remaining[0]:  # not earlier: data that is refused leaves no file of a tracker behind
+                    machine.start_trackers(recipe.name.replace("/", "-"))
                 with stoppable(f"classes {where} were learned, before that was saved", GO_ON):
                     engine.run(method, method.phases(task), task.index, position, validation)
             with stoppable(f"the test cases after task {task.index + 1} ('{task.name}') were measured", GO_ON):
@@ -219,7 +219,10 @@ def _prepared(
                 working.clear()
                 if run.sealed() and not run.resume.exists() and isinstance(recipe.stream, DataSetsSection):
                     held.close()
-                    give_up(run)  # a data set that cannot be learned must not stay in the way of the next one
+                    # a data set that cannot be learned must not stay in the way of the next one, nor in any page
+                    if give_up(run):
+                        record(run)
+                        publish(run)
                 else:
                     run.withdraw()
             raise

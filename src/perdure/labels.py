@@ -7,6 +7,9 @@ network channel is never a label; :class:`ChannelMap` is the only bridge between
 from __future__ import annotations
 
 import colorsys
+import html
+import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
@@ -48,13 +51,32 @@ ignore, in OKLab as seen with normal sight, protanopia and deuteranopia (Machado
 before it counted double. Hues at a golden angle put classes 3 and 8 at no distance for a deuteranope.
 """
 
+MACHINE_PATH: Final = re.compile(
+    r"file://[^\s\"'<>]+"
+    # a slash, two names or more; not the end of a URL, of a tag, of a relative path or of a fraction
+    r"|(?<![\w.:/<~…-])/(?:[\w.+@-]+/)+[\w.+@-]*"
+    # a drive, and a server; in JSON each backslash stands twice
+    r"|(?<!\w)[A-Za-z]:\\{1,2}\w[^\s\"'<>]*"
+    r"|(?<!\\)\\{2,4}[\w.-]+\\{1,2}[\w.-]+"
+)
+"""What the audit takes for a path of a machine in any text of a run."""
+_PLACE: Final = re.compile(r"[/~]|[A-Za-z]:[\\/]|(.*[\\/])?\.\.([\\/]|$)")
+"""How a name begins that is meant as a place of a file, though no audit would find it."""
+
 
 def wrong_name(name: str) -> str:
-    """What is wrong with a class name, in words; empty for a sound one."""
+    """What is wrong with a class name, in words; empty for a sound one.
+
+    A name stays in a run for ever, so one that would make every audit fail must not come in. Texts of a run hold it as
+    it is, in JSON and in HTML.
+    """
     if any(map(odd, name)):
         return f"the name '{plain(name)[:60]}' holds a control character"
     if len(name) > LONGEST_NAME:
         return f"the name '{name[:30]}…' has {len(name)} characters, and {LONGEST_NAME} are the most"
+    written = name, json.dumps(name, ensure_ascii=False), html.escape(name)
+    if _PLACE.match(name) or any(map(MACHINE_PATH.search, written)):
+        return f"the name '{name[:60]}' looks like a path"
     return "" if name.strip() else "a name is empty"
 
 

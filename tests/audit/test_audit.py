@@ -23,6 +23,7 @@ from perdure.audit.texts import PHASES
 from perdure.cli.audit import show
 from perdure.kept.ledger import is_raw
 from perdure.kept.manifest import list_files
+from perdure.labels import wrong_name
 
 LAST = "tasks/02-09-10"
 
@@ -170,6 +171,7 @@ def names_in(place: str, text: str, folder: Path) -> list[str]:
 def test_path_of_a_machine(text: str, tmp_path: Path) -> None:
     (problem,) = names_in("card.md", f"a\n{text}\n", tmp_path)
     assert problem.startswith("card.md: holds a path of a machine")
+    assert "looks like a path" in wrong_name(text), "such a class would be learned, and every audit fail"
 
 
 @pytest.mark.parametrize(
@@ -178,6 +180,18 @@ def test_path_of_a_machine(text: str, tmp_path: Path) -> None:
 )
 def test_no_path_of_a_machine(text: str, tmp_path: Path) -> None:
     assert names_in("card.md", f"a\n{text}\n", tmp_path) == []
+    assert not wrong_name(text)
+
+
+@pytest.mark.parametrize("name", ["/etc", "~/x", "..", "../../etc", "a/../b", "C:/x", "C:\\x", "\\a\\b", "a</b/c"])
+def test_no_class_is_called_like_a_path_that_only_some_texts_show(name: str) -> None:
+    """Some are no absolute path, some become one where JSON doubles a backslash or HTML writes a sign in letters."""
+    assert wrong_name(name) == f"the name '{name}' looks like a path"
+
+
+@pytest.mark.parametrize("name", ["1/2", "liver/spleen", "left (upper/lower)", "a..b", "T1: x", "\\alpha", "x~y"])
+def test_a_class_may_be_called_so(name: str) -> None:
+    assert not wrong_name(name)
 
 
 @pytest.mark.parametrize("name", ["node77", "meduser7"])

@@ -170,6 +170,10 @@ CASES: dict[str, Bad] = {
     "zero spacing": Bad(header(image, 80, struct.pack("<3f", 1, 0, 1)), "case1_0000", "spacing of 1×0×1", "above 0"),
     "negative spacing": Bad(header(image, 80, struct.pack("<3f", 1, 1, -2)), "case1_0000", "1×1×-2 mm", "above 0"),
     "flat affine": Bad(header(image, 280, b"\0" * 16), "case1_0000", "spans no volume: spacing 0×", "correct"),
+    "voxels of kilometres": Bad(
+        lambda r: [rewrite(which, same, moved(scale=3000))(r) for which in (image, mask)],
+        "case1_0000", "voxels of 0.5×0.75×6000 mm", "at most 1000 mm",
+    ),
     "truncated gzip": Bad(cut(image), "case1_0000", "not a readable volume", "copy it again"),
     "truncated mask": Bad(cut(mask, 0.7), "case1.nii.gz", "not a readable volume", "copy it again"),
     "empty file": Bad(lambda r: mask(r).write_bytes(b""), "case1.nii.gz", "is no NIfTI file", "copy it again"),
@@ -251,6 +255,9 @@ OPENING: dict[str, Bad] = {
     ),
     "class that is not seen": Bad(
         described(labels={"background": 0, "liver": 1, "liver\u200b": 2}), "dataset.json", "\\u200b", "correct the name"
+    ),
+    "class that is a path": Bad(
+        described(labels={"background": 0, "../../etc": 1}), "dataset.json", "'../../etc' looks like a path", "correct"
     ),
     "label as text": Bad(described(labels={"background": 0, "liver": "1"}), "dataset.json", "'liver' is 1", "run from"),
     "one number twice": Bad(
@@ -432,6 +439,25 @@ def test_long_and_thin_volumes_are_read_and_told(raw: Callable[..., Path], save_
     assert "1 case is one voxel thick (first: 'case1')" in told
     assert "images / voxels" in told and "test cases are those of fold 0 (of 0 to 4, divided as nnU-Net does)" in told
     assert "200×1×1" in told
+
+
+TOLD: dict[str, tuple[Spoil, str]] = {
+    "half a copy": (described(numTraining=500), "dataset.json says numTraining 500, and 6 cases are there"),
+    "metres instead of millimetres": (
+        lambda r: [rewrite(which, same, lambda _: np.diag([5e-4, 5e-4, 5e-4, 1]))(r) for which in (image, mask)],
+        "'case1' has voxels of 0.0005×0.0005×0.0005 mm: is that its spacing?",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", TOLD)
+def test_what_can_be_used_and_looks_odd_is_told(raw: Callable[..., Path], cli: Any, case: str) -> None:
+    spoil, what = TOLD[case]
+    root = raw()
+    assert what not in " ".join(cli("check", "nnunet", root).out.split())
+    spoil(root)
+    done = cli("check", "nnunet", root)
+    assert done.code == 0 and what in " ".join(done.out.split()), done.out
 
 
 def replace(path: Path, old: bytes, new: bytes) -> None:

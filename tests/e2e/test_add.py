@@ -17,6 +17,7 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
+from perdure.errors import DataError
 from perdure.metrics.changes import read_changes
 from perdure.metrics.confusion import read_counts
 from perdure.metrics.figures import measured_tasks
@@ -143,6 +144,12 @@ CASES = {
     "same of a class that is not here": (("plants", "--same", "dog"), 2, "the data set has no such class", ""),
     "earlier of an unknown task": (("plants", "--earlier", "zoo=pets"), 2, "the run has no task 'zoo'", "pets"),
     "a rename that is none": (("plants", "--rename", "tree"), 2, "--rename 'tree' cannot be read", "OLD=NEW"),
+    "a rename to a path": (
+        ("plants", "--rename", "tree=/home/joe/x"),
+        2,
+        "plants: the name '/home/joe/x' looks like a path",
+        "another name",
+    ),
     "a key that changes the method": (("plants", "training.lr=3"), 2, "'training.lr' cannot be changed", "data.KEY"),
     "a folder that is not there": (
         ("plants", "--earlier", "pets=nowhere"),
@@ -247,6 +254,26 @@ def test_nothing_is_written_or_deleted_through_a_link(sets: Path, cli: Callable[
             aside.rename(link)
         assert learned("mine") == mine and learned("grown") == before
     assert add(cli, "plants", "training.steps=1").code == 0
+
+
+@pytest.mark.parametrize("place", ["perdure.before.Before.take", "perdure.working.WorkingFolder.fill"])
+def test_data_that_proves_bad_later_leaves_no_trace(
+    sets: Path, cli: Callable[..., Any], place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The description of the stream has grown by then, and results and pages with it."""
+    assert cli("run", "first.yaml", "--out", "grown", "--quiet", "engine.trackers=[tensorboard]").code == 0
+    before = {path: path.read_bytes() for path in Path("grown").rglob("*") if path.is_file()}
+
+    def refuse(*_: object) -> None:
+        assert len(RunFolder(Path("grown")).stream().tasks) == 2
+        raise DataError("a case cannot be shown", "leave it out")
+
+    monkeypatch.setattr(place, refuse)
+    found = add(cli, "plants", "engine.trackers=[tensorboard]")
+    assert found.code == 1 and "a case cannot be shown" in found.err
+    assert {path: path.read_bytes() for path in Path("grown").rglob("*") if path.is_file()} == before
+    audited = cli("audit", "grown")
+    assert audited.code == 0, audited.out
 
 
 def test_other_folders_and_runs_are_refused(sets: Path, cli: Callable[..., Any]) -> None:

@@ -15,18 +15,11 @@ from perdure.audit.findings import Audit
 from perdure.audit.ledgers import Sealed
 from perdure.config.recipe import Recipe
 from perdure.kept.ledger import LEDGER
+from perdure.labels import MACHINE_PATH
 from perdure.methods import METHODS
 from perdure.streams.description import DescribedStream
 
 TEXT_SUFFIXES: Final = frozenset({".yaml", ".yml", ".json", ".jsonl", ".csv", ".md", ".html", ".txt"})
-_PATH: Final = re.compile(
-    r"file://[^\s\"'<>]+"
-    # a slash, two names or more; not the end of a URL, of a tag, of a relative path or of a fraction
-    r"|(?<![\w.:/<~…-])/(?:[\w.+@-]+/)+[\w.+@-]*"
-    # a drive, and a server; in JSON each backslash stands twice
-    r"|(?<!\w)[A-Za-z]:\\{1,2}\w[^\s\"'<>]*"
-    r"|(?<!\\)\\{2,4}[\w.-]+\\{1,2}[\w.-]+"
-)
 # pictures within the report: base64 has slashes, and would often be taken for a path
 _EMBEDDED: Final = re.compile(r"data:[\w/+.-]+;base64,[A-Za-z0-9+/=]+")
 _ANYBODY: Final = frozenset({"root", "user", "admin", "localhost", "ubuntu", "debian", "runner", "docker", "jovyan"})
@@ -42,7 +35,7 @@ def audit_names(run: Path, files: Iterable[str], found: Audit) -> None:
                 text = _EMBEDDED.sub("", (run / where).read_text(encoding="utf-8", errors="replace"))
             except OSError as error:
                 found.tell(where, f"cannot be read: {error.strerror or error}")
-        if match := _PATH.search(text):
+        if match := MACHINE_PATH.search(text):
             found.problems.append(f"{where}: holds a path of a machine ({match.group()[:60]})")
         if any(name.search(text) or name.search(where) for name in names):
             found.problems.append(f"{where}: holds the name of this machine or user")

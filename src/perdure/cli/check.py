@@ -121,8 +121,7 @@ def _of_volumes(source: Source, root: Path | None) -> list[str]:
     if volumes is None:
         unread = root is not None and (root / PATIENTS).exists()
         return [f"{PATIENTS} is read for volumes only: every image counts as a patient of its own"] if unread else []
-    fold = [volumes.layout.told] if volumes.layout.told else []
-    return [*fold, *(told_of_volumes(volumes) if volumes.dims == 3 else ()), *told_of_patients(volumes)]
+    return [*volumes.layout.told, *(told_of_volumes(volumes) if volumes.dims == 3 else ()), *told_of_patients(volumes)]
 
 
 def _volumes(source: Source) -> VolumeSource | None:

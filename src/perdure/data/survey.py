@@ -200,7 +200,7 @@ def stamps_of(source: Source, split: Split, names: Sequence[str]) -> tuple[Path 
         place = place or str(Path(known[files[0]][0]).parent)
         text = repr((name, [known[file] for file in files])).encode(errors="surrogateescape")
         stamps.append(hashlib.blake2b(text, digest_size=_DIGEST, key=secret).digest())
-    key = hashlib.blake2b(f"sound 2 {split} {place}".encode(errors="surrogateescape"), digest_size=20, key=secret)
+    key = hashlib.blake2b(f"sound 3 {split} {place}".encode(errors="surrogateescape"), digest_size=20, key=secret)
     key.update(source.reading())
     return cache_dir() / "sound" / key.hexdigest(), stamps
 

@@ -19,7 +19,7 @@ from perdure.data.gone import GoneSource
 from perdure.data.preparation import Preparation
 from perdure.data.source import Measured, Source, Split
 from perdure.errors import DataError, UsageError, nearest
-from perdure.labels import BACKGROUND, ClassInfo, Color, LabelSpace, remap_table, spread_colors
+from perdure.labels import BACKGROUND, ClassInfo, Color, LabelSpace, remap_table, spread_colors, wrong_name
 from perdure.streams.class_incremental import slug
 from perdure.streams.lists import cached_presence
 from perdure.streams.task import Stream, TaskData, TaskSpec, make_stream
@@ -64,6 +64,8 @@ class DataSet:
             )
         pairs = [(i, self.rename.get(name, name)) for i, name in zip(chosen, known, strict=True)]
         twice = [name for name, count in Counter(name for _, name in pairs).items() if count > 1]
+        if problem := next(filter(None, (wrong_name(name) for _, name in pairs)), ""):
+            raise UsageError(f"{self.label}: {problem}", "give the class another name with rename")
         if (background := self.source.space.background) is not None and background in {name for _, name in pairs}:
             raise UsageError(
                 f"{self.label}: a class is called '{background}', as what has no label is",

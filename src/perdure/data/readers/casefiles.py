@@ -36,13 +36,13 @@ class CaseFiles(NamedTuple):
 class Layout(NamedTuple):
     """Cases by split, ``{"train": {name: files}, "test": {...}}``, and what is wrong with others.
 
-    ``told`` says in words which fold they are of, if the data set itself does not say what is for testing, and what is
-    left out; empty if there is nothing to say.
+    ``told`` says in words which fold they are of, unless the data set itself says what is for testing, what is left out,
+    and what is odd.
     """
 
     splits: Mapping[Split, Mapping[str, CaseFiles]]
     problems: Sequence[DataError] = ()
-    told: str = ""
+    told: tuple[str, ...] = ()
 
 
 def index(folder: Path, endings: Sequence[str], problems: list[DataError]) -> dict[str, Path]:

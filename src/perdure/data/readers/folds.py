@@ -45,11 +45,11 @@ def by_fold(
 
     Nothing but a check then asks for them.
     """
-    told = ""
+    told: tuple[str, ...] = ()
     try:
         train, test, folds = fold_of(root, sorted(cases), patients, fold)
         made = f"from {SPLITS_FILE}" if (root / SPLITS_FILE).exists() else "divided as nnU-Net does"
-        told = f"test cases are those of fold {fold} (of 0 to {folds - 1}, {made}): data.fold=N is another one"
+        told = (f"test cases are those of fold {fold} (of 0 to {folds - 1}, {made}): data.fold=N is another one",)
     except DataError:
         if not problems:
             raise

@@ -44,6 +44,8 @@ class _Described(NamedTuple):
     channels: tuple[str, ...]
     ending: str
     listed: Mapping[str, Any] | None
+    number: object
+    """``numTraining``, whatever it is: no reader needs it."""
 
 
 def open_nnunet(root: Path, fold: int = 0, patients: bool = True) -> VolumeSource:
@@ -82,7 +84,10 @@ def open_nnunet(root: Path, fold: int = 0, patients: bool = True) -> VolumeSourc
     if unlabelled := _unlabelled(root, told):
         many = "1 case has" if unlabelled == 1 else f"{unlabelled} cases have"
         left_out = f"imagesTs: {many} no mask in labelsTs and {'is' if unlabelled == 1 else 'are'} left out"
-        layout = layout._replace(told="; ".join(filter(None, (layout.told, left_out))))
+        layout = layout._replace(told=(*layout.told, left_out))
+    if isinstance(told.number, int) and told.number != len(train):
+        odd = f"{path.name} says numTraining {told.number}, and {len(train)} cases are there: is the copy complete?"
+        layout = layout._replace(told=(*layout.told, odd))
     pictures = told.ending in PICTURES
     return VolumeSource(
         "nnunet",
@@ -125,7 +130,7 @@ def _described(path: Path) -> _Described:
         raise DataError(f"{path}: 'dataset' is no mapping", 'expected {"case": {"images": [...], "label": "..."}}')
     space, table = _classes(path, content["labels"], content.get("regions_class_order"))
     channels = channel_list(path, (names[str(k)] for k in range(len(names))))
-    return _Described(space, table, channels, ending, listed)
+    return _Described(space, table, channels, ending, listed, content.get("numTraining"))
 
 
 def _classes(path: Path, labels: object, order: object) -> tuple[LabelSpace, dict[int, int]]:

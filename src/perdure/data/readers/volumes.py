@@ -38,6 +38,8 @@ LARGEST: Final = (1 << 16) - 1
 """Largest number in a mask that can have a meaning."""
 _LONG: Final = 20
 """Voxels so many times as long as wide are told: such a header is often wrong."""
+_SMALL: Final = 1e-3
+"""In mm: whoever has smaller voxels often wrote another unit."""
 _MANY: Final = 50
 """So many numbers without a meaning are not labels: the file is an image."""
 
@@ -276,7 +278,7 @@ def told_of_volumes(source: VolumeSource) -> list[str]:
     lines += [
         f"'{name}' has voxels of {_by(spacing)} mm: is that its spacing?"
         for spacing, name in spacings.items()
-        if max(spacing) > _LONG * min(spacing)
+        if max(spacing) > _LONG * min(spacing) or (min(spacing) < _SMALL and unit == "mm")
     ][:3]
     if thin:
         many = f"{len(thin)} cases are" if len(thin) > 1 else "1 case is"

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from perdure.data.case import Geometry
 from perdure.data.source import size_text
 from perdure.data.volumes.extra import need
+from perdure.data.volumes.options import LARGEST_SPACING
 from perdure.errors import DataError
 
 SKEW: Final = 1e-3
@@ -84,6 +85,11 @@ def _geometry(path: Path, affine: Affine) -> Geometry:
         raise DataError(
             f"{path} has an affine that spans no volume: spacing {'×'.join(f'{part:.4g}' for part in spacing)} mm",
             "correct the header: three axes with a spacing above 0",
+        )
+    if spacing.max() > LARGEST_SPACING:  # here, where every command reads it: none takes what another one refuses
+        raise DataError(
+            f"{path} has voxels of {'×'.join(f'{part:.4g}' for part in spacing)} mm",
+            f"correct the header: a voxel measures at most {LARGEST_SPACING:g} mm",
         )
     cosines = affine[:3, :3] / spacing
     skew = np.abs(cosines.T @ cosines - np.eye(3)).max()
