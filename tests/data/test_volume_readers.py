@@ -126,7 +126,7 @@ def test_labelled_test_cases_are_the_test_set(raw: Raw, cli: Any) -> None:
     source = open_source("nnunet", root)
     assert parts(source) == ([f"case{k}" for k in range(4)], ["case5"])
     assert isinstance(source, VolumeSource)
-    assert source.layout.told == "imagesTs: 1 case has no mask in labelsTs and is left out"
+    assert source.layout.told[0] == "imagesTs: 1 case has no mask in labelsTs and is left out"
     shutil.copy(root / "imagesTs/case4_0000.nii.gz", root / "imagesTs/case9_0000.nii.gz")
     told = " ".join(cli("check", "nnunet", root).out.split())
     assert "imagesTs: 2 cases have no mask in labelsTs and are left out" in told

@@ -36,8 +36,8 @@ class CaseFiles(NamedTuple):
 class Layout(NamedTuple):
     """Cases by split, ``{"train": {name: files}, "test": {...}}``, and what is wrong with others.
 
-    ``told`` says in words which fold they are of, unless the data set itself says what is for testing, what is left out,
-    and what is odd.
+    ``told`` says in words which fold they are of, unless the data set itself says what is for testing, what is left
+    out, and what is odd.
     """
 
     splits: Mapping[Split, Mapping[str, CaseFiles]]
