@@ -135,6 +135,16 @@ def test_labelled_test_cases_are_the_test_set(raw: Raw, cli: Any) -> None:
         open_source("nnunet", root)
 
 
+def test_of_a_learned_set_the_test_cases_are_enough(raw: Raw) -> None:
+    root = raw()
+    (root / "imagesTr").rename(root / "imagesTs")
+    (root / "labelsTr").rename(root / "labelsTs")
+    assert parts(open_source("nnunet", root)) == ([], [f"case{k}" for k in range(6)])
+    (root / "imagesTr").mkdir()  # half of it is a mistake
+    with pytest.raises(DataError, match="labelsTr cannot be read"):
+        open_source("nnunet", root)
+
+
 def test_the_ignore_label_counts_nowhere(raw: Raw, save_volume: Save) -> None:
     root = raw(labels={"background": 0, "liver": 1, "ignore": 2})
     source = open_source("nnunet", root)

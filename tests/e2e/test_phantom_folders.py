@@ -38,19 +38,21 @@ def learned(run: str) -> dict[str, bytes]:
     return {file.relative_to(tasks).as_posix(): file.read_bytes() for file in files}
 
 
-def grown(cli: Callable[..., Any], run: str, keep: bool) -> None:
-    """Learn the three folders one after another; each is deleted after its task unless they are kept."""
+def grown(cli: Callable[..., Any], run: str, place: str, keep: bool) -> None:
+    """Learn the three folders one after another; each is deleted after its task, or its training cases alone."""
     earlier: list[str] = []
     for name, folder in SETS.items():
         if name == "organs":
-            done = cli("run", "data-sets/torso", "--data", f"d/{folder}", "--out", run, "--quiet", *TINY)
+            done = cli("run", "data-sets/torso", "--data", f"{place}/{folder}", "--out", run, "--quiet", *TINY)
         else:
-            done = cli("add", run, "--data", f"d/{folder}", "--name", name, *earlier, "--quiet")
+            done = cli("add", run, "--data", f"{place}/{folder}", "--name", name, *earlier, "--quiet")
         assert done.code == 0, done.err
         if keep:
-            earlier += ["--earlier", f"{name}=d/{folder}"]
+            earlier += ["--earlier", f"{name}={place}/{folder}"]
+            for part in ("imagesTr", "labelsTr"):
+                shutil.rmtree(f"{place}/{folder}/{part}")
         else:
-            shutil.rmtree(f"d/{folder}")
+            shutil.rmtree(f"{place}/{folder}")
 
 
 def test_folders_one_after_another_are_the_stream_that_is_drawn_on_the_fly(
@@ -63,11 +65,12 @@ def test_folders_one_after_another_are_the_stream_that_is_drawn_on_the_fly(
     written = cli("phantoms", "torso", "d", *(word for key, value in CASES.items() for word in (f"--{key}", value)))
     assert written.code == 0, written.err
 
-    grown(cli, "kept", keep=True)
+    shutil.copytree("d", "e")
+    grown(cli, "kept", "e", keep=True)
     assert learned("kept").keys() == learned("drawn").keys()
     assert learned("kept") == learned("drawn")
 
-    grown(cli, "gone", keep=False)
+    grown(cli, "gone", "d", keep=False)
     assert not any(Path("d").iterdir())
     weights, without = (
         {place: content for place, content in learned(run).items() if place.endswith(".safetensors")}

@@ -176,7 +176,7 @@ def build_stream(
     if isinstance(recipe.stream, StreamSection):
         stream = build_tasks(recipe, sources[0], sealed)
     else:
-        stream, notes = data_sets(recipe, recipe.stream, sources, known)
+        stream, notes = data_sets(recipe, recipe.stream, sources, known, sealed)
     return (merged(stream) if method_class(recipe.method.name).sees_all_tasks else stream), notes
 
 

@@ -84,7 +84,11 @@ def _gone(known: DescribedStream, index: int) -> Source:
 
 
 def data_sets(
-    recipe: Recipe, plan: DataSetsSection, sources: Sequence[Source], known: DescribedStream | None
+    recipe: Recipe,
+    plan: DataSetsSection,
+    sources: Sequence[Source],
+    known: DescribedStream | None,
+    sealed: int = 0,
 ) -> tuple[Stream, list[str]]:
     """A task for every data set, shown to the network as the recipe says; and what fits badly."""
     shown, notes = preparations(recipe, sources, known)
@@ -100,5 +104,7 @@ def data_sets(
         else:
             sets.append(DataSet(source, label(task), task.classes, task.rename, task.annotated, preparation))
     measured = recipe.evaluate.split
-    stream = partial_labels(sets, preparation=shown[0], union=plan.union, elsewhere=plan.elsewhere, measured=measured)
+    stream = partial_labels(
+        sets, preparation=shown[0], union=plan.union, elsewhere=plan.elsewhere, measured=measured, learned=sealed
+    )
     return stream, notes

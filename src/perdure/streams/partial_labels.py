@@ -89,6 +89,7 @@ def partial_labels(
     union: Union = "names",
     elsewhere: Elsewhere = "unlabelled",
     measured: Measured = "test",
+    learned: int = 0,
 ) -> Stream:
     """Stream with one task per data set. ``tests()`` of a task has one test set per data set seen so far, by name.
 
@@ -103,6 +104,7 @@ def partial_labels(
             (``absent``). If ``unlabelled``, losses and figures leave out the pixels that might show such a class, see
             :class:`~perdure.data.case.Case`. In classification it has no effect: an image shows only its class.
         measured: The split that tests are taken from.
+        learned: Number of data sets that were learned before: of them only test samples are needed.
 
     Raises:
         UsageError: Two tasks have one name, a class is unknown, there is no data set, or their kinds differ.
@@ -134,7 +136,7 @@ def partial_labels(
         labelled = tuple(maps[index].values())
         new = tuple(c for c in labelled if c not in taught)
         taught.update(new)
-        data = _opener(sets, maps, told, index, preparation, measured, ready[index])
+        data = _opener(sets, maps, told, index, preparation, measured, ready[index], index < learned)
         shown = part.preparation or preparation
         specs.append(TaskSpec(part.label, new, frozenset(labelled), owners[id(part.source)] > 1, shown, data))
     # the number of data sets is no part of it: a stream grows at its end and stays the same one
@@ -178,6 +180,7 @@ def _opener(
     preparation: Preparation,
     measured: Measured,
     ready: dict[Split, WorkingFiles],
+    learned: bool,
 ) -> Callable[[Callable[[], None]], TaskData]:
     """``told``: the classes that each data set can tell from background; ``None`` where it can tell all."""
 
@@ -209,9 +212,9 @@ def _opener(
             )
 
     here = not isinstance(sets[index].source, GoneSource)
-    if here:
-        view(index, "train", None)  # raises for a missing split before any work starts
-        view(index, measured, None)
+    needed: tuple[Split, ...] = (measured,) if learned else ("train", measured)
+    for split in needed if here else ():
+        view(index, split, None)  # raises for a missing split before any work starts
     present = [task for task in range(index + 1) if not isinstance(sets[task].source, GoneSource)]
     return lambda check: TaskData(
         train=lambda: view(index, "train", check, True),

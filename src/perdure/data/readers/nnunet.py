@@ -70,8 +70,11 @@ def open_nnunet(root: Path, fold: int = 0, patients: bool = True) -> VolumeSourc
         raise DataError(f"{root} has no dataset.json", "give the folder DatasetXXX_NAME inside nnUNet_raw")
     told = _described(path)
     problems: list[DataError] = []
-    train = _cases(root, "Tr", told, problems)
-    test = _cases(root, "Ts", told, problems) if (root / "labelsTs").is_dir() and told.listed is None else {}
+    apart = (root / "labelsTs").is_dir() and told.listed is None
+    # of a data set that was learned only the test cases may be kept; who learns it is told that train is empty
+    kept = apart and not any((root / part).exists() for part in ("imagesTr", "labelsTr"))
+    train = {} if kept else _cases(root, "Tr", told, problems)
+    test = _cases(root, "Ts", told, problems) if apart else {}
     names = sorted({*train, *test})
     patient = patient_of(root, names, problems)
     if test:
