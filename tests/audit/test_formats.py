@@ -9,12 +9,16 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
 
 from perdure.audit.formats import events_problem, png_problem, read_safetensors
+from perdure.audit.texts import _changes_problem
+from perdure.metrics.changes import BEFORE, OUTPUTS
+from perdure.metrics.confusion import ConfusionMatrix, write_counts
 
 NOTE = b"Jane Doe, born 1950 "
 
@@ -131,3 +135,22 @@ def test_figures_pass() -> None:
 )
 def test_event_with_more(event: bytes) -> None:
     assert events_problem(record(TIME + STEP + part(5, part(1, LOSS))) + record(event)) is not None
+
+
+@pytest.mark.parametrize(
+    ("before", "told"),
+    [
+        ([[50, 5], [4, 11]], None),
+        ([[50, 5], [5, 11]], "has other voxels of earlier classes in its ground truth than counts.json"),
+        ([[60, 5], [4, 11]], "its two tables do not count the same voxels"),
+    ],
+)
+def test_counts_of_a_change_are_of_the_test_cases(before: list[list[int]], told: str | None, tmp_path: Path) -> None:
+    """An earlier class (1) that is labelled again, a new one (2): 55, 15 and 10 voxels in the ground truth."""
+    own = ConfusionMatrix((0, 1, 2), np.array([[53, 1, 1], [3, 12, 0], [2, 0, 8]]), cases=1)
+    outputs = ConfusionMatrix((0, 1, 2), np.array([[55, 0, 4], [2, 13, 6], [0, 0, 0]]), cases=1)
+    write_counts(tmp_path / "counts.json", {"b": own})
+    write_counts(
+        tmp_path / "changes.json", {OUTPUTS: outputs, BEFORE: ConfusionMatrix((0, 1), np.array(before), cases=1)}
+    )
+    assert _changes_problem(tmp_path / "changes.json") == told

@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from perdure.audit.audit import audit
-from perdure.kept.manifest import MANIFEST
+from perdure.kept.manifest import KINDS, MANIFEST, list_files
 
 TASK = "tasks/01-09-10"
 STORE = '''\
@@ -500,6 +500,32 @@ def test_leak_is_found(case: Case, renewed: bool, run: Path, cli) -> None:
     assert mine, lines
     if renewed:
         assert any(case.told in line for line in mine), mine
+
+
+SHOWN = {
+    "recipe.yaml": replace("recipe.yaml", "about: the smallest run", "about: Jane Doe 1950, the smallest run"),
+    "environment.json": change("environment.json", lambda v: v.update(gpu="Jane Doe 1950")),
+    "stream.json": change("stream.json", lambda v: v["tasks"][0].update(images=4000)),
+}
+
+
+@pytest.mark.parametrize("place", SHOWN)
+def test_a_page_that_differs_may_be_right(place: str, run: Path) -> None:
+    """Only the page tells of such a change: to write it again, as the audit once advised, makes the change pass."""
+    SHOWN[place](run)
+    renew_list(run)
+    problems = audit(run).problems
+    assert problems and {problem.partition(":")[0] for problem in problems} <= {"report.html", "MODEL_CARD.md"}
+    assert place in problems[0] and "compare them with a copy" in problems[0]
+    assert not any("report` writes it again" in problem for problem in problems)
+
+
+@pytest.mark.parametrize("place", [place for place in KINDS if place not in ("recipe.yaml", "stream.json")])
+def test_a_file_of_every_finished_run_is_missed(place: str, run: Path) -> None:
+    (run / place).unlink()
+    assert f"{place}: {MANIFEST} lists it, but it is missing" in audit(run).problems
+    list_files(run, (), dropped=[place])
+    assert f"{place}: is missing, and every finished run has it: restore it from a copy" in audit(run).problems
 
 
 def attributes(path: Path) -> bool:

@@ -18,7 +18,17 @@ from perdure.audit.ledgers import Sealed
 from perdure.audit.under_way import UnderWay, form_problem
 from perdure.errors import DataError, NewerVersionError
 from perdure.files import sha256
-from perdure.kept.manifest import ELSEWHERE, GROWING, MANIFEST, SIGNATURE, TRACKING, Listed, problem_of, read_manifest
+from perdure.kept.manifest import (
+    ELSEWHERE,
+    GROWING,
+    KINDS,
+    MANIFEST,
+    SIGNATURE,
+    TRACKING,
+    Listed,
+    problem_of,
+    read_manifest,
+)
 from perdure.kept.store import STORE, StoredFile
 from perdure.run_folder import LOCK
 
@@ -114,6 +124,10 @@ def audit_files(
     entries = [entry for place, entry in (listed or {}).items() if place not in working]
     hashes = _compare_with_list(run, entries, places, sealed, growing, found)
     _compare_with_ledgers(run, places, sealed, hashes, found)
+    if listed is not None and not growing:  # after the list, which may say so too
+        for place in KINDS:
+            if place not in places.files and place != "stream.json":  # of that is told where it is read
+                found.tell(place, "is missing, and every finished run has it: restore it from a copy")
     _audit_folders(places.folders, {*sealed.kinds, *events, *working}, under_way, tracker, found)
     if places.files.get(LOCK):
         found.tell(LOCK, "is not empty")

@@ -19,7 +19,7 @@ from typing import Final
 from perdure.audit.findings import Audit
 from perdure.audit.formats import png_problem
 from perdure.errors import PerdureError
-from perdure.kept.manifest import CASES, COUNTS, NUMBERS
+from perdure.kept.manifest import CASES, CHANGES, COUNTS, NUMBERS
 from perdure.metrics.definitions import figure
 from perdure.metrics.results import gather_results, write_results
 from perdure.report.page import CARD, REPORT, write_model_card, write_report
@@ -30,6 +30,9 @@ _ESCAPED: Final = re.compile(r"\\([\\`*|\[\]])")
 """What :func:`perdure.report.render.cell` puts a backslash before."""
 _RESTORE: Final = "restore that from a copy: --resume and `perdure report` would write what the others say over it"
 """Advice where files disagree: which of them was changed cannot be told, and writing one again destroys evidence."""
+
+_SOURCES: Final = f"recipe.yaml, stream.json, environment.json, log.jsonl or {CHANGES} of a task"
+"""What a page shows that no other file tells too: where it was changed, only the page gives that away."""
 
 
 def audit_remade(
@@ -88,14 +91,16 @@ def _audit_pages(run: Path, folder: Path, files: Collection[str], found: Audit) 
 def _page_problem(
     run: Path, folder: Path, name: str, write: Callable[[Path, Path, str], Path], found: Audit
 ) -> str | None:
-    # while other files are in doubt a page is evidence of what they held, and must not be written anew from them
-    then = "`perdure report` writes it again" if found.passed else "see the other problems first: the page may be right"
+    # a page is evidence of what other files held, and must not be written anew from them
+    then = "see the other problems first: the page may be right"
+    if found.passed:
+        then = f"here or in {_SOURCES}; compare them with a copy: `perdure report` would write over it what they say"
     try:
         page = (run / name).read_bytes().decode()
         heading = r"<h1>([^<\n]{1,120})</h1>" if name == REPORT else r"\A# Model card: ([^\n]{1,120})"
         title = re.search(heading, page)
         if title is None:
-            return f"is not the run's page; {then}"
+            return f"is not the run's page: something was changed, {then}"
         called = html.unescape(title[1] if name == REPORT else _ESCAPED.sub(r"\1", title[1]))
         again = write(run, folder / name, called).read_text(encoding="utf-8")
     except UnicodeDecodeError:

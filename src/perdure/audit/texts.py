@@ -243,6 +243,9 @@ def _changes_problem(path: Path) -> str | None:
     labelled, said = before.matrix.sum(0), outputs.matrix.sum(1)[: len(before.labels)]
     if (labelled > said).any() or (labelled.sum() == said.sum() and (labelled != said).any()):
         return "its two tables do not count the same voxels"
+    # ground truth of a class counts whatever the model says; background is left out where an earlier class may be
+    if not any((before.truth == one.truth[: len(before.labels)])[1:].all() for one in fits):
+        return f"has other voxels of earlier classes in its ground truth than {COUNTS}"
     return None
 
 
