@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim import SGD, AdamW, Optimizer
+from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from perdure.data.case import Batch
 from perdure.data.sampling import Batches, Mix
@@ -66,8 +66,8 @@ def make_optimizer(network: Network, training: TrainingOptions, later: bool, gro
     }
     parts = network.parameter_groups()
     groups = [{"params": params, "lr": lr * factors.get(part, 1.0)} for part, params in parts.items() if params]
-    if training.optimizer == "adamw":
-        return AdamW(groups, lr=lr, weight_decay=training.weight_decay)
+    if training.optimizer != "sgd":
+        return {"adamw": AdamW, "adam": Adam}[training.optimizer](groups, lr=lr, weight_decay=training.weight_decay)
     momentum = training.momentum
     return SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0, weight_decay=training.weight_decay)
 

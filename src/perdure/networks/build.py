@@ -48,6 +48,13 @@ NETWORKS: Final[dict[str, NetworkEntry]] = {
         "small residual U-Net for images and volumes, features at full resolution",
         "-",
     ),
+    "unit_unet": NetworkEntry(
+        "perdure.networks.unit_unet:unit_unet",
+        "segmentation",
+        (2,),
+        "residual U-Net for images, 8.5 million parameters, features at full resolution",
+        "CGR, MICCAI 2024",
+    ),
     "cosine_resnet": NetworkEntry(
         "perdure.networks.cosine_resnet:cosine_resnet",
         "classification",
