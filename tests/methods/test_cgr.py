@@ -22,8 +22,11 @@ from perdure.errors import DataError, Interrupted, PerdureError, UsageError
 from perdure.files import read_tensors, write_tensors
 from perdure.kept.store import FileStore
 from perdure.methods.cgr.cgr import Cgr
+from perdure.methods.cgr.codecs import encode_image, to_bytes
+from perdure.methods.cgr.generator import PairGenerator
 from perdure.methods.cgr.options import CgrOptions
 from perdure.methods.cgr.pairs import read_manifest
+from perdure.methods.cgr.prompts import Card
 from perdure.networks.joint_diffusion.network import PLANS, Plan
 from perdure.streams.task import Stream, Task
 
@@ -90,8 +93,8 @@ def test_phases_of_a_later_task(make_cgr: Callable[..., Cgr], stream: Stream) ->
             phases = list(method.phases(task))
         names.append([phase.name for phase in phases])
     assert names == [
-        ["labels", "generator", "train", "pairs-1+2"],
-        ["labels", "generator", "train", "pairs-1+2", "pairs-3"],
+        ["labels", "generator", "train", "pairs"],
+        ["labels", "generator", "train", "pairs", "pairs"],
     ]
     assert [type(phase) for phase in phases] == [Collect, Train, Train, Generate, Generate]
     counts = [sum(p.numel() for p in c.parameters()) for c in method.network.classifiers]
@@ -128,7 +131,7 @@ def test_each_stage_trains_on_pairs_of_the_one_before(
     assert len(hashes) == 3  # a generator per stage, and earlier files stay as they were
     assert method.generator.previews is not None
     assert method.generator.previews.shape == (4, 2, 3, 16, 32)
-    assert method.generator.yields[:, 1].tolist() == [5, 5, 5]
+    assert method.generator.yields[:, 0].tolist() == [5, 5, 5]
     items = {item.name: item for item in method.kept()}
     assert {item.files for item in items.values() if item.files} == set(method.files)
     claimed = {key for item in items.values() for key in item.keys}
@@ -140,7 +143,7 @@ def test_first_pairs_are_kept_for_good(make_cgr: Callable[..., Cgr], stream: Str
     for index in range(3):
         run(method, stream, index)
     assert sorted(method.files) == ["pairs-00-00", "pairs-01-01", "pairs-02-02"]
-    assert method.generator.yields[:, 1].tolist() == [5, 5, 5]
+    assert method.generator.yields[:, 0].tolist() == [5, 5, 5]
 
 
 def test_pairs_that_nobody_may_read(
@@ -305,9 +308,40 @@ def test_a_gate_that_nothing_passes(
     )
     method = make_cgr(pairs={"gate": True})
     run(method, stream, 0)
-    assert method.generator.yields.tolist() == [[0, 5]]
-    with pytest.raises(PerdureError, match="none of the pairs generated for task '1\\+2' passed the gate"):
+    assert method.generator.yields.tolist() == [[5, 0, 0]]
+    with pytest.raises(PerdureError, match="none of the pairs generated for task '1\\+2' was fit to be stored"):
         run(method, stream, 1)
+
+
+def test_copies_of_real_images_are_not_stored(
+    make_cgr: Callable[..., Cgr], stream: Stream, run: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two of the made images are replaced by real ones, one of them mirrored."""
+    task, planted = stream.tasks[0], []
+    with stream.opened(task):
+        for position, axis in ((1, None), (4, 2)):
+            real = to_bytes(encode_image(task.train()[position].image[None], ((-1,) * 3, (1,) * 3)))[0]
+            planted.append(real if axis is None else real.flip(axis))
+    own = PairGenerator._decoded
+
+    def decoded(self: PairGenerator, made: torch.Tensor, one: Card) -> tuple[torch.Tensor, torch.Tensor]:
+        images, codes = own(self, made, one)
+        if len(images) == 3:  # the first file
+            images[1:] = torch.stack(planted)
+        return images, codes
+
+    monkeypatch.setattr(PairGenerator, "_decoded", decoded)
+    method = make_cgr()
+    run(method, stream, 0)
+    stored = [read_tensors(path)["images"] for path in method.store.paths(method.files["pairs-00-00"])]
+    assert [len(images) for images in stored] == [1, 2]
+    assert not any(torch.equal(image, copy) for images in stored for image in images for copy in planted)
+    assert method.generator.nearness[0, 0] == 2
+    told = next(item.made_from for item in method.kept() if item.name == "pairs-1+2")
+    assert "2 were left out as copies of real images" in told and "5 made" in told and "3 were stored" in told
+    unchecked = make_cgr(pairs={"check_copies": False})
+    run(unchecked, stream, 0)
+    assert int(unchecked.generator.yields[0, 2]) == 5
 
 
 def test_predictions_compare_all_classes_and_background(

@@ -53,10 +53,19 @@ def _fits(method: str, network: tuple) -> bool:
 
 FITTING = [(m, n) for m in METHODS for n, built in NETWORKS.items() if _fits(m, built)]
 SYNTHESIS = {"warmup": 10, "group_size": 20, "groups_at_once": 2}
-QUICK = {"ccsi": {"per_class": 20, "synthesis": SYNTHESIS | {"steps": 60}}}
+GENERATOR = {"size": "smoke", "batch_size": 8, "lr": 0.002, "text_width": 8, "tokens": 2, "adapter_eps": 1e-15}
+QUICK = {
+    "ccsi": {"per_class": 20, "synthesis": SYNTHESIS | {"steps": 60}},
+    "cgr": {
+        "generator": GENERATOR | {"steps": 60, "ema": 0.95},
+        "pairs": {"count": 24, "batch": 24, "sampler": "dpm", "steps": 12},
+        "rotate": 0.0,
+    },
+}
 BRIEF = {  # too short to learn
     "ccsi": {"per_class": 20, "synthesis": SYNTHESIS | {"steps": 12}},
     "ccsi_seg": {"synthesis": {"steps": 10, "least_dice": 0}},
+    "cgr": {"generator": GENERATOR | {"steps": 4}, "pairs": {"count": 3, "batch": 2, "steps": 2}},
 }
 SETTINGS = {"epochs": 20, "batch_size": 4, "optimizer": "adamw", "lr": 0.01}
 RATES = {"later_lr": 0.003, "neck_lr": 1, "classifier_lr": 1, "new_classifier_lr": 10}

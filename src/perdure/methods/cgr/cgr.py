@@ -1,8 +1,8 @@
 """CGR: comprehensive generative replay.
 
 Li, Zhang, Heng, Gu: "Comprehensive Generative Replay for Task-Incremental Segmentation with Concurrent Appearance and
-Semantic Forgetting", MICCAI 2024. A diffusion network learns image and mask together and makes pairs of all tasks at the
-end of each; generator and segmenter of the next task learn from new data and from these pairs, half and half. One
+Semantic Forgetting", MICCAI 2024. A diffusion network learns image and mask together and makes pairs of all tasks at
+the end of each; generator and segmenter of the next task learn from new data and from these pairs, half and half. One
 softmax over background and all classes seen so far; no task is known in prediction, and nothing is distilled.
 
 The published code does not run; its hyper-parameters and formulas stand here, its defects are options (``compat``).
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from perdure.data.case import Batch
@@ -71,7 +72,7 @@ class Cgr(Method[CgrOptions]):
             return mixed(task, self.generator.past(self, task), self.training_options.batch_size)
 
         segmenter = training.train_phase(self.network, self.network, task, self.training_options, self.loss, data)
-        return [*self.generator.learn(self, task), segmenter, *self.generator.generate(self, task)]
+        return [*self.generator.learn(self, task), segmenter, *self.generator.generate(self, task, self._features)]
 
     @property
     def replayed(self) -> int:
@@ -85,6 +86,12 @@ class Cgr(Method[CgrOptions]):
         channels = channels_of(labels, self.class_ids) + 1  # a class that is not taught is background
         channels = channels.masked_fill(labels == IGNORE, -1)
         return {"dice": soft_dice(logits, channels, self.options.dice_absent), "ce": cross_entropy(logits, channels)}
+
+    @torch.no_grad()
+    def _features(self, images: Tensor) -> Tensor:
+        """What the segmenter sees in images, in 4 × 4 parts, ``(N, d)``: copies of real images are looked for there."""
+        features = self.network.features(standardised(images.to(self.generator.digests.device)))
+        return F.adaptive_avg_pool2d(features, 4).flatten(1)
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Prediction:

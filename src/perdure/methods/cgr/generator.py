@@ -23,6 +23,7 @@ from perdure.files import read_tensors
 from perdure.kept.items import Kept
 from perdure.kept.method_state import hash_of
 from perdure.methods.cgr import bjd, codecs
+from perdure.methods.cgr.copies import Features, RealImages
 from perdure.methods.cgr.options import Defect, GeneratorOptions, PairOptions
 from perdure.methods.cgr.pairs import Manifest, StoredPairs, check_causality, mixed, read_manifest
 from perdure.methods.cgr.prompts import Card, card, draw_subsets, rows
@@ -31,9 +32,9 @@ from perdure.networks.joint_diffusion.network import JointDiffusion
 from perdure.networks.joint_diffusion.text import clip_embeddings, hash_embeddings
 from perdure.streams.task import Task
 
-LOOKS: Final = 512
+LOOKS: Final = 256
 """Least number of training samples that a task's statistics are taken from: of volumes, each one is a random slice."""
-TABLES: Final = ("subsets", "areas", "sides", "grey", "yields", "digests", "replayed", "iteration")
+TABLES: Final = ("subsets", "areas", "sides", "grey", "yields", "nearness", "digests", "replayed", "iteration")
 
 
 class PairGenerator(nn.Module):
@@ -41,8 +42,10 @@ class PairGenerator(nn.Module):
 
     Tables over tasks: ``subsets (R,)`` int64, how often each set of classes was seen; ``texts (R, T · width)`` float16,
     the embedded prompts; ``areas (ΣC, 64)`` int64, areas by size; ``sides (T, 2)`` int64, height and width; ``grey
-    (T,)`` bool; ``yields (T, 2)`` int64, pairs that passed the gate and pairs made; ``digests (T, 32)`` uint8, hash of
-    the generator after each task; ``replayed ()`` int64, pairs that the present task trains on. A task with C classes has 2ᶜ + 1 rows R: its subsets, and the published full prompt.
+    (T,)`` bool; ``yields (T, 3)`` int64, pairs made, those that passed the gate and those stored; ``nearness (T, 5)``
+    float32, of the first pairs: copies left out, least distances to real images and their limits; ``digests (T, 32)``
+    uint8, hash of the generator after each task; ``replayed ()`` int64, pairs that the present task trains on. A task
+    with C classes has 2ᶜ + 1 rows R: its subsets, and the published full prompt.
 
     Args:
         options: Of the network and its training.
@@ -57,6 +60,7 @@ class PairGenerator(nn.Module):
     sides: Tensor
     grey: Tensor
     yields: Tensor
+    nearness: Tensor
     digests: Tensor
     replayed: Tensor
     iteration: Tensor
@@ -78,7 +82,8 @@ class PairGenerator(nn.Module):
             ("areas", (0, BINS), torch.int64),
             ("sides", (0, 2), torch.int64),
             ("grey", (0,), torch.bool),
-            ("yields", (0, 2), torch.int64),
+            ("yields", (0, 3), torch.int64),
+            ("nearness", (0, 5), torch.float32),
             ("digests", (0, 32), torch.uint8),
             ("replayed", (), torch.int64),
             ("iteration", (), torch.int64),
@@ -86,6 +91,7 @@ class PairGenerator(nn.Module):
             self.register_buffer(name, torch.zeros(shape, dtype=kind))
         self.register_buffer("previews", None)
         self._step = 0
+        self._real: RealImages | None = None  # while pairs are made
 
     def begin(self, task: Task) -> None:
         """Write the task's card and append its adapter."""
@@ -135,22 +141,34 @@ class PairGenerator(nn.Module):
             ),
         ]
 
-    def generate(self, owner: Stateful, task: Task) -> list[Phase]:
-        """Make pairs of every task so far, or of this one alone where earlier ones keep their first pairs."""
+    def generate(self, owner: Stateful, task: Task, features: Features) -> list[Phase]:
+        """Make pairs of every task so far, or of this one alone where earlier ones keep their first pairs.
+
+        Args:
+            owner: Whose files they become.
+            task: The task under way.
+            features: See :class:`~perdure.methods.cgr.copies.RealImages`.
+        """
         chosen = self.cards[-1:] if self.pairs.source == "first" else self.cards
         count = -(-self.pairs.count // self.pairs.batch)
         phases: list[Phase] = []
         for one in chosen:
 
             def make(index: int, progress: Progress, one: Card = one) -> Mapping[str, Tensor]:
-                return self._make(one, task.index, index, progress)
+                real = None
+                if self.pairs.check_copies and one.index == task.index:
+                    if self._real is None:
+                        self._real = RealImages(task.train(), one.ends, features)
+                    real = self._real
+                return self._make(one, task.index, index, progress, real)
 
             def finish(paths: Sequence[Path], one: Card = one, last: bool = one is chosen[-1]) -> None:
+                self._real = None
                 self._take(one, paths)
                 if last:
                     self._finish(owner, task)
 
-            phases.append(Generate(f"pairs-{one.name}", self, count, make, finish, self._key(task.index, one.index)))
+            phases.append(Generate("pairs", self, count, make, finish, self._key(task.index, one.index)))
         return phases
 
     def past(self, owner: Stateful, task: Task) -> list[FileSamples]:
@@ -169,7 +187,7 @@ class PairGenerator(nn.Module):
             samples = FileSamples(paths, shown)
             if not len(samples):
                 raise PerdureError(
-                    f"none of the pairs generated for task '{one.name}' passed the gate",
+                    f"none of the pairs generated for task '{one.name}' was fit to be stored",
                     "train the generator longer (method.generator.steps), or set method.pairs.gate=false",
                 )
             sources.append(samples)
@@ -239,7 +257,7 @@ class PairGenerator(nn.Module):
 
     def _sign(self) -> None:
         """Note the hash of the generator as it is now, which pairs name, and how many pairs it has learned from."""
-        self.replayed = self.yields[: len(self.cards) - 1, 0 if self.pairs.gate else 1].sum()
+        self.replayed = self.yields[: len(self.cards) - 1, 2].sum()
         digest = bytes.fromhex(hash_of(torch.cat([p.detach().flatten() for p in self.network.parameters()])))
         self.digests = self._appended("digests", torch.tensor(list(digest), dtype=torch.uint8)[None])
 
@@ -290,8 +308,10 @@ class PairGenerator(nn.Module):
 
     # Pairs ----------------------------------------------------------------------------------------------------
 
-    def _make(self, one: Card, stage: int, index: int, progress: Progress) -> dict[str, Tensor]:
-        """File ``index`` of the pairs of a task."""
+    def _make(
+        self, one: Card, stage: int, index: int, progress: Progress, real: RealImages | None
+    ) -> dict[str, Tensor]:
+        """File ``index`` of the pairs of a task, without copies of ``real`` images."""
         options, device, first = self.pairs, self.subsets.device, rows(self.cards)[one.index]
         number = min(options.batch, options.count - index * options.batch)
         full = 1 << one.classes
@@ -309,6 +329,9 @@ class PairGenerator(nn.Module):
         images, codes = self._decoded(made, one)
         passed = sound(codes, self._areas(one))
         keep = passed if options.gate else torch.ones_like(passed)
+        found = None if real is None else real.check(codecs.from_bytes(images, one.ends))
+        if found is not None:
+            keep = keep & ~found.copies
         manifest = Manifest(
             stage,
             one.index,
@@ -320,6 +343,9 @@ class PairGenerator(nn.Module):
             number,
             int(passed.sum()),
         )
+        if found is not None and real is not None:
+            nearest = found.distances.amin(0)
+            manifest = manifest._replace(copies=int(found.copies.sum()), nearest=nearest, limits=real.limits)
         return {"images": images[keep], "labels": codes[keep].to(torch.uint8), **manifest.tensors()}
 
     def _decoded(self, made: Tensor, one: Card) -> tuple[Tensor, Tensor]:
@@ -342,13 +368,22 @@ class PairGenerator(nn.Module):
         return self.areas[first : first + one.classes]
 
     def _take(self, one: Card, paths: Sequence[Path]) -> None:
-        """Count how many pairs of a task passed the gate."""
+        """Count how many pairs of a task were made and kept, and how near they came to real images."""
         found = [read_manifest(path) for path in paths]
-        here = torch.tensor([[sum(m.sound for m in found), sum(m.tried for m in found)]])
-        table = torch.zeros(len(self.cards), 2, dtype=torch.int64, device=self.yields.device)
-        table[: len(self.yields)] = self.yields[: len(self.cards)]
-        table[one.index] = here[0].to(table)
-        self.yields = table
+        stored = sum(len(m.subsets) for m in found)
+        self.yields = self._with_row("yields", one, [sum(m.tried for m in found), sum(m.sound for m in found), stored])
+        if self.pairs.check_copies and one is self.cards[-1]:
+            nearest = torch.stack([m.nearest for m in found]).amin(0)
+            row = [float(sum(m.copies for m in found)), *nearest.tolist(), *found[0].limits.tolist()]
+            self.nearness = self._with_row("nearness", one, row)
+
+    def _with_row(self, name: str, one: Card, row: Sequence[float]) -> Tensor:
+        """A table over tasks with a new row for one of them."""
+        before = self.get_buffer(name)
+        table = before.new_zeros(len(self.cards), before.shape[1])
+        table[: len(before)] = before[: len(self.cards)]
+        table[one.index] = before.new_tensor(row)
+        return table
 
     def _finish(self, owner: Stateful, task: Task) -> None:
         """Let go of the pairs that the newest ones replace, and choose some to show."""
@@ -402,14 +437,15 @@ class PairGenerator(nn.Module):
             ),
         ]
         for one in self.cards[: len(self.yields)]:
-            passed, made = self.yields[one.index].tolist()
+            made, passed, stored = self.yields[one.index].tolist()
             items.append(
                 Kept(
                     f"pairs-{one.name}",
                     "synthetic",
                     (),
                     f"image-mask pairs that the generator made after task {self._stage(one, stage) + 1} from noise and "
-                    f"prompts; {passed} of {made} passed the checks of their masks",
+                    f"prompts; of {made} made, {passed} passed the checks of their masks and {stored} were stored"
+                    f"{self._told_nearness(one)}",
                     files=self._key(self._stage(one, stage), one.index),
                 )
             )
@@ -417,3 +453,14 @@ class PairGenerator(nn.Module):
             text = "generated pairs, image and mask side by side, of each class; shown in the report"
             items.append(Kept("previews", "synthetic", (f"{prefix}previews",), text, shows="images"))
         return items
+
+    def _told_nearness(self, one: Card) -> str:
+        """How near the first pairs of a task came to its real images, in words."""
+        if len(self.nearness) <= one.index or not self.nearness[one.index].any():
+            return ""
+        copies, pixels, features, most_pixels, most_features = self.nearness[one.index].tolist()
+        return (
+            f"; when the task was learned, {copies:.0f} were left out as copies of real images: the nearest was at "
+            f"{pixels:.3f} grey values and {features:.2g} of features, copies lie below {most_pixels:.3f} or "
+            f"{most_features:.2g}"
+        )

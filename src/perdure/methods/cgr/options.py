@@ -84,6 +84,10 @@ class PairOptions(Options):
         description="leave out pairs whose mask is empty or holds a structure with an area that was never seen, or "
         "in pieces; counted in any case",
     )
+    check_copies: bool = Field(
+        True,
+        description="compare the first pairs of each task with its real images, and leave out what is too near",
+    )
     previews: int = Field(4, ge=0, description="generated pairs per class that the report shows")
 
 

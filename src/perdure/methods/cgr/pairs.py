@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +22,8 @@ from perdure.errors import DataError, UsageError
 from perdure.files import read_tensors
 from perdure.methods.cgr.codecs import VERSION, from_bytes, to_global
 from perdure.streams.task import Task
+
+UNKNOWN: Final = torch.full((2,), torch.nan)
 
 
 class Manifest(NamedTuple):
@@ -37,6 +39,10 @@ class Manifest(NamedTuple):
         histogram: ``(classes + 1,)`` int64, pixels per local code.
         tried: Pairs that were made; those that failed the gate are not in the file where it is on.
         sound: How many of them passed the gate, whether it is on or not.
+        copies: How many were taken for copies of real images, and are not in the file.
+        nearest: ``(2,)`` float32: least distances to a real image, see :mod:`perdure.methods.cgr.copies`; NaN where
+            nothing was compared.
+        limits: ``(2,)`` float32, distances below which an image is a copy.
     """
 
     stage: int
@@ -48,6 +54,9 @@ class Manifest(NamedTuple):
     histogram: Tensor
     tried: int
     sound: int
+    copies: int = 0
+    nearest: Tensor = UNKNOWN
+    limits: Tensor = UNKNOWN
 
     def tensors(self) -> dict[str, Tensor]:
         """As entries of a file."""

@@ -76,8 +76,8 @@ def card(task: Task, prefixes: Mapping[str, str], phrases: Mapping[str, str]) ->
     ids = tuple(c for c in task.seen if c in task.annotated)
     if len(ids) > MOST_CLASSES:
         raise UsageError(
-            f"task '{task.name}' annotates {len(ids)} classes; a generator of pairs codes at most {MOST_CLASSES} in one "
-            "channel",
+            f"task '{task.name}' annotates {len(ids)} classes; a generator of pairs codes at most {MOST_CLASSES} in "
+            "one channel",
             "use fewer classes per task, or another method",
         )
     prefix = {**PREFIXES, **prefixes}.get(task.name, f"An image of {_words(task.name)} with")

@@ -16,7 +16,7 @@ def soft_dice(logits: Tensor, channels: Tensor, absent: Literal["count", "ignore
     """Soft Dice loss of the softmax, background included: mean over images and classes.
 
     ``1 − (2 Σ p g + ε) / (Σ p + Σ g + ε)`` with ε = 1e-5. With ``count`` a class that an image does not show adds
-    almost 1 until its probability is gone from the whole image, as published; with ``ignore`` it is left out of the mean.
+    almost 1 until its probability is gone from the whole image, as published; with ``ignore`` it is left out.
 
     Args:
         logits: ``(N, K, *S)``.
