@@ -22,8 +22,8 @@ from perdure.networks.weights import PACKAGES
 from perdure.streams.class_incremental import split_classes
 from perdure.streams.published import published_counts
 
-# those of ccsi: test_ccsi_recipes.py; those of several data sets are tested where their streams are
-RECIPES = sorted(n for n in shipped() if not n.startswith(("ccsi/", "data-sets/")) and n != "demo-volumes")
+# those of ccsi and cgr have tests of their own; those of several data sets are tested where their streams are
+RECIPES = sorted(n for n in shipped() if not n.startswith(("ccsi/", "cgr/", "data-sets/")) and n != "demo-volumes")
 CLASSES = {"voc": 20, "ade20k": 150, "cityscapes": 19, "camvid": 11, "digits": 10}
 
 

@@ -5,8 +5,8 @@
     ROOT/*.csv                                            one row per subject: External code, ED, ES, Vendor, ...
     ROOT/.../CODE/CODE_sa.nii.gz   CODE_sa_gt.nii.gz      short axis over time, and its masks
 
-Two frames of each subject have masks, end-diastole and end-systole; each is a case, ``CODE_ED`` and ``CODE_ES``. Folders
-such as ``Training/Labeled`` are read as they lie; subjects without a mask file are left out.
+Two frames of each subject have masks, end-diastole and end-systole; each is a case, ``CODE_ED`` and ``CODE_ES``.
+Folders such as ``Training/Labeled`` are read as they lie; subjects without a mask file are left out.
 """
 
 from __future__ import annotations

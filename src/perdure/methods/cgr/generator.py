@@ -424,7 +424,7 @@ class PairGenerator(nn.Module):
         items = [
             Kept(
                 "prompts",
-                "weights",
+                "statistics",
                 (f"{prefix}texts",),
                 "a frozen text encoder, from the prompts alone: names of tasks and classes",
             ),
