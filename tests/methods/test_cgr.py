@@ -126,12 +126,12 @@ def test_each_stage_trains_on_pairs_of_the_one_before(
                     manifest.histogram, torch.bincount(content["labels"].flatten().long(), minlength=classes + 1)
                 )
                 assert (manifest.index, manifest.tried) == (number, 3 - number)
-                assert torch.equal(manifest.generator, method.generator.digests[manifest.stage])
+                assert torch.equal(manifest.generator, method.generator.stock.digests[manifest.stage])
                 hashes.add(bytes(manifest.generator.tolist()))
     assert len(hashes) == 3  # a generator per stage, and earlier files stay as they were
-    assert method.generator.previews is not None
-    assert method.generator.previews.shape == (4, 2, 3, 16, 32)
-    assert method.generator.yields[:, 0].tolist() == [5, 5, 5]
+    assert method.generator.stock.previews is not None
+    assert method.generator.stock.previews.shape == (4, 2, 3, 16, 32)
+    assert method.generator.stock.yields[:, 0].tolist() == [5, 5, 5]
     items = {item.name: item for item in method.kept()}
     assert {item.files for item in items.values() if item.files} == set(method.files)
     claimed = {key for item in items.values() for key in item.keys}
@@ -143,7 +143,7 @@ def test_first_pairs_are_kept_for_good(make_cgr: Callable[..., Cgr], stream: Str
     for index in range(3):
         run(method, stream, index)
     assert sorted(method.files) == ["pairs-00-00", "pairs-01-01", "pairs-02-02"]
-    assert method.generator.yields[:, 0].tolist() == [5, 5, 5]
+    assert method.generator.stock.yields[:, 0].tolist() == [5, 5, 5]
 
 
 def test_pairs_that_nobody_may_read(
@@ -297,7 +297,7 @@ def test_a_task_without_any_mask(make_cgr: Callable[..., Cgr], stream: Stream) -
     method.begin(task)
     sums = {"subsets": torch.tensor([4, 0, 0]), "areas": torch.zeros(1, 64)}
     with pytest.raises(PerdureError, match="no training image shows a class"):
-        method.generator._keep(sums)
+        method.generator.known.keep(sums)
 
 
 def test_a_gate_that_nothing_passes(
@@ -308,7 +308,7 @@ def test_a_gate_that_nothing_passes(
     )
     method = make_cgr(pairs={"gate": True})
     run(method, stream, 0)
-    assert method.generator.yields.tolist() == [[5, 0, 0]]
+    assert method.generator.stock.yields.tolist() == [[5, 0, 0]]
     with pytest.raises(PerdureError, match="none of the pairs generated for task '1\\+2' was fit to be stored"):
         run(method, stream, 1)
 
@@ -336,12 +336,12 @@ def test_copies_of_real_images_are_not_stored(
     stored = [read_tensors(path)["images"] for path in method.store.paths(method.files["pairs-00-00"])]
     assert [len(images) for images in stored] == [1, 2]
     assert not any(torch.equal(image, copy) for images in stored for image in images for copy in planted)
-    assert method.generator.nearness[0, 0] == 2
+    assert method.generator.stock.nearness[0, 0] == 2
     told = next(item.made_from for item in method.kept() if item.name == "pairs-1+2")
     assert "2 were left out as copies of real images" in told and "5 made" in told and "3 were stored" in told
     unchecked = make_cgr(pairs={"check_copies": False})
     run(unchecked, stream, 0)
-    assert int(unchecked.generator.yields[0, 2]) == 5
+    assert int(unchecked.generator.stock.yields[0, 2]) == 5
 
 
 def test_predictions_compare_all_classes_and_background(

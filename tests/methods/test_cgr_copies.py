@@ -44,7 +44,7 @@ def test_planted_copies_are_caught(real: RealImages) -> None:
     planted = {
         "as it is": images,
         "with noise": images + 0.1 * torch.randn_like(images),
-        "moved": images.roll((1, -2), (2, 3)),
+        "moved": torch.nn.functional.pad(images, (2, 2, 2, 2), mode="replicate")[..., 1:33, 4:36],
         "mirrored": images.flip(3),
         "mirrored twice": images.flip((2, 3)),
         "rounded": (images * 8).round() / 8,
@@ -72,6 +72,6 @@ def test_low_pass_and_variants() -> None:
     assert low_pass(images).shape == (2, 256)
     assert low_pass(torch.full((1, 1, 8, 8), 1.0)).tolist() == [[1.0] * 64]
     made = list(variants(images))
-    assert len(made) == 36 and all(one.shape == images.shape for one in made)
+    assert len(made) == 100 and all(one.shape == images.shape for one in made)
     assert any(torch.equal(one, images) for one in made)
     assert any(torch.equal(one, images.flip((2, 3))) for one in made)

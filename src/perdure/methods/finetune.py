@@ -74,7 +74,7 @@ class Finetune(Method[FinetuneOptions]):
     @property
     def replayed(self) -> int:
         """Generated pairs that the present task trained on."""
-        return 0 if self.generator is None else int(self.generator.replayed)
+        return 0 if self.generator is None else int(self.generator.stock.replayed)
 
     def kept(self) -> Sequence[Kept]:
         """Nothing, or what the generator keeps."""

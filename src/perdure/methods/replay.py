@@ -73,7 +73,7 @@ def phases_with_pairs(
 
     def features(images: Tensor) -> Tensor:
         with torch.no_grad():
-            found = network.encode(images.to(generator.digests.device)).features
+            found = network.encode(images.to(generator.iteration.device)).features
         return F.adaptive_avg_pool2d(found, 4).flatten(1)
 
     return [*generator.learn(owner, task), train(data), *generator.generate(owner, task, features)]
@@ -92,4 +92,4 @@ def told(batch: Batch, generator: PairGenerator | None) -> Batch:
 
 def kept_pairs(generator: PairGenerator | None) -> list[Kept]:
     """What the generator of a method keeps, under the method's attribute ``generator``."""
-    return [] if generator is None else generator.kept("generator.", len(generator.cards) - 1)
+    return [] if generator is None else generator.kept("generator.")

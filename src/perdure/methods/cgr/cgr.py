@@ -77,7 +77,7 @@ class Cgr(Method[CgrOptions]):
     @property
     def replayed(self) -> int:
         """Generated pairs that the present task trained on."""
-        return int(self.generator.replayed)
+        return int(self.generator.stock.replayed)
 
     def loss(self, batch: Batch) -> Terms:
         """L_Dice + L_CE of real and generated pairs, each sample with the same weight (spec CGR 5.3)."""
@@ -90,7 +90,7 @@ class Cgr(Method[CgrOptions]):
     @torch.no_grad()
     def _features(self, images: Tensor) -> Tensor:
         """What the segmenter sees in images, in 4 × 4 parts, ``(N, d)``: copies of real images are looked for there."""
-        features = self.network.features(standardised(images.to(self.generator.digests.device)))
+        features = self.network.features(standardised(images.to(self.generator.iteration.device)))
         return F.adaptive_avg_pool2d(features, 4).flatten(1)
 
     @torch.no_grad()
@@ -101,4 +101,4 @@ class Cgr(Method[CgrOptions]):
 
     def kept(self) -> Sequence[Kept]:
         """Pairs, counts of masks, and embedded prompts; the generator itself is among the weights."""
-        return self.generator.kept("generator.", len(self.generator.cards) - 1)
+        return self.generator.kept("generator.")

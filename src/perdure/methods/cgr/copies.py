@@ -98,13 +98,13 @@ def low_pass(images: Tensor) -> Tensor:
 
 
 def variants(images: Tensor) -> Iterator[Tensor]:
-    """Images ``(N, C, H, W)`` mirrored along no, one or both axes and shifted by up to a cell of the low-pass."""
-    height, width = (max(1, length // SIDE) for length in images.shape[2:])
+    """Images ``(N, C, H, W)`` mirrored along no, one or both axes, and shifted by up to a cell of the low-pass."""
+    height, width = (max(1, length // (2 * SIDE)) for length in images.shape[2:])  # half a cell
     for axes in ((), (2,), (3,), (2, 3)):
         mirrored = images.flip(axes)
-        padded = F.pad(mirrored, (width, width, height, height), mode="replicate")
-        for y in (0, height, 2 * height):
-            for x in (0, width, 2 * width):
+        padded = F.pad(mirrored, (2 * width, 2 * width, 2 * height, 2 * height), mode="replicate")
+        for y in range(0, 5 * height, height):
+            for x in range(0, 5 * width, width):
                 yield padded[..., y : y + images.shape[2], x : x + images.shape[3]]
 
 
