@@ -125,7 +125,7 @@ def test_each_stage_trains_on_pairs_of_the_one_before(
                 assert torch.equal(
                     manifest.histogram, torch.bincount(content["labels"].flatten().long(), minlength=classes + 1)
                 )
-                assert (manifest.index, manifest.tried) == (number, 3 - number)
+                assert (manifest.file, manifest.tried) == (number, 3 - number)
                 assert torch.equal(manifest.generator, method.generator.stock.digests[manifest.stage])
                 hashes.add(bytes(manifest.generator.tolist()))
     assert len(hashes) == 3  # a generator per stage, and earlier files stay as they were

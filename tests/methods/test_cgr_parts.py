@@ -151,7 +151,7 @@ def test_conditional_passes_leave_one_part_as_it_is() -> None:
     torch.manual_seed(0)
     pairs, times = torch.randn(3, 4, 8, 8), torch.tensor([0, 500, 999])
     made = bjd.passes(pairs, times, ("image", "mask"))
-    assert made.count == 3 and made.inputs.shape == (9, 4, 8, 8)
+    assert made.passes == 3 and made.inputs.shape == (9, 4, 8, 8)
     assert torch.equal(made.times, times.repeat(3))
     joint, image, mask = made.inputs.chunk(3)
     noise, of_mask, of_image = made.targets.chunk(3)

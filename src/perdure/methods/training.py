@@ -67,7 +67,8 @@ def make_optimizer(network: Network, training: TrainingOptions, later: bool, gro
     parts = network.parameter_groups()
     groups = [{"params": params, "lr": lr * factors.get(part, 1.0)} for part, params in parts.items() if params]
     if training.optimizer != "sgd":
-        return {"adamw": AdamW, "adam": Adam}[training.optimizer](groups, lr=lr, weight_decay=training.weight_decay)
+        kind = AdamW if training.optimizer == "adamw" else Adam
+        return kind(groups, lr=lr, weight_decay=training.weight_decay)
     momentum = training.momentum
     return SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0, weight_decay=training.weight_decay)
 

@@ -71,10 +71,10 @@ class UnitBody(nn.Module):
             levels.append(x)
             x = down(x)
         levels.pop()  # the coarsest one is what the unit in the middle works on
-        x = self.centre(x)
+        features: Tensor = self.centre(x)
         for up, unit in zip(self.up, self.decoder, strict=True):
-            x = unit(torch.cat([up(x), levels.pop()], 1))
-        return x
+            features = unit(torch.cat([up(features), levels.pop()], 1))
+        return features
 
 
 class Unit(nn.Module):

@@ -24,13 +24,13 @@ class Passes(NamedTuple):
         inputs: ``(P N, C + 1, H, W)``.
         targets: The noise that the network has to find, of the same shape.
         times: ``(P N,)`` int64.
-        count: P.
+        passes: P.
     """
 
     inputs: Tensor
     targets: Tensor
     times: Tensor
-    count: int
+    passes: int
 
 
 def draw_times(number: int, device: torch.device) -> Tensor:
@@ -74,7 +74,7 @@ def passes(pairs: Tensor, times: Tensor, clean: tuple[Clean, ...]) -> Passes:
 def losses(predicted: Tensor, made: Passes) -> dict[str, Tensor]:
     """Mean absolute error of each pass over all of its entries; two conditional passes count half each."""
     errors = (predicted.float() - made.targets.float()).abs().flatten(1).mean(1)
-    first, *others = errors.chunk(made.count)
+    first, *others = errors.chunk(made.passes)
     terms = {"joint": first.mean()}
     if others:
         terms["conditional"] = torch.stack([part.mean() for part in others]).mean()

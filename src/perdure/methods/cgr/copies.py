@@ -93,7 +93,7 @@ class RealImages:
 
 def low_pass(images: Tensor) -> Tensor:
     """Images ``(N, C, H, W)`` from −1 to 1 as grey values of 0 to 1 on a grid of at most 16 × 16, ``(N, d)``."""
-    side = [min(SIDE, length) for length in images.shape[2:]]
+    side = (min(SIDE, images.shape[2]), min(SIDE, images.shape[3]))
     return (0.5 + 0.5 * F.adaptive_avg_pool2d(images.float().mean(1, keepdim=True), side)).flatten(1).cpu()
 
 

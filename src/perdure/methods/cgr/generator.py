@@ -160,8 +160,8 @@ class PairGenerator(nn.Module):
             fixed = torch.Generator().manual_seed(0)
             times = torch.randint(STEPS, (len(pairs),), generator=fixed).to(pairs.device)
         made = bjd.passes(pairs, times, bjd.clean_parts(self.options.conditional, self._step))
-        text = self.known.text(places).repeat(made.count, 1, 1)
-        owners = tasks.repeat(made.count) if self.options.adapters else None
+        text = self.known.text(places).repeat(made.passes, 1, 1)
+        owners = tasks.repeat(made.passes) if self.options.adapters else None
         return bjd.losses(self.network(made.inputs, made.times, text, owners), made)
 
     def _encoded(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
@@ -246,7 +246,7 @@ class PairGenerator(nn.Module):
         manifest = Manifest(
             stage=stage,
             task=one.index,
-            index=index,
+            file=index,
             generator=self.stock.digests[stage].cpu(),
             codec=codecs.VERSION,
             subsets=chosen[keep],

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ class Manifest(NamedTuple):
     Args:
         stage: Task at whose end they were made.
         task: Task that they look like.
-        index: Number of the file among those of this task; with the run's seed it gives the noise.
+        file: Number of the file among those of this task; with the run's seed it gives the noise.
         generator: SHA-256 of the generator's weights, ``(32,)`` uint8.
         codec: Version of the coding of images and masks.
         subsets: ``(n,)`` int64: the prompt of each pair, as the subset of classes that it names.
@@ -47,7 +47,7 @@ class Manifest(NamedTuple):
 
     stage: int
     task: int
-    index: int
+    file: int
     generator: Tensor
     codec: int
     subsets: Tensor
@@ -66,8 +66,8 @@ class Manifest(NamedTuple):
 def read_manifest(path: Path) -> Manifest:
     """The manifest of a file of pairs. Raises DataError where the file has none."""
     found = read_tensors(path, [f"manifest.{name}" for name in Manifest._fields])
-    plain = {key.removeprefix("manifest."): value for key, value in found.items()}
-    return Manifest(**{name: value if value.ndim else int(value) for name, value in plain.items()})
+    values: dict[str, Any] = {key.removeprefix("manifest."): v if v.ndim else int(v) for key, v in found.items()}
+    return Manifest(**values)
 
 
 def check_causality(found: Sequence[Manifest], stage: int, generators: Tensor) -> None:

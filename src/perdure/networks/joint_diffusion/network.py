@@ -65,10 +65,8 @@ class JointDiffusion(Network):
     def __init__(self, channels: int, text_width: int, *, size: Size = "full", checkpointing: bool = False) -> None:
         super().__init__(2, in_channels=channels + 1)
         self.plan, self.text_width = PLANS[size], text_width
-        self.unet = _unet(self.plan, channels + 1, text_width)
+        self.unet = _unet(self.plan, channels + 1, text_width, checkpointing)
         zero_outputs(self.unet)
-        if checkpointing:
-            self.unet.enable_gradient_checkpointing()
         self.adapters = nn.ModuleList()
 
     def check_size(self, size: Sequence[int]) -> None:
@@ -146,11 +144,11 @@ class Adapter(nn.Module):
         return moved
 
 
-def _unet(plan: Plan, channels: int, text_width: int) -> nn.Module:
+def _unet(plan: Plan, channels: int, text_width: int, checkpointing: bool) -> nn.Module:
     plain = len(plan.widths) - plan.attended
     down = ("DownBlock2D",) * plain + ("CrossAttnDownBlock2D",) * plan.attended
     up = ("CrossAttnUpBlock2D",) * plan.attended + ("UpBlock2D",) * plain
-    unet: nn.Module = need("diffusers").UNet2DConditionModel(
+    made = need("diffusers").UNet2DConditionModel(
         in_channels=channels,
         out_channels=channels,
         layers_per_block=plan.blocks,
@@ -164,6 +162,9 @@ def _unet(plan: Plan, channels: int, text_width: int) -> nn.Module:
         norm_num_groups=plan.groups,
         norm_eps=1e-6,
     )
+    if checkpointing:
+        made.enable_gradient_checkpointing()
+    unet: nn.Module = made
     return unet
 
 
