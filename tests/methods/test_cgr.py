@@ -338,6 +338,7 @@ def test_copies_of_real_images_are_not_stored(
     assert not any(torch.equal(image, copy) for images in stored for image in images for copy in planted)
     assert method.generator.stock.nearness[0, 0] == 2
     told = next(item.made_from for item in method.kept() if item.name == "pairs-1+2")
+    assert 0 <= float(method.generator.stock.fits[0]) <= 1 and "have a Dice of" in told
     assert "2 were left out as copies of real images" in told and "5 made" in told and "3 were stored" in told
     unchecked = make_cgr(pairs={"check_copies": False})
     run(unchecked, stream, 0)

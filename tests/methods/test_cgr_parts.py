@@ -14,7 +14,7 @@ from perdure.labels import IGNORE, label_space
 from perdure.methods.cgr import bjd, codecs
 from perdure.methods.cgr.pairs import Manifest, check_causality, halves
 from perdure.methods.cgr.prompts import Card, card, draw_subsets, rows
-from perdure.methods.cgr.sampling import area_bins, denoise, sound
+from perdure.methods.cgr.sampling import agreement, area_bins, denoise, sound
 from perdure.methods.cgr.terms import cross_entropy, rotated, soft_dice, standardised
 from perdure.streams.task import Task
 
@@ -225,11 +225,17 @@ def test_checks_of_masks() -> None:
     assert sound(odd, areas).tolist() == [True, False, False, False, True]
 
 
+def test_agreement_of_two_masks() -> None:
+    one = torch.tensor([[[0, 1, 1, 2]], [[0, 0, 0, 0]], [[1, 1, 0, 0]], [[3, 3, 0, 0]]])
+    two = torch.tensor([[[0, 1, 2, 2]], [[0, 0, 0, 0]], [[0, 0, 2, 0]], [[3, 3, 0, 0]]])
+    assert agreement(one, two, 3).tolist() == pytest.approx([2 / 3, 1, 0, 1])
+
+
 def test_only_pairs_of_earlier_stages_by_the_generator_of_the_time() -> None:
     hashes = torch.arange(3 * 32, dtype=torch.uint8).view(3, 32)
 
     def made(stage: int, by: int) -> Manifest:
-        return Manifest(stage, 0, 0, hashes[by], codecs.VERSION, torch.zeros(1), torch.zeros(2), 1, 1)
+        return Manifest(stage, 0, 0, hashes[by], codecs.VERSION, torch.zeros(1), torch.zeros(2), 1, 1, 1.0)
 
     check_causality([made(0, 0), made(1, 1)], 2, hashes)
     for stage, by, words in ((2, 2, "the generator of task 3"), (1, 0, "another generator"), (1, 2, "another")):

@@ -50,6 +50,11 @@ class Batches:
             return self.per_epoch // self.size
         return -(-self.per_epoch // self.size)
 
+    @property
+    def shortest(self) -> int:
+        """Samples of a batch that is smaller than the others; 0 where there is none."""
+        return self.per_epoch % self.size if self.per_epoch < self.size or not self.drop_last else 0
+
     def spans(self, step: int) -> list[tuple[int, range]]:
         """The samples of a step: an epoch, and places in its order."""
         epoch, within = divmod(step, self.steps())
@@ -81,6 +86,11 @@ class Share(Batches):
     place: int = 0
     of: int = 1
     total: int = 1
+
+    @property
+    def shortest(self) -> int:
+        """None is: a batch goes on in the next epoch."""
+        return 0
 
     def spans(self, step: int) -> list[tuple[int, range]]:
         """The samples of a step, perhaps the end of one epoch and the beginning of the next."""
@@ -159,9 +169,7 @@ def check_shares(data: Batches | Mix, world: int) -> None:
     Such a process would have no loss to take part with when gradients are averaged.
     """
     for batches in data.parts:
-        size, count = batches.size, batches.per_epoch
-        smallest = count % size if count < size or not batches.drop_last else 0
-        share = -(-size // world)
+        smallest, share = batches.shortest, -(-batches.size // world)
         if 0 < smallest <= share * (world - 1):
             raise UsageError(
                 f"a batch of {smallest} samples leaves one of {world} processes without any",

@@ -17,12 +17,13 @@ from torch import Tensor
 from perdure.data.case import Batch, annotation_table
 from perdure.data.sampling import Batches, Mix
 from perdure.engine.phases import Phase, Train
-from perdure.engine.state import Stateful
 from perdure.errors import UsageError
 from perdure.kept.items import Kept
+from perdure.methods.cgr.copies import Judge
 from perdure.methods.cgr.options import GeneratorOptions, PairOptions
 from perdure.methods.cgr.pairs import mixed
-from perdure.methods.options import Options
+from perdure.methods.method import Method
+from perdure.methods.options import Options, OptionsT
 from perdure.networks.network import FeaturesT, GrowingNetwork
 from perdure.streams.task import Task
 
@@ -57,7 +58,7 @@ def make_generator(options: ReplayOptions, network: GrowingNetwork[FeaturesT]) -
 
 
 def phases_with_pairs(
-    owner: Stateful,
+    owner: Method[OptionsT],
     generator: PairGenerator | None,
     network: GrowingNetwork[Tensor],
     task: Task,
@@ -76,7 +77,10 @@ def phases_with_pairs(
             found = network.encode(images.to(generator.iteration.device)).features
         return F.adaptive_avg_pool2d(found, 4).flatten(1)
 
-    return [*generator.learn(owner, task), train(data), *generator.generate(owner, task, features)]
+    def labels(images: Tensor) -> Tensor:
+        return owner.predict(images.to(generator.iteration.device)).labels()
+
+    return [*generator.learn(owner, task), train(data), *generator.generate(owner, task, Judge(features, labels))]
 
 
 def told(batch: Batch, generator: PairGenerator | None) -> Batch:

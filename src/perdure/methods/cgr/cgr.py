@@ -24,6 +24,7 @@ from perdure.errors import UsageError
 from perdure.kept.items import Kept
 from perdure.labels import BACKGROUND, IGNORE
 from perdure.methods import training
+from perdure.methods.cgr.copies import Judge
 from perdure.methods.cgr.generator import PairGenerator
 from perdure.methods.cgr.options import CgrOptions
 from perdure.methods.cgr.pairs import mixed
@@ -71,8 +72,9 @@ class Cgr(Method[CgrOptions]):
         def data() -> Batches | Mix:
             return mixed(task, self.generator.past(self, task), self.training_options.batch_size)
 
+        judge = Judge(self._features, self._labels)
         segmenter = training.train_phase(self.network, self.network, task, self.training_options, self.loss, data)
-        return [*self.generator.learn(self, task), segmenter, *self.generator.generate(self, task, self._features)]
+        return [*self.generator.learn(self, task), segmenter, *self.generator.generate(self, task, judge)]
 
     @property
     def replayed(self) -> int:
@@ -92,6 +94,9 @@ class Cgr(Method[CgrOptions]):
         """What the segmenter sees in images, in 4 × 4 parts, ``(N, d)``: copies of real images are looked for there."""
         features = self.network.features(standardised(images.to(self.generator.iteration.device)))
         return F.adaptive_avg_pool2d(features, 4).flatten(1)
+
+    def _labels(self, images: Tensor) -> Tensor:
+        return self.predict(images.to(self.generator.iteration.device)).labels()
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Prediction:

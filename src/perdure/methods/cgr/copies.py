@@ -24,10 +24,24 @@ SIDE: Final = 16
 """Cells per axis of an image after the low-pass."""
 REFERENCES: Final = 64
 """Real images per task whose nearest other one says how alike real images are."""
+AT_ONCE: Final = 16
+"""Images whose features are computed at a time: a volume has hundreds of slices."""
 NEAR: Final = 0.5
 """A copy is nearer than this share of the distance below which one in twenty real images has its nearest one."""
 Features = Callable[[Tensor], Tensor]
 """Prepared images ``(N, C, H, W)`` -> one vector each, ``(N, d)``."""
+
+
+class Judge(NamedTuple):
+    """The trained segmenter, as far as pairs are judged by it.
+
+    Args:
+        features: Where copies of real images are looked for.
+        labels: Prepared images ``(N, C, H, W)`` -> global ids ``(N, H, W)``: whether masks fit their images.
+    """
+
+    features: Features
+    labels: Callable[[Tensor], Tensor]
 
 
 class Found(NamedTuple):
@@ -60,7 +74,7 @@ class RealImages:
         pixels, vectors, groups, chosen = [], [], list[str](), list[Tensor]()
         for images, group in _whole(samples):
             pixels.append(low_pass(encode_image(images, ends)))
-            vectors.append(F.normalize(features(images).float().cpu(), dim=1))
+            vectors += [F.normalize(features(some).float().cpu(), dim=1) for some in images.split(AT_ONCE)]
             groups += [group] * len(images)
             chosen.append(images[:1])
         self.pixels, self.vectors = torch.cat(pixels), torch.cat(vectors)

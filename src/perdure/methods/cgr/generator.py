@@ -22,12 +22,12 @@ from perdure.engine.state import Stateful
 from perdure.errors import UsageError
 from perdure.kept.items import Kept
 from perdure.methods.cgr import bjd, codecs, knowledge, stock
-from perdure.methods.cgr.copies import Features, RealImages
+from perdure.methods.cgr.copies import Judge, RealImages
 from perdure.methods.cgr.knowledge import Knowledge
 from perdure.methods.cgr.options import Defect, GeneratorOptions, PairOptions
 from perdure.methods.cgr.pairs import Manifest, mixed
 from perdure.methods.cgr.prompts import Card
-from perdure.methods.cgr.sampling import denoise, sound
+from perdure.methods.cgr.sampling import agreement, denoise, sound
 from perdure.methods.cgr.stock import PairStock
 from perdure.networks.joint_diffusion.network import JointDiffusion
 from perdure.networks.joint_diffusion.noise import STEPS
@@ -121,13 +121,13 @@ class PairGenerator(nn.Module):
             ),
         ]
 
-    def generate(self, owner: Stateful, task: Task, features: Features) -> list[Phase]:
+    def generate(self, owner: Stateful, task: Task, judge: Judge) -> list[Phase]:
         """Make pairs of every task so far, or of this one alone where earlier ones keep their first pairs.
 
         Args:
             owner: Whose files they become.
             task: The task under way.
-            features: See :class:`~perdure.methods.cgr.copies.RealImages`.
+            judge: The trained segmenter.
         """
         chosen = self.cards[-1:] if self.pairs.source == "first" else self.cards
         count = -(-self.pairs.count // self.pairs.batch)
@@ -135,7 +135,7 @@ class PairGenerator(nn.Module):
         for one in chosen:
 
             def make(index: int, progress: Progress, one: Card = one) -> Mapping[str, Tensor]:
-                return self._make(one, task.index, index, progress, self._real_images(one, task, features))
+                return self._make(one, task.index, index, progress, judge, self._real_images(one, task, judge))
 
             def finish(paths: Sequence[Path], one: Card = one, last: bool = one is chosen[-1]) -> None:
                 self._real = None
@@ -214,16 +214,16 @@ class PairGenerator(nn.Module):
 
     # Pairs ----------------------------------------------------------------------------------------------------
 
-    def _real_images(self, one: Card, task: Task, features: Features) -> RealImages | None:
+    def _real_images(self, one: Card, task: Task, judge: Judge) -> RealImages | None:
         """The images that a task's first pairs are compared with, read when the first file is made."""
         if not self.pairs.check_copies or one.index != task.index:
             return None
         if self._real is None:
-            self._real = RealImages(task.train(), one.ends, features)
+            self._real = RealImages(task.train(), one.ends, judge.features)
         return self._real
 
     def _make(
-        self, one: Card, stage: int, index: int, progress: Progress, real: RealImages | None
+        self, one: Card, stage: int, index: int, progress: Progress, judge: Judge, real: RealImages | None
     ) -> dict[str, Tensor]:
         """File ``index`` of the pairs of a task, without copies of ``real`` images."""
         device, number = self.iteration.device, min(self.pairs.batch, self.pairs.count - index * self.pairs.batch)
@@ -240,7 +240,9 @@ class PairGenerator(nn.Module):
         images, codes = self._decoded(made, one)
         passed = sound(codes, self.known.areas_of(one))
         keep = passed if self.pairs.gate else torch.ones_like(passed)
-        found = None if real is None else real.check(codecs.from_bytes(images, one.ends))
+        shown = codecs.from_bytes(images, one.ends)  # as it is stored, because the next task trains on that
+        seen = codecs.to_local(judge.labels(shown).cpu(), one.ids)
+        found = None if real is None else real.check(shown)
         if found is not None:
             keep = keep & ~found.copies
         manifest = Manifest(
@@ -253,6 +255,7 @@ class PairGenerator(nn.Module):
             histogram=torch.bincount(codes[keep].flatten(), minlength=one.classes + 1),
             tried=number,
             sound=int(passed.sum()),
+            fit=float(agreement(codes, seen, one.classes).mean()),
         )
         if found is not None and real is not None:
             nearest = found.distances.amin(0)
@@ -278,7 +281,8 @@ class PairGenerator(nn.Module):
 
     def kept(self, prefix: str) -> list[Kept]:
         """What crosses the task boundary besides weights; ``prefix`` is where this part is in its owner, with a dot."""
-        text = "a frozen text encoder, from the prompts alone: names of tasks and classes"
+        encoder = "CLIP's frozen text encoder" if self.options.text == "clip" else "a stand-in for a text encoder"
+        text = f"{encoder}, from the prompts alone: names of tasks and classes"
         counts = [f"{prefix}known.{name}" for name in knowledge.COUNTS]
         counts += [f"{prefix}stock.{name}" for name in stock.COUNTS]
         return [

@@ -39,6 +39,7 @@ class Manifest(NamedTuple):
         histogram: ``(classes + 1,)`` int64, pixels per local code.
         tried: Pairs that were made; those that failed the gate are not in the file where it is on.
         sound: How many of them passed the gate, whether it is on or not.
+        fit: Dice between the masks and what the segmenter sees in the images, mean over the pairs made.
         copies: How many were taken for copies of real images, and are not in the file.
         nearest: ``(2,)`` float32: least distances to a real image, see :mod:`perdure.methods.cgr.copies`; NaN where
             nothing was compared.
@@ -54,6 +55,7 @@ class Manifest(NamedTuple):
     histogram: Tensor
     tried: int
     sound: int
+    fit: float
     copies: int = 0
     nearest: Tensor = UNKNOWN
     limits: Tensor = UNKNOWN
@@ -66,7 +68,7 @@ class Manifest(NamedTuple):
 def read_manifest(path: Path) -> Manifest:
     """The manifest of a file of pairs. Raises DataError where the file has none."""
     found = read_tensors(path, [f"manifest.{name}" for name in Manifest._fields])
-    values: dict[str, Any] = {key.removeprefix("manifest."): v if v.ndim else int(v) for key, v in found.items()}
+    values: dict[str, Any] = {key.removeprefix("manifest."): v if v.ndim else v.item() for key, v in found.items()}
     return Manifest(**values)
 
 

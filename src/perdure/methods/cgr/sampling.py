@@ -111,6 +111,20 @@ def sound(codes: Tensor, areas: Tensor) -> Tensor:
     return torch.tensor(found, dtype=torch.bool)
 
 
+def agreement(codes: Tensor, predicted: Tensor, classes: int) -> Tensor:
+    """Dice of two masks ``(N, H, W)`` with local codes, mean over the classes that either shows, ``(N,)`` float32.
+
+    1 where both are empty.
+    """
+    one, two = (
+        (torch.arange(1, classes + 1).view(1, -1, 1, 1) == mask[:, None]).flatten(2) for mask in (codes, predicted)
+    )
+    sizes = one.sum(2) + two.sum(2)
+    dice = 2.0 * (one & two).sum(2) / sizes.clamp_min(1)
+    shown = (sizes > 0).sum(1)
+    return torch.where(shown > 0, dice.sum(1) / shown.clamp_min(1), 1.0)
+
+
 def _sound(mask: Tensor, low: Sequence[int], high: Sequence[int]) -> bool:
     from scipy import ndimage  # comes with scikit-learn; slow to load
 

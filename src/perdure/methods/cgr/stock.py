@@ -20,14 +20,15 @@ from perdure.methods.cgr.pairs import StoredPairs, check_causality, read_manifes
 from perdure.methods.cgr.prompts import Card
 from perdure.streams.task import Task
 
-COUNTS: Final = ("yields", "nearness", "digests", "replayed")
+COUNTS: Final = ("yields", "fits", "nearness", "digests", "replayed")
 _PREFIX: Final = "pairs-"
 
 
 class PairStock(nn.Module):
     """Counts of the pairs of all tasks so far; the pairs are files of the owner.
 
-    ``yields (T, 3)`` int64 counts pairs made, those that passed the checks of masks, and those stored; ``nearness
+    ``yields (T, 3)`` int64 counts pairs made, those that passed the checks of masks, and those stored; ``fits (T, 1)``
+    float32 is the Dice of their masks with what the segmenter sees in their images; ``nearness
     (T, 5)`` float32 says of the first pairs of a task how many were copies, how near the others came to real images by
     two distances, and their limits; ``digests (T, 32)`` uint8 is the hash of the generator after each task; ``replayed
     ()`` int64 counts the pairs that the present task trains on. ``previews (K, n, C, H, 2 W)`` uint8 are shown.
@@ -37,6 +38,7 @@ class PairStock(nn.Module):
     """
 
     yields: Tensor
+    fits: Tensor
     nearness: Tensor
     digests: Tensor
     replayed: Tensor
@@ -46,6 +48,7 @@ class PairStock(nn.Module):
         super().__init__()
         self.options = options
         self.register_buffer("yields", torch.zeros(0, 3, dtype=torch.int64))
+        self.register_buffer("fits", torch.zeros(0, 1))
         self.register_buffer("nearness", torch.zeros(0, 5))
         self.register_buffer("digests", torch.zeros(0, 32, dtype=torch.uint8))
         self.register_buffer("replayed", torch.zeros((), dtype=torch.int64))
@@ -93,6 +96,8 @@ class PairStock(nn.Module):
         found = [read_manifest(path) for path in paths]
         numbers = [sum(m.tried for m in found), sum(m.sound for m in found), sum(len(m.subsets) for m in found)]
         self.yields = _with_row(self.yields, now + 1, one.index, numbers)
+        fit = sum(m.fit * m.tried for m in found) / max(1, numbers[0])
+        self.fits = _with_row(self.fits, now + 1, one.index, [fit])
         if one.index == now and self.options.check_copies:
             nearest = torch.stack([m.nearest for m in found]).amin(0)
             row = [float(sum(m.copies for m in found)), *nearest.tolist(), *found[0].limits.tolist()]
@@ -129,13 +134,15 @@ class PairStock(nn.Module):
         now, items = len(cards) - 1, []
         for one in cards[: len(self.yields)]:
             made, passed, stored = self.yields[one.index].tolist()
+            fit = float(self.fits[one.index])
             items.append(
                 Kept(
                     f"{_PREFIX}{one.name}",
                     "synthetic",
                     (),
                     f"image-mask pairs that the generator made after task {self.stage(one, now) + 1} from noise and "
-                    f"prompts; of {made} made, {passed} passed the checks of their masks and {stored} were stored"
+                    f"prompts; of {made} made, {passed} passed the checks of their masks and {stored} were stored; "
+                    f"with what the segmenter sees in the images, the masks have a Dice of {100 * fit:.0f}"
                     f"{self._told(one)}",
                     files=self.key(one, now),
                 )

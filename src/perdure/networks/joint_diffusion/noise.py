@@ -32,7 +32,8 @@ def scheduler(sampler: Sampler, steps: int) -> Any:
     """A diffusers scheduler that is ready for ``steps`` steps.
 
     ``ddim`` is the published one: deterministic, 990, 980, …, 0 for 100 steps, the predicted pair clipped to
-    [−1, 1] at every step. ``dpm`` is DPM-Solver++ (Lu et al. 2022) of second order, for 20 to 25 steps.
+    [−1, 1] at every step. ``dpm`` is DPM-Solver++ (Lu et al. 2022) of second order with the same cut, for 20 to 25
+    steps.
     """
     betas = {"num_train_timesteps": STEPS, "beta_schedule": "scaled_linear", "beta_start": FIRST, "beta_end": LAST}
     diffusers = need("diffusers")
@@ -47,7 +48,15 @@ def scheduler(sampler: Sampler, steps: int) -> Any:
         )
     else:
         made = diffusers.DPMSolverMultistepScheduler(
-            **betas, algorithm_type="dpmsolver++", solver_order=2, prediction_type="epsilon", lower_order_final=True
+            **betas,
+            algorithm_type="dpmsolver++",
+            solver_order=2,
+            prediction_type="epsilon",
+            lower_order_final=True,
+            # with a largest value of 1 the library's dynamic threshold is a plain cut to [−1, 1], as ddim has it;
+            # without it the pairs of a network that is not fully trained run away
+            thresholding=True,
+            sample_max_value=1.0,
         )
     made.set_timesteps(steps)
     return made
