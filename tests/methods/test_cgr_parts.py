@@ -12,7 +12,7 @@ from perdure.data.preparation import Preparation
 from perdure.errors import DataError, UsageError
 from perdure.labels import IGNORE, label_space
 from perdure.methods.cgr import bjd, codecs
-from perdure.methods.cgr.pairs import Manifest, check_causality, halves
+from perdure.methods.cgr.pairs import Manifest, StoredPairs, check_causality, halves
 from perdure.methods.cgr.prompts import Card, card, draw_subsets, rows
 from perdure.methods.cgr.sampling import agreement, area_bins, denoise, sound
 from perdure.methods.cgr.terms import cross_entropy, rotated, soft_dice, standardised
@@ -280,3 +280,22 @@ def test_black_and_white_of_preparations() -> None:
     assert Preparation(channels=2).ends == ((-1.0, -1.0), (1.0, 1.0))
     shown = ClassImage(channels=1, patch=(8, 8), mean=(0.5,), std=(0.25,))
     assert shown.ends == ((-2.0,), (2.0,))
+    assert Preparation().mirrors == () and shown.mirrors == (1,)
+
+
+def test_stored_pairs_are_mirrored_as_their_task_is() -> None:
+    from perdure.data.case import Case
+
+    image, label = torch.arange(16, dtype=torch.uint8).view(1, 4, 4), torch.arange(16).view(4, 4) % 3
+    given = {"channels": 1, "black": (0.0,), "white": (255.0,), "ids": (5, 9)}
+    seen = {axes: set() for axes in ((), (1,), (0, 1))}
+    for axes, found in seen.items():
+        for seed in range(20):
+            torch.manual_seed(seed)
+            case = StoredPairs(**given, axes=axes).train(Case(image, label, "a"))
+            found.add(tuple(case.image.flatten().tolist()))
+            where = case.image[0].long().flatten()
+            assert torch.equal(
+                case.label.flatten(), torch.tensor([0, 5, 9])[where % 3]
+            )  # labels stay with their pixels
+    assert [len(found) for found in seen.values()] == [1, 2, 3]

@@ -71,6 +71,11 @@ class Preparation(BaseModel):
         """What black and white are in a prepared image, by channel; -1 and 1 where nothing is known of its range."""
         return (-1.0,) * self.channels, (1.0,) * self.channels
 
+    @property
+    def mirrors(self) -> tuple[int, ...]:
+        """Spatial axes along which training samples are mirrored."""
+        return ()
+
     def train(self, case: Case) -> Case:
         """A training sample: augmented, float32 image ``(C, *patch)``; draws from torch's generator only."""
         return self.test(case)
@@ -126,6 +131,11 @@ class _Pictures(Preparation):
     def ends(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Black and white after the normalisation."""
         return ends_of(self.mean, self.std)
+
+    @property
+    def mirrors(self) -> tuple[int, ...]:
+        """The width, where samples are mirrored at all."""
+        return (1,) if self.flip > 0 else ()
 
     def finish(self, case: Case, image: Tensor, label: Tensor) -> Case:
         """A training sample: mirrored with probability ``flip``, then normalised.

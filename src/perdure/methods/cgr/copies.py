@@ -74,7 +74,7 @@ class RealImages:
         pixels, vectors, groups, chosen = [], [], list[str](), list[Tensor]()
         for images, group in _whole(samples):
             pixels.append(low_pass(encode_image(images, ends)))
-            vectors += [F.normalize(features(some).float().cpu(), dim=1) for some in images.split(AT_ONCE)]
+            vectors += [F.normalize(features(some).float().cpu(), dim=1) for some in torch.split(images, AT_ONCE)]
             groups += [group] * len(images)
             chosen.append(images[:1])
         self.pixels, self.vectors = torch.cat(pixels), torch.cat(vectors)

@@ -92,23 +92,25 @@ def check_causality(found: Sequence[Manifest], stage: int, generators: Tensor) -
 
 
 class StoredPairs(Preparation):
-    """Stored bytes and local codes as a network of this task sees them; turned over along one axis every other time.
+    """Stored bytes and local codes as a network sees them, every other time mirrored along one axis.
 
     Attributes:
         black: What 0 becomes, per channel.
         white: What 255 becomes.
         ids: Global ids of the local codes 1, 2, ...
+        axes: Axes along which the task's own training images are mirrored too.
     """
 
     black: tuple[float, ...]
     white: tuple[float, ...]
     ids: tuple[int, ...]
+    axes: tuple[int, ...] = ()
 
     def train(self, case: Case) -> Case:
         """Image ``(C, H, W)`` float32 and label ``(H, W)`` int64 in global ids."""
         image, label = from_bytes(case.image, (self.black, self.white)), to_global(case.label, self.ids)
-        if torch.rand(()).item() < 0.5:
-            axis = int(torch.randint(2, ()))
+        if self.axes and torch.rand(()).item() < 0.5:
+            axis = self.axes[int(torch.randint(len(self.axes), ()))]
             image, label = image.flip(axis + 1), label.flip(axis)
         return replace(case, image=image.contiguous(), label=label.contiguous())
 

@@ -34,6 +34,7 @@ class Card:
         prefix: How its prompts begin.
         phrases: How they call each class.
         ends: What black and white are in its prepared images.
+        mirrors: Axes along which its training images are mirrored.
     """
 
     index: int
@@ -42,6 +43,7 @@ class Card:
     prefix: str
     phrases: tuple[str, ...]
     ends: Ends
+    mirrors: tuple[int, ...] = ()
 
     @property
     def classes(self) -> int:
@@ -83,7 +85,7 @@ def card(task: Task, prefixes: Mapping[str, str], phrases: Mapping[str, str]) ->
     prefix = {**PREFIXES, **prefixes}.get(task.name, f"An image of {_words(task.name)} with")
     names = [task.space.name(c) for c in ids] if len(task.space) else [f"class {c}" for c in ids]
     called = tuple(phrases.get(name, f"a {_words(name)}") for name in names)
-    return Card(task.index, task.name, ids, prefix, called, task.preparation.ends)
+    return Card(task.index, task.name, ids, prefix, called, task.preparation.ends, task.preparation.mirrors)
 
 
 def draw_subsets(counts: Tensor, number: int) -> Tensor:

@@ -74,7 +74,7 @@ class PairStock(nn.Module):
             paths = owner.store.paths(owner.files[self.key(one, task.index - 1)])
             check_causality([read_manifest(path) for path in paths], task.index, self.digests)
             black, white = (tuple(end) for end in one.ends)
-            shown = StoredPairs(channels=len(black), black=black, white=white, ids=one.ids)
+            shown = StoredPairs(channels=len(black), black=black, white=white, ids=one.ids, axes=one.mirrors)
             samples = FileSamples(paths, shown)
             if not len(samples):
                 raise PerdureError(
