@@ -56,5 +56,5 @@ $(READY): pyproject.toml constraints.txt
 	  echo "error: $(PYTHON) has no venv module; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 	@echo "making $(VENV): some minutes the first time (PyTorch is large)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,track,features,clip,sign,volumes]'
+	@$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,track,features,clip,diffusion,sign,volumes]'
 	@touch $@

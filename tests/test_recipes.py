@@ -22,8 +22,8 @@ from perdure.networks.weights import PACKAGES
 from perdure.streams.class_incremental import split_classes
 from perdure.streams.published import published_counts
 
-# those of ccsi and clip-ciss have files of their own; those of several data sets are tested where their streams are
-OTHERS = ("ccsi/", "clip-ciss/", "data-sets/")
+# ccsi, cgr and clip-ciss have files of their own; recipes of several data sets are tested where their streams are
+OTHERS = ("ccsi/", "cgr/", "clip-ciss/", "data-sets/")
 RECIPES = sorted(n for n in shipped() if not n.startswith(OTHERS) and n != "demo-volumes")
 CLASSES = {"voc": 20, "ade20k": 150, "cityscapes": 19, "camvid": 11, "digits": 10}
 

@@ -293,6 +293,9 @@ def test_catalog_opens_what_it_lists(tmp_path: Path) -> None:
         "decathlon",
         "nifti_folders",
         "h5_volumes",
+        "mnms",
+        "fundus_sites",
+        "prostate_sites",
     }
     assert open_source("camvid", camvid(tmp_path / "c", False)).name == "camvid"
     source = open_source(

@@ -56,7 +56,10 @@ DATA_SETS = [f"data-sets/{name}" for name in ("mr", "prostate", "slices", "torso
         (["check", "demo", "stream.set"], ["stream.setting="]),
         # bash makes words of its own at the sign of equality
         (["run", "demo", "method", "=", "fi"], ["finetune"]),
-        (["run", "demo", "method", "="], ["ccsi", "ccsi_seg", "finetune", "independent", "joint", "lwf", "star"]),
+        (
+            ["run", "demo", "method", "="],
+            ["ccsi", "ccsi_seg", "cgr", "finetune", "independent", "joint", "lwf", "star"],
+        ),
         (["check", "demo", "engine.precision", "=", "b"], ["bf16"]),
         (["run", "demo", "data", "=", "cam"], ["camvid"]),
         (["run", "demo", "network.name", "=", "d"], ["deeplab"]),

@@ -56,10 +56,19 @@ def _fits(method: str, network: tuple) -> bool:
 
 FITTING = [(m, n) for m in METHODS for n, built in NETWORKS.items() if _fits(m, built)]
 SYNTHESIS = {"warmup": 10, "group_size": 20, "groups_at_once": 2}
-QUICK = {"ccsi": {"per_class": 20, "synthesis": SYNTHESIS | {"steps": 60}}}
+GENERATOR = {"size": "smoke", "batch_size": 8, "lr": 0.002, "text_width": 8, "tokens": 2, "adapter_eps": 1e-15}
+QUICK = {
+    "ccsi": {"per_class": 20, "synthesis": SYNTHESIS | {"steps": 60}},
+    "cgr": {
+        "generator": GENERATOR | {"steps": 4},
+        "pairs": {"count": 8, "batch": 8, "sampler": "dpm", "steps": 4},
+        "rotate": 0.0,
+    },
+}
 BRIEF = {  # too short to learn
     "ccsi": {"per_class": 20, "synthesis": SYNTHESIS | {"steps": 12}},
     "ccsi_seg": {"synthesis": {"steps": 10, "least_dice": 0}},
+    "cgr": {"generator": GENERATOR | {"steps": 4}, "pairs": {"count": 3, "batch": 2, "steps": 2}},
 }
 SETTINGS = {"epochs": 20, "batch_size": 4, "optimizer": "adamw", "lr": 0.01}
 OWN_SETTINGS = {"clip_ciss": {"epochs": 40, "lr": 0.002, "later_lr": 0.0007}}  # attention needs more and smaller steps
@@ -237,8 +246,9 @@ def test_learns_predicts_and_keeps_what_it_says(learn: Callable, method: str, ne
     found = {c: value.value or 0.0 for c, value in class_values(figure, counts).items()}
     assert min(found[3], found[4]) > 25, f"the newest classes are not learned: {found}"
     # Whole images of new classes say nothing about how old ones compare with new ones: there lwf ends like finetune.
-    # clip_ciss holds whether an old class is there, but not its mask on 4 × 4 cells of an encoder that knew nothing.
-    if method not in ("finetune", "clip_ciss") and (method, source.kind) != ("lwf", "classification"):
+    # clip_ciss holds whether an old class is there, but not its mask on 4 × 4 cells of an encoder that knew nothing. A
+    # diffusion network makes nothing to learn from before some hundred steps, which take minutes.
+    if method not in ("finetune", "clip_ciss", "cgr") and (method, source.kind) != ("lwf", "classification"):
         assert min(found[1], found[2]) > 55, f"the first classes are forgotten: {found}"
     state, back = learner.state_dict(), read_kept(sealed[-1])
     assert back.keys() == state.keys()

@@ -19,6 +19,7 @@ def test_every_network_builds_in_every_dimension_it_claims(name: str) -> None:
     small = {
         "deeplab": {"backbone": "tiny_resnet", "output_stride": 8, "width": 8},
         "residual_unet": {"widths": [4, 8]},
+        "unit_unet": {"widths": [4, 8]},
         "cosine_resnet": {"side": 16},
     }
     made = {"segmentation": Segmenter, "classification": Classifier}[NETWORKS[name].kind]

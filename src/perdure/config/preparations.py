@@ -47,7 +47,8 @@ def _planned(recipe: Recipe, source: Source) -> Preparation:
     from perdure.data.volumes.plan import plan_slices, plan_volumes  # these load nnU-Net
 
     if recipe.volumes.view == "slices":
-        return plan_slices(source, recipe.volumes)
+        channels = recipe.volumes.channels or 0
+        return plan_slices(source, recipe.volumes, (0.5,) * channels, (0.25,) * channels)
     plan = plan_volumes(source, recipe.volumes)
     if recipe.volumes.patch is not None:
         return plan  # a patch that somebody chose is not changed behind their back

@@ -114,6 +114,24 @@ DATASETS: Final[dict[str, Entry]] = {
         "*.h5 or DIR/*.h5 (and train.list, test.list)",
         "yours",
     ),
+    "mnms": Entry(
+        "perdure.data.readers.mnms:open_mnms",
+        "M&Ms, cardiac MR of several vendors: end-diastole and end-systole, 3 classes",
+        "*.csv, .../CODE/CODE_sa.nii.gz, CODE_sa_gt.nii.gz",
+        "the challenge's terms of use; registration needed",
+    ),
+    "fundus_sites": Entry(
+        "perdure.data.readers.fundus_sites:open_fundus_sites",
+        "fundus photographs of four sites as published with DoFE, optic cup and disc",
+        "Domain1/{train,test}/ROIs/{image,mask}/, Domain2/, ...",
+        "see the original data sets: Drishti-GS, RIM-ONE, REFUGE",
+    ),
+    "prostate_sites": Entry(
+        "perdure.data.readers.prostate_sites:open_prostate_sites",
+        "prostate MR of six sites as published with MS-Net and its extension",
+        "SITE/CaseNN.nii.gz, SITE/CaseNN_segmentation.nii.gz",
+        "see the original data sets: NCI-ISBI 2013, I2CVB, PROMISE12",
+    ),
 }
 
 

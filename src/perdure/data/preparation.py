@@ -7,6 +7,7 @@ program asks of the data: dimensions, channels, the size of training samples, an
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, ClassVar, Final, Literal
 
@@ -66,6 +67,16 @@ class Preparation(BaseModel):
     overlap: float = Field(1 / 3, ge=0, le=0.95)
     blend: Literal["average", "centre"] = "average"
 
+    @property
+    def ends(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """What black and white are in a prepared image, by channel; -1 and 1 where nothing is known of its range."""
+        return (-1.0,) * self.channels, (1.0,) * self.channels
+
+    @property
+    def mirrors(self) -> tuple[int, ...]:
+        """Spatial axes along which training samples are mirrored."""
+        return ()
+
     def train(self, case: Case) -> Case:
         """A training sample: augmented, float32 image ``(C, *patch)``; draws from torch's generator only."""
         return self.test(case)
@@ -94,6 +105,12 @@ class Preparation(BaseModel):
         return grid.back(nearest(maps, grid.turned))
 
 
+def ends_of(mean: Sequence[float], std: Sequence[float]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """What 0 and 1 become where each channel is normalised with these numbers."""
+    pairs = list(zip(mean, std, strict=True))
+    return tuple(-m / s for m, s in pairs), tuple((1 - m) / s for m, s in pairs)
+
+
 class _Pictures(Preparation):
     """Images with a mean and a standard deviation per channel."""
 
@@ -110,6 +127,16 @@ class _Pictures(Preparation):
         if len(self.patch) != 2:
             raise ValueError("the patch of a picture has a height and a width")
         return self
+
+    @property
+    def ends(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Black and white after the normalisation."""
+        return ends_of(self.mean, self.std)
+
+    @property
+    def mirrors(self) -> tuple[int, ...]:
+        """The width, where samples are mirrored at all."""
+        return (1,) if self.flip > 0 else ()
 
     def finish(self, case: Case, image: Tensor, label: Tensor) -> Case:
         """A training sample: mirrored with probability ``flip``, then normalised.

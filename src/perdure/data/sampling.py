@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -50,6 +50,17 @@ class Batches:
             return self.per_epoch // self.size
         return -(-self.per_epoch // self.size)
 
+    @property
+    def shortest(self) -> int:
+        """Samples of a batch that is smaller than the others; 0 where there is none."""
+        return self.per_epoch % self.size if self.per_epoch < self.size or not self.drop_last else 0
+
+    def spans(self, step: int) -> list[tuple[int, range]]:
+        """The samples of a step: an epoch, and places in its order."""
+        epoch, within = divmod(step, self.steps())
+        at = within * self.size
+        return [(epoch, range(at, min(at + self.size, self.per_epoch)))]
+
     def order(self, seed: int, epoch: int) -> list[int]:
         """Positions of an epoch in the order in which they are drawn."""
         generator = torch.Generator().manual_seed(derive_seed(seed, "order", epoch))
@@ -58,6 +69,46 @@ class Batches:
         if self.shuffle:
             return torch.randperm(len(self.samples), generator=generator).tolist()
         return list(range(len(self.samples)))
+
+
+@dataclass(frozen=True)
+class Share(Batches):
+    """One of ``of`` sources that fill ``total`` places of every step between them, in turns.
+
+    The places of all steps are numbered, and number n belongs to source n mod ``of``: every step is full, and no source
+    is ever more than one sample ahead of another, also where ``total`` is no multiple of ``of``. Each source goes
+    through its own samples again and again, and none is dropped at the end of an epoch.
+
+    Args:
+        place: Number of this source among the ``of`` ones; for ``size`` see :func:`shares`.
+    """
+
+    place: int = 0
+    of: int = 1
+    total: int = 1
+
+    @property
+    def shortest(self) -> int:
+        """None is: a batch goes on in the next epoch."""
+        return 0
+
+    def spans(self, step: int) -> list[tuple[int, range]]:
+        """The samples of a step, perhaps the end of one epoch and the beginning of the next."""
+        first, last = (max(0, -(-(s * self.total - self.place) // self.of)) for s in (step, step + 1))
+        length = self.per_epoch
+        spans = []
+        while first < last:
+            epoch, at = divmod(first, length)
+            stop = min(at + last - first, length)
+            spans.append((epoch, range(at, stop)))
+            first += stop - at
+        return spans
+
+
+def shares(sources: Sequence[Samples], total: int) -> tuple[Share, ...]:
+    """Sources that fill ``total`` places of every step in equal shares, see :class:`Share`. None may be empty."""
+    of = len(sources)
+    return tuple(Share(samples, -(-total // of), place=k, of=of, total=total) for k, samples in enumerate(sources))
 
 
 @dataclass(frozen=True)
@@ -96,19 +147,19 @@ class BatchSampler(Sampler[list[Draw]]):
         return self.stop - self.start
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        orders: list[tuple[int, list[int]]] = [(-1, [])] * len(self.parts)  # of each part: its epoch, and the order
+        orders: list[dict[int, list[int]]] = [{} for _ in self.parts]  # of each part: by epoch, the order
         for step in range(self.start, self.stop):
             drawn: list[Draw] = []
             for part, (batches, seed) in enumerate(zip(self.parts, self.seeds, strict=True)):
-                epoch, within = divmod(step, batches.steps())
-                if orders[part][0] != epoch:
-                    orders[part] = epoch, batches.order(seed, epoch)
-                order, size = orders[part][1], batches.size
+                spans = batches.spans(step)
+                if any(epoch not in orders[part] for epoch, _ in spans):
+                    orders[part] = {epoch: batches.order(seed, epoch) for epoch, _ in spans}
+                places = [(epoch, i) for epoch, span in spans for i in span]
                 # shares are rounded up, so that a batch that does not divide leaves the last process the fewest
-                share, at = -(-size // self.world), within * size
-                mine = range(at + self.rank * share, min(at + size, at + (self.rank + 1) * share, len(order)))
+                share = -(-batches.size // self.world)
+                mine = places[self.rank * share : (self.rank + 1) * share]
                 # the place in the epoch and not the process seeds the augmentation: it is the same for any `world`
-                drawn += [Draw(order[i], derive_seed(seed, epoch, i), part) for i in mine]
+                drawn += [Draw(orders[part][epoch][i], derive_seed(seed, epoch, i), part) for epoch, i in mine]
             yield drawn
 
 
@@ -118,9 +169,7 @@ def check_shares(data: Batches | Mix, world: int) -> None:
     Such a process would have no loss to take part with when gradients are averaged.
     """
     for batches in data.parts:
-        size, count = batches.size, batches.per_epoch
-        smallest = count % size if count < size or not batches.drop_last else 0
-        share = -(-size // world)
+        smallest, share = batches.shortest, -(-batches.size // world)
         if 0 < smallest <= share * (world - 1):
             raise UsageError(
                 f"a batch of {smallest} samples leaves one of {world} processes without any",

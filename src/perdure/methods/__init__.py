@@ -46,4 +46,9 @@ METHODS: Final[dict[str, Entry]] = {
         "segmentation: replays images synthesised under drawn layouts (ours, not published)",
         "ours, after CCSI",
     ),
+    "cgr": Entry(
+        "perdure.methods.cgr.cgr:Cgr",
+        "segmentation of images: a diffusion network generates image-mask pairs of earlier tasks",
+        "CGR, MICCAI 2024",
+    ),
 }

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from perdure.data.case import Batch
-from perdure.engine.phases import Phase, Terms
+from perdure.data.sampling import Batches, Mix
+from perdure.engine.phases import Phase, Terms, Train
+from perdure.kept.items import Kept
 from perdure.methods import training
 from perdure.methods.method import Method
-from perdure.methods.options import Options, Setup
+from perdure.methods.options import Setup
 from perdure.methods.prediction import Prediction
+from perdure.methods.replay import ReplayOptions, kept_pairs, make_generator, phases_with_pairs
 from perdure.networks.network import GrowingNetwork
 from perdure.streams.task import Task
 
 
-class FinetuneOptions(Options):
+class FinetuneOptions(ReplayOptions):
     """Settings of fine-tuning."""
 
     channels: Literal["seen", "new"] = Field(
@@ -42,12 +45,15 @@ class Finetune(Method[FinetuneOptions]):
     def __init__(self, setup: Setup[FinetuneOptions]) -> None:
         super().__init__(setup)
         self.network = setup.network(GrowingNetwork)
+        self.generator = make_generator(self.options, self.network)
         self.learning: tuple[int, ...] = ()
         self.recurring = "learned" if self.options.channels == "seen" else "refused"
 
     def begin(self, task: Task) -> None:
         """Append a classifier for the task's classes."""
         training.grow(self.network, task, self.training_options)
+        if self.generator is not None:
+            self.generator.begin(task)
         self.class_ids = task.seen
         self.learning = task.seen
         if self.options.channels == "new":
@@ -56,8 +62,23 @@ class Finetune(Method[FinetuneOptions]):
             self.network.freeze_old_classifiers()
 
     def phases(self, task: Task) -> Sequence[Phase]:
-        """One training phase."""
-        return [training.train_phase(self, self.network, task, self.training_options, self.loss)]
+        """One training phase; with generated replay those of the generator too."""
+        size = self.training_options.batch_size
+        learner: nn.Module = self if self.generator is None else self.network  # a generator has a phase of its own
+
+        def train(data: Callable[[], Batches | Mix] | None) -> Train:
+            return training.train_phase(learner, self.network, task, self.training_options, self.loss, data)
+
+        return phases_with_pairs(self, self.generator, self.network, task, size, train)
+
+    @property
+    def replayed(self) -> int:
+        """Generated pairs that the present task trained on."""
+        return 0 if self.generator is None else int(self.generator.stock.replayed)
+
+    def kept(self) -> Sequence[Kept]:
+        """Nothing, or what the generator keeps."""
+        return kept_pairs(self.generator)
 
     def loss(self, batch: Batch) -> Terms:
         """The loss of the learning classes on the current task's images."""

@@ -22,29 +22,32 @@ Ven et al., "Three types of incremental learning", Nature Machine Intelligence 2
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from perdure.data.case import Batch
-from perdure.engine.phases import Phase, Terms
+from perdure.data.sampling import Batches, Mix
+from perdure.engine.phases import Phase, Terms, Train
+from perdure.kept.items import Kept
 from perdure.labels import BACKGROUND, IGNORE
 from perdure.methods import training
 from perdure.methods.losses import channels_of, class_bce
 from perdure.methods.method import Method
-from perdure.methods.options import Options, Setup
+from perdure.methods.options import Setup
 from perdure.methods.prediction import Prediction
+from perdure.methods.replay import ReplayOptions, kept_pairs, make_generator, phases_with_pairs, told
 from perdure.networks.frozen import Frozen
 from perdure.networks.network import GrowingNetwork
 from perdure.networks.segmenter import upsample
 from perdure.streams.task import Task
 
 
-class LwfOptions(Options):
+class LwfOptions(ReplayOptions):
     """Settings of the method."""
 
     form: Literal["sigmoid", "softmax"] = Field(
@@ -74,6 +77,7 @@ class Lwf(Method[LwfOptions]):
     def __init__(self, setup: Setup[LwfOptions]) -> None:
         super().__init__(setup)
         self.network = setup.network(GrowingNetwork)
+        self.generator = make_generator(self.options, self.network)
         self.old: tuple[int, ...] = ()
         self.learning: tuple[int, ...] = ()
         self.known = False
@@ -82,17 +86,35 @@ class Lwf(Method[LwfOptions]):
     def begin(self, task: Task) -> None:
         """Freeze a copy of the network, then append a classifier for the task's new classes, if it has any."""
         self.old, self.class_ids = task.old, task.seen
-        self.learning = tuple(c for c in task.seen if c in task.annotated)
+        self.learning = tuple(c for c in task.seen if c in task.annotated or self.generator is not None)
         self.known = not task.new
+        if self.generator is not None:
+            self.generator.begin(task)
         self.old_network = Frozen(self.network) if task.index > 0 else None
         training.grow(self.network, task, self.training_options)
 
     def phases(self, task: Task) -> Sequence[Phase]:
-        """One training phase."""
-        return [training.train_phase(self, self.network, task, self.training_options, self.loss)]
+        """One training phase; with generated replay those of the generator too."""
+        size = self.training_options.batch_size
+        learner: nn.Module = self if self.generator is None else self.network  # a generator has a phase of its own
+
+        def train(data: Callable[[], Batches | Mix] | None) -> Train:
+            return training.train_phase(learner, self.network, task, self.training_options, self.loss, data)
+
+        return phases_with_pairs(self, self.generator, self.network, task, size, train)
+
+    @property
+    def replayed(self) -> int:
+        """Generated pairs that the present task trained on."""
+        return 0 if self.generator is None else int(self.generator.stock.replayed)
+
+    def kept(self) -> Sequence[Kept]:
+        """Nothing, or what the generator keeps."""
+        return kept_pairs(self.generator)
 
     def loss(self, batch: Batch) -> Terms:
         """The loss of the labels, and at later tasks the distance from the old network."""
+        batch = told(batch, self.generator)
         logits = self.network.classify(self.network.features(batch.images))
         old_logits = None
         if self.old_network is not None:

@@ -37,7 +37,9 @@ class TrainingOptions(Options):
         None, ge=1, description="optimiser steps of later tasks; the same as `steps` if not given"
     )
     batch_size: int = Field(24, ge=1, description="samples a step over all processes together")
-    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="which optimiser")
+    optimizer: Literal["sgd", "adamw", "adam"] = Field(
+        "sgd", description="which optimiser; the weight decay of adam is part of the gradient"
+    )
     momentum: float = Field(0.9, ge=0, lt=1, description="of SGD, after Nesterov; 0 for plain SGD")
     lr: float = Field(1e-3, gt=0, description="base learning rate of the first task")
     later_lr: float | None = Field(None, gt=0, description="base learning rate of later tasks; lr / 10 if not given")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim import SGD, AdamW, Optimizer
+from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from perdure.data.case import Batch
 from perdure.data.sampling import Batches, Mix
@@ -76,8 +76,8 @@ def make_optimizer(network: Network, training: TrainingOptions, later: bool, gro
         for part, params in parts.items()
         if params
     ]
-    if training.optimizer == "adamw":
-        return AdamW(groups, lr=lr)
+    if training.optimizer != "sgd":
+        return (AdamW if training.optimizer == "adamw" else Adam)(groups, lr=lr)
     return SGD(groups, lr=lr, momentum=training.momentum, nesterov=training.momentum > 0)
 
 

@@ -55,6 +55,13 @@ NETWORKS: Final[dict[str, NetworkEntry]] = {
         "CLIP's vision transformer, or another encoder, and an attention decoder of class queries from text",
         "CLIP-CISS, 2024",
     ),
+    "unit_unet": NetworkEntry(
+        "perdure.networks.unit_unet:unit_unet",
+        "segmentation",
+        (2,),
+        "residual U-Net for images, 8.5 million parameters, features at full resolution",
+        "CGR, MICCAI 2024",
+    ),
     "cosine_resnet": NetworkEntry(
         "perdure.networks.cosine_resnet:cosine_resnet",
         "classification",

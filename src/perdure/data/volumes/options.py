@@ -68,6 +68,13 @@ class VolumeOptions(BaseModel):
     size: int = Field(
         256, ge=8, le=1 << 12, description="view=slices: side of the square that slices are scaled and padded to"
     )
+    channels: int | None = Field(
+        None,
+        ge=1,
+        le=16,
+        description="view=slices: channels that the network sees, grey images are repeated: 3 where grey images and "
+        "colour photographs follow one another; null: those of the first data set",
+    )
 
     @model_validator(mode="after")
     def _complete(self) -> VolumeOptions:

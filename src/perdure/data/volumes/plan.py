@@ -144,7 +144,7 @@ def plan_slices(
     if channels not in plan.accepted_channels:
         raise DataError(
             f"{source.name}: '{names[0]}' has {channels} channels, and the network takes {plan.channels}",
-            "give augment.mean and augment.std one number per channel of the images",
+            "set volumes.channels to the number of channels of the images with most of them",
         )
     return plan
 

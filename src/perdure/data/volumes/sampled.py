@@ -87,6 +87,11 @@ class Sampled(Preparation):
         """Numbers of channels that a raw image may have."""
         return (self.channels,)
 
+    @property
+    def mirrors(self) -> tuple[int, ...]:
+        """All axes, where anything is varied."""
+        return () if self.augment == "none" else tuple(range(self.dims))
+
     def spot(self, places: Places, draw: np.random.Generator) -> npt.NDArray[np.int64] | None:
         """A place that a sample has to show; ``None`` where it may lie anywhere."""
         labels = sorted(label for label in places if label != ANNOTATED)

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from perdure.data.case import Case, Grid
+from perdure.data.preparation import ends_of
 from perdure.data.transforms import nearest, resize, resize_label, scale_scores
 from perdure.data.volumes.augmentation import OUTSIDE, augmented, region_size
 from perdure.data.volumes.options import Side
@@ -59,6 +60,11 @@ class Slices2D(Sampled):
     def accepted_channels(self) -> tuple[int, ...]:
         """One channel, or as many as the network takes."""
         return (1, self.channels)
+
+    @property
+    def ends(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Black and white after the normalisation."""
+        return ends_of(self.mean, self.std)
 
     @property
     def black(self) -> float:

@@ -1,0 +1,135 @@
+"""Whether generated images are copies of the images that the generator learned from.
+
+Checked while the task's data is open, before a pair is stored. Two distances to every real image count: of pixels after
+a low-pass, for all small shifts and both mirrorings, and of features of the segmenter. What is nearer than real images
+of different patients are to each other is taken for a copy.
+
+A generator can also remember an image of an earlier task and give it away later, when there is nothing left to compare
+with: only the first pairs of each task are checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Final, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from perdure.data.dataset import Samples, members
+from perdure.methods.cgr.codecs import Ends, encode_image
+
+SIDE: Final = 16
+"""Cells per axis of an image after the low-pass."""
+REFERENCES: Final = 64
+"""Real images per task whose nearest other one says how alike real images are."""
+AT_ONCE: Final = 16
+"""Images whose features are computed at a time: a volume has hundreds of slices."""
+NEAR: Final = 0.5
+"""A copy is nearer than this share of the distance below which one in twenty real images has its nearest one."""
+Features = Callable[[Tensor], Tensor]
+"""Prepared images ``(N, C, H, W)`` -> one vector each, ``(N, d)``."""
+
+
+class Judge(NamedTuple):
+    """The trained segmenter, as far as pairs are judged by it.
+
+    Args:
+        features: Where copies of real images are looked for.
+        labels: Prepared images ``(N, C, H, W)`` -> global ids ``(N, H, W)``: whether masks fit their images.
+    """
+
+    features: Features
+    labels: Callable[[Tensor], Tensor]
+
+
+class Found(NamedTuple):
+    """What a check of images found.
+
+    Args:
+        distances: ``(N, 2)`` float32: to the nearest real image, by pixels (root mean square of grey values, 0 to 1)
+            and by features (1 − cosine).
+        copies: ``(N,)`` bool: nearer than the limit by either.
+    """
+
+    distances: Tensor
+    copies: Tensor
+
+
+class RealImages:
+    """A task's real images as far as the check needs them; held in memory while pairs are made.
+
+    Args:
+        samples: The training data, which is read once, without augmentation; of a volume all slices.
+        ends: What black and white are in its prepared images.
+        features: Of the trained segmenter.
+
+    Attributes:
+        limits: ``(2,)`` float32, distances below which an image is a copy; 0 where there are fewer than three groups.
+    """
+
+    def __init__(self, samples: Samples, ends: Ends, features: Features) -> None:
+        self.ends, self.features = ends, features
+        pixels, vectors, groups, chosen = [], [], list[str](), list[Tensor]()
+        for images, group in _whole(samples):
+            pixels.append(low_pass(encode_image(images, ends)))
+            vectors += [F.normalize(features(some).float().cpu(), dim=1) for some in torch.split(images, AT_ONCE)]
+            groups += [group] * len(images)
+            chosen.append(images[:1])
+        self.pixels, self.vectors = torch.cat(pixels), torch.cat(vectors)
+        step = -(-len(chosen) // REFERENCES)
+        own = chosen[::step]
+        names = sorted(set(groups), key=groups.index)
+        number = torch.tensor([names.index(group) for group in groups])
+        firsts = torch.tensor([len(part) for part in pixels]).cumsum(0) - torch.tensor([len(part) for part in pixels])
+        itself = number[None] == number[firsts[::step]][:, None]
+        nearest = torch.cat([self._distances(image, mask[None]) for image, mask in zip(own, itself, strict=True)])
+        nearest = nearest[nearest.isfinite().all(1)]
+        self.limits = NEAR * nearest.quantile(0.05, 0) if len(names) > 2 else torch.zeros(2)
+
+    def check(self, images: Tensor) -> Found:
+        """Compare prepared images ``(N, C, H, W)`` with all real ones."""
+        distances = self._distances(images, None)
+        return Found(distances, (distances < self.limits).any(1))
+
+    def _distances(self, images: Tensor, without: Tensor | None) -> Tensor:
+        """``(N, 2)``; ``without (N, M)`` bool: real images that do not count."""
+        flat = low_pass(torch.cat(list(variants(encode_image(images, self.ends)))))
+        apart = torch.cdist(flat, self.pixels) / flat.shape[1] ** 0.5
+        by_pixels = apart.view(-1, len(images), len(self.pixels)).amin(0)
+        by_features = 1.0 - F.normalize(self.features(images).float().cpu(), dim=1) @ self.vectors.T
+        both = torch.stack([by_pixels, by_features])
+        if without is not None:
+            both = both.masked_fill(without[None], torch.inf)
+        return both.amin(2).T
+
+
+def low_pass(images: Tensor) -> Tensor:
+    """Images ``(N, C, H, W)`` from −1 to 1 as grey values of 0 to 1 on a grid of at most 16 × 16, ``(N, d)``."""
+    side = (min(SIDE, images.shape[2]), min(SIDE, images.shape[3]))
+    return (0.5 + 0.5 * F.adaptive_avg_pool2d(images.float().mean(1, keepdim=True), side)).flatten(1).cpu()
+
+
+def variants(images: Tensor) -> Iterator[Tensor]:
+    """Images ``(N, C, H, W)`` mirrored along no, one or both axes, and shifted by up to a cell of the low-pass."""
+    height, width = (max(1, length // (2 * SIDE)) for length in images.shape[2:])  # half a cell
+    for axes in ((), (2,), (3,), (2, 3)):
+        mirrored = images.flip(axes)
+        padded = F.pad(mirrored, (2 * width, 2 * width, 2 * height, 2 * height), mode="replicate")
+        for y in range(0, 5 * height, height):
+            for x in range(0, 5 * width, width):
+                yield padded[..., y : y + images.shape[2], x : x + images.shape[3]]
+
+
+def _whole(samples: Samples) -> Iterator[tuple[Tensor, str]]:
+    """Prepared images ``(n, C, H, W)`` of each case without augmentation, and its group; of a volume all slices."""
+    datasets = members(samples)
+    for dataset in datasets:
+        for position in range(len(dataset)):
+            case = dataset.read(position)
+            image = dataset.preparation.show(case).image
+            yield (image[None] if image.ndim == 3 else image.transpose(0, 1)), case.group or case.name
+    for position in range(0 if datasets else len(samples)):
+        case = samples[position]
+        yield case.image[None], case.group or case.name

@@ -1,0 +1,134 @@
+"""Stored pairs: how they lie in a file, who made them, and who may read them (spec CGR 4.3, 4.4).
+
+A file holds ``images (n, C, H, W)`` uint8 and ``labels (n, H, W)`` uint8 with local codes, and a manifest in tensors of
+its own. Files stand in the run's store, are never changed and have the hash that the ledger lists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import torch
+from torch import Tensor
+
+from perdure.data.case import Case
+from perdure.data.preparation import Preparation
+from perdure.data.sampling import Batches, Mix, shares
+from perdure.data.tensors import FileSamples
+from perdure.errors import DataError, UsageError
+from perdure.files import read_tensors
+from perdure.methods.cgr.codecs import VERSION, from_bytes, to_global
+from perdure.streams.task import Task
+
+UNKNOWN: Final = torch.full((2,), torch.nan)
+
+
+class Manifest(NamedTuple):
+    """Where the pairs of a file come from.
+
+    Args:
+        stage: Task at whose end they were made.
+        task: Task that they look like.
+        file: Number of the file among those of this task; with the run's seed it gives the noise.
+        generator: SHA-256 of the generator's weights, ``(32,)`` uint8.
+        codec: Version of the coding of images and masks.
+        subsets: ``(n,)`` int64: the prompt of each pair, as the subset of classes that it names.
+        histogram: ``(classes + 1,)`` int64, pixels per local code.
+        tried: Pairs that were made; those that failed the gate are not in the file where it is on.
+        sound: How many of them passed the gate, whether it is on or not.
+        fit: Dice between the masks and what the segmenter sees in the images, mean over the pairs made.
+        copies: How many were taken for copies of real images, and are not in the file.
+        nearest: ``(2,)`` float32: least distances to a real image, see :mod:`perdure.methods.cgr.copies`; NaN where
+            nothing was compared.
+        limits: ``(2,)`` float32, distances below which an image is a copy.
+    """
+
+    stage: int
+    task: int
+    file: int
+    generator: Tensor
+    codec: int
+    subsets: Tensor
+    histogram: Tensor
+    tried: int
+    sound: int
+    fit: float
+    copies: int = 0
+    nearest: Tensor = UNKNOWN
+    limits: Tensor = UNKNOWN
+
+    def tensors(self) -> dict[str, Tensor]:
+        """As entries of a file."""
+        return {f"manifest.{name}": torch.as_tensor(value) for name, value in self._asdict().items()}
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest of a file of pairs. Raises DataError where the file has none."""
+    found = read_tensors(path, [f"manifest.{name}" for name in Manifest._fields])
+    values: dict[str, Any] = {key.removeprefix("manifest."): v if v.ndim else v.item() for key, v in found.items()}
+    return Manifest(**values)
+
+
+def check_causality(found: Sequence[Manifest], stage: int, generators: Tensor) -> None:
+    """Raise DataError unless pairs that stage ``stage`` trains on were made before it, by the generator as it was then.
+
+    Args:
+        found: Manifests of the files.
+        stage: The task under way.
+        generators: ``(T, 32)`` uint8, hash of the generator after each stage.
+    """
+    for one in found:
+        if one.stage >= stage or not torch.equal(one.generator, generators[one.stage].cpu()):
+            by = "another generator" if one.stage < stage else f"the generator of task {one.stage + 1}"
+            raise DataError(
+                f"generated pairs that task {stage + 1} would train on were made by {by}",
+                "only pairs made at the end of an earlier task of the same run may be replayed: start a new run",
+            )
+        if one.codec != VERSION:
+            raise DataError(f"generated pairs are stored in version {one.codec} of the coding, not {VERSION}")
+
+
+class StoredPairs(Preparation):
+    """Stored bytes and local codes as a network sees them, every other time mirrored along one axis.
+
+    Attributes:
+        black: What 0 becomes, per channel.
+        white: What 255 becomes.
+        ids: Global ids of the local codes 1, 2, ...
+        axes: Axes along which the task's own training images are mirrored too.
+    """
+
+    black: tuple[float, ...]
+    white: tuple[float, ...]
+    ids: tuple[int, ...]
+    axes: tuple[int, ...] = ()
+
+    def train(self, case: Case) -> Case:
+        """Image ``(C, H, W)`` float32 and label ``(H, W)`` int64 in global ids."""
+        image, label = from_bytes(case.image, (self.black, self.white)), to_global(case.label, self.ids)
+        if self.axes and torch.rand(()).item() < 0.5:
+            axis = self.axes[int(torch.randint(len(self.axes), ()))]
+            image, label = image.flip(axis + 1), label.flip(axis)
+        return replace(case, image=image.contiguous(), label=label.contiguous())
+
+
+def halves(batch_size: int, past: int) -> tuple[int, int]:
+    """Real and replayed samples of a batch: half and half, an odd one is real; all real where there is no past.
+
+    Raises:
+        UsageError: A batch of one has no room for the past.
+    """
+    if past and batch_size < 2:
+        raise UsageError("a batch of 1 cannot hold a real and a replayed sample", "set the batch size to 2 or more")
+    replayed = batch_size // 2 if past else 0
+    return batch_size - replayed, replayed
+
+
+def mixed(task: Task, past: Sequence[FileSamples], batch_size: int) -> Batches | Mix:
+    """Training data of a task, half of each batch replayed; part k of the mix is the k-th past task, from 1."""
+    real, replayed = halves(batch_size, len(past))
+    data = Batches(task.train(), size=real, shuffle=True, drop_last=True)
+    return Mix((data, *shares(past, replayed))) if past else data

@@ -1,0 +1,1 @@
+"""Diffusion of image and mask together: network, noise, and embedded prompts."""

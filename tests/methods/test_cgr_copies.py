@@ -1,0 +1,77 @@
+"""Copies among generated images are found, whatever small change was made to them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from perdure.data.tensors import tensor_view
+from perdure.labels import label_space
+from perdure.methods.cgr.copies import RealImages, low_pass, variants
+
+ENDS = ((-2.0,), (2.0,))
+
+
+def blobs(number: int, seed: int) -> Tensor:
+    """Images of a few smooth bright spots, from -2 to 2."""
+    draw = torch.Generator().manual_seed(seed)
+    y, x = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
+    images = torch.full((number, 1, 32, 32), -1.5)
+    for image in images:
+        for _ in range(5):
+            top, left, size, bright = (torch.rand(4, generator=draw) * torch.tensor([24, 24, 5, 3.0])).tolist()
+            spot = torch.exp(-((y - top - 4).square() + (x - left - 4).square()) / (2 * (size + 2) ** 2))
+            image[0] += bright * spot
+    return images.clamp(-2, 2)
+
+
+def corners(images: Tensor) -> Tensor:
+    """A stand-in for features: means of the quarters."""
+    return torch.nn.functional.adaptive_avg_pool2d(images, 2).flatten(1) + 3
+
+
+@pytest.fixture(scope="module")
+def real() -> RealImages:
+    images = blobs(40, 1)
+    samples = tensor_view(images, torch.zeros(40, 32, 32, dtype=torch.int64), label_space(["a"]))
+    return RealImages(samples, ENDS, corners)
+
+
+def test_planted_copies_are_caught(real: RealImages) -> None:
+    images = blobs(40, 1)[5:9]
+    torch.manual_seed(0)
+    planted = {
+        "as it is": images,
+        "with noise": images + 0.1 * torch.randn_like(images),
+        "moved": torch.nn.functional.pad(images, (2, 2, 2, 2), mode="replicate")[..., 1:33, 4:36],
+        "mirrored": images.flip(3),
+        "mirrored twice": images.flip((2, 3)),
+        "rounded": (images * 8).round() / 8,
+    }
+    for name, copy in planted.items():
+        assert real.check(copy).copies.all(), name
+
+
+def test_other_images_are_none(real: RealImages) -> None:
+    found = real.check(blobs(30, 2))
+    assert found.copies.sum() <= 2
+    assert found.distances.shape == (30, 2) and (found.distances >= -1e-6).all()
+    assert (real.limits > 0).all()
+
+
+def test_images_of_one_patient_say_nothing_about_how_alike_patients_are() -> None:
+    two = tensor_view(blobs(2, 1), torch.zeros(2, 32, 32, dtype=torch.int64), label_space(["a"]))
+    real = RealImages(two, ENDS, corners)
+    assert real.limits.tolist() == [0, 0]
+    assert not real.check(blobs(2, 1)).copies.any()
+
+
+def test_low_pass_and_variants() -> None:
+    images = torch.rand(2, 3, 32, 48) * 2 - 1
+    assert low_pass(images).shape == (2, 256)
+    assert low_pass(torch.full((1, 1, 8, 8), 1.0)).tolist() == [[1.0] * 64]
+    made = list(variants(images))
+    assert len(made) == 100 and all(one.shape == images.shape for one in made)
+    assert any(torch.equal(one, images) for one in made)
+    assert any(torch.equal(one, images.flip((2, 3))) for one in made)
