@@ -174,11 +174,18 @@ def _refuse_taken_names(
         raise UsageError(f"the run has a task '{label(task)}' already", "give the new one another name: --name NAME")
     taken = {stream.space.name(c): one.name for one in earlier for c in one.new}
     if unknown := [name for name in same if name != "all" and name not in taken]:
-        raise UsageError(f"--same {unknown[0]}: the model knows no such class", nearest(unknown[0], taken))
+        hint = nearest(unknown[0], taken) if taken else "no data set was learned before this one: leave it out"
+        raise UsageError(f"--same {unknown[0]}: the model knows no such class", hint)
     if plan.union == "offset":
         return
     source = open_source(task.data.name, task.data.root, task.data.settings)
     names = [name for _, name in DataSet(source, label(task), task.classes, task.rename).pairs()]
+    again = next(iter(stream.tasks[sealed:]), None)  # what has its name and its options; places of data do not count
+    if again is not None and set(names) != {stream.space.name(c) for c in again.annotated}:
+        raise UsageError(
+            f"the run has a task '{label(task)}' already, and this data set has other classes",
+            "give the new one another name: --name NAME",
+        )
     if "all" not in same and (clash := [name for name in names if name in taken and name not in same]):
         shown, own = ", ".join(clash), {new: old for old, new in task.rename.items()}
         old = own.get(clash[0], clash[0])  # --rename takes the name that the data set has

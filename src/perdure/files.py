@@ -11,6 +11,7 @@ import os
 import re
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -138,7 +139,8 @@ def read_json(path: Path) -> Any:
     except OSError as error:
         raise DataError(f"could not read {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not valid JSON: {error}") from error
+        why = str(error).partition("; use sys.")[0]  # of a number of thousands of digits Python advises programmers
+        raise DataError(f"{path} is not valid JSON: {why}") from error
 
 
 def nesting(text: str) -> int:
@@ -178,8 +180,8 @@ def parse_yaml(text: str) -> JsonValue:
             return node
 
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, object]:
-            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-            twice = next((key for key in keys if keys.count(key) > 1), None)
+            keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+            twice = next((key for key, times in keys.items() if times > 1), None)
             if twice is not None:
                 raise yaml.YAMLError(f"the key '{twice}' occurs twice (line {node.start_mark.line + 1} and below)")
             return super().construct_mapping(node, deep)

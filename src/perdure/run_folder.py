@@ -14,9 +14,9 @@ from filelock import FileLock, Timeout
 
 from perdure.config.load import dump_recipe, parse_recipe, read_raw, same_experiment
 from perdure.config.recipe import Recipe
-from perdure.errors import PerdureError, RunError, UsageError
+from perdure.errors import DataError, PerdureError, RunError, UsageError
 from perdure.files import TEMPORARY, write_json
-from perdure.kept.ledger import LEDGER, read_ledger, sealed_folders
+from perdure.kept.ledger import DONE, LEDGER, read_ledger, sealed_folders, task_folder
 from perdure.kept.manifest import check_files, list_files, read_manifest
 from perdure.kept.store import STORE, FileStore
 from perdure.streams.description import DescribedStream, read_stream, write_stream
@@ -65,8 +65,19 @@ class RunFolder:
         return read_stream(self.path / "stream.json")
 
     def sealed(self) -> list[Path]:
-        """Folders of sealed tasks, in order, up to the first one that is not sealed."""
-        return sealed_folders(self.path, [task.name for task in self.stream().tasks])
+        """Folders of sealed tasks, in order, up to the first one that is not sealed.
+
+        Raises:
+            DataError: ``stream.json`` is damaged, or does not name a task that is sealed: an older model would be used.
+        """
+        names = [task.name for task in self.stream().tasks]
+        known = {task_folder(self.path, *place).name for place in enumerate(names)}
+        if lost := sorted({mark.parent.name for mark in self.path.glob(f"tasks/*/{DONE}")} - known):
+            raise DataError(
+                f"{self.path / 'tasks' / lost[0]} is the folder of a sealed task that stream.json does not name",
+                "one of them was changed: restore it, or run `perdure audit` to see more",
+            )
+        return sealed_folders(self.path, names)
 
     @classmethod
     def existing(cls, path: Path) -> RunFolder:

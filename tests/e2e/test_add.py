@@ -228,6 +228,32 @@ def test_code_that_a_run_or_a_command_names_is_not_imported(
     assert allowed.code == 2 and Path("executed").exists()
 
 
+def test_another_set_under_the_name_of_a_learned_one_is_told(sets: Path, cli: Callable[..., Any]) -> None:
+    short = ("--out", "grown", "--quiet", "training.steps=1", "stream.tasks.1.classes=null")
+    assert cli("run", "first.yaml", *short).code == 0
+    before = learned("grown")
+    for words, code, what, hint in (
+        (
+            ("--data", "plants", "--name", "pets"),
+            2,
+            "a task 'pets' already, and this data set",
+            "--name NAME",
+        ),
+        (("--data", "pets", "--same", "cat"), 2, "--same cat: the model knows no such class", "leave it out"),
+        (
+            ("--data", "plants", "--earlier", "pets=plants", "--same", "all"),
+            1,
+            "the classes of the data set",
+            "give the",
+        ),
+        (("--data", "pets", "--give-up"), 2, "--give-up takes no --data", "leave one of them out"),
+        ((), 2, "add needs a data set", "give --data DIR"),
+    ):
+        found = cli("add", "grown", *words)
+        assert (found.code, what in found.err, hint in found.err) == (code, True, True), found.err
+        assert learned("grown") == before
+
+
 def test_nothing_is_written_or_deleted_through_a_link(sets: Path, cli: Callable[..., Any]) -> None:
     """A run may come from somebody else, and its links lead wherever that one wanted."""
     assert cli("run", "first.yaml", "--out", "grown", "--quiet", "training.steps=1").code == 0

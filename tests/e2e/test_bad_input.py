@@ -277,6 +277,14 @@ def counts_of(value: int) -> Prepare:
     return prepare
 
 
+def ragged(world: Path) -> None:
+    """Leave a number out of the counts of a run."""
+    path = world / STATE / "counts.json"
+    content = json.loads(path.read_text())
+    next(iter(content["sets"].values()))["matrix"][0].pop()
+    path.write_text(json.dumps(content))
+
+
 def sample_cut(world: Path) -> None:
     """Damage a picture that the report shows."""
     cut(next(p for p in sorted((world / STATE / "samples").iterdir()) if ".image." in p.name).relative_to(world))(world)
@@ -749,6 +757,12 @@ PREDICTION = {
     "input that would fill the memory": Case(
         "predict run -i bomb.png -o out", FAILED, ("million pixels",), copied_run(bomb_picture("bomb.png"))
     ),
+    "stream that names another task than is sealed": Case(
+        PREDICT,
+        FAILED,
+        ("run/tasks/02-09-10 is the folder of a sealed task that stream.json does not name", "perdure audit"),
+        copied_run(swap("run/stream.json", '"name": "09-10"', '"name": "09-11"')),
+    ),
     "pipe for a stream": Case(PREDICT, FAILED, ("not a run folder",), copied_run(pipe("run/stream.json"))),
     "pipe for weights of a run": Case(
         PREDICT, FAILED, ("is a pipe or a device",), copied_run(pipe(f"{STATE}/weights.safetensors"))
@@ -809,6 +823,9 @@ RESULTS = {
     ),
     "figure of one class": Case("compare run --figure iou", USAGE, ("one value for each class",), copied_run()),
     "counts damaged": Case("compare run", FAILED, ("counts.json",), copied_run(cut(f"{STATE}/counts.json"))),
+    "counts of rows of different lengths": Case(
+        "compare run", FAILED, ("counts.json", "rows of different lengths"), copied_run(ragged)
+    ),
     "counts that overflow": Case("compare run", FAILED, ("counts.json", "counts"), copied_run(counts_of(10**30))),
     "counts that overflow when added": Case(
         "compare run", FAILED, ("counts.json", "too large for counts"), copied_run(counts_of(2**62))
@@ -868,6 +885,33 @@ VERBS = {
     "check of two folders": Case("check --data photos --data photos", USAGE, ("--data names 2 folders", "a recipe")),
     "check of a folder twice": Case(
         "check folders photos --data photos", USAGE, ("'photos' and --data photos both name a folder", "leave one")
+    ),
+    "check with a key that has no value": Case(
+        "check sets.yaml training.steps --data photos", USAGE, ("both name a folder", "an option is written KEY=VALUE")
+    ),
+    "check of a folder whose dataset.json is a folder": Case(
+        "check --data photos",
+        FAILED,
+        ("photos/dataset.json", "correct or restore it"),
+        lambda w: (w / "photos/dataset.json").mkdir(),
+    ),
+    "check of a folder whose dataset.json is a pipe": Case(
+        "check --data pipes",
+        FAILED,
+        ("pipes/dataset.json is a pipe",),
+        then(lambda w: (w / "pipes").mkdir(), pipe("pipes/dataset.json")),
+    ),
+    "check of a folder whose dataset.json has a text without an end": Case(
+        "check --data photos",
+        FAILED,
+        ("photos/dataset.json is not valid JSON",),
+        text("photos/dataset.json", '"' + r"\"" * 150_000),
+    ),
+    "check of a folder with a number of 5,000 digits": Case(
+        "check --data photos",
+        FAILED,
+        ("photos/dataset.json is not valid JSON", "5000 digits\n"),
+        text("photos/dataset.json", f'{{"labels": {{"a": {"9" * 5000}}}}}'),
     ),
     "check of a folder with an unknown option": Case(
         "check --data photos holdot=2", USAGE, ("did you mean 'holdout'",)

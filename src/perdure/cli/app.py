@@ -240,8 +240,10 @@ def add(
     """Learn one more data set with a finished run, without data of earlier ones; goes on where it was stopped."""
     if allow_code:
         search_here()
-    if bool(data) == undo:
-        raise UsageError("add needs a data set" if not undo else "--give-up takes no --data", "give --data DIR")
+    if undo and data:
+        raise UsageError("--give-up takes no --data", "leave one of them out")
+    if not (undo or data):
+        raise UsageError("add needs a data set", "give --data DIR")
     from perdure.adding import Addition
     from perdure.cli.add import add as learn
     from perdure.cli.add import pairs, undone

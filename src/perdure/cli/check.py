@@ -58,7 +58,8 @@ def check(
     if not (what or data):
         raise UsageError("there is nothing to check", "perdure check --data DIR, or perdure check RECIPE")
     if folder and data:
-        raise UsageError(f"'{folder}' and --data {data[0]} both name a folder", "leave one of them out")
+        hint = "leave one of them out; an option is written KEY=VALUE"
+        raise UsageError(f"'{folder}' and --data {data[0]} both name a folder", hint)
     if what and what not in DATASETS and not is_foreign(what):
         if fix is not None:
             raise UsageError(f"--fix corrects a data set, and '{what}' is none", "give its name and its folder")

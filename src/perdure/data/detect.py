@@ -42,7 +42,7 @@ def reader_of(text: str, options: dict[str, JsonValue]) -> tuple[str, Path | Non
 
 def detect(path: Path) -> str:
     """The reader whose layout a folder has. Raises DataError where it is none of them."""
-    if (path / "dataset.json").is_file():
+    if (path / "dataset.json").exists():  # a folder or a pipe of this name is told, and no other layout is looked for
         # one key of either is enough, so that what is missing is told by the reader of the layout that was meant
         keys = _keys(path / "dataset.json")
         old = not keys.isdisjoint(("modality", "training")) and keys.isdisjoint(("channel_names", "file_ending"))

@@ -194,7 +194,8 @@ class ConfusionMatrix:
             annotated = None if value["annotated"] is None else frozenset(int(c) for c in value["annotated"])
             matrix, elsewhere, cases = np.array(value["matrix"]), np.array(value["elsewhere"]), int(value["cases"])
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise DataError(f"{where} holds no counts: {error!r}", "the file was changed or is damaged") from error
+            what = "lacks numbers, has others in their place, or rows of different lengths"
+            raise DataError(f"{where} holds no counts: it {what}", "the file was changed or is damaged") from error
         if any(part.dtype.kind != "i" or (part < 0).any() for part in (matrix, elsewhere)) or cases < 0:
             raise DataError(f"{where} holds other things than counts", "the file was changed or is damaged")
         if max(float(matrix.sum(dtype=float)), float(elsewhere.sum(dtype=float)), float(cases)) > MOST:

@@ -227,7 +227,7 @@ class DescribedStream(BaseModel):
         if [(c.id, c.name, c.kind) for c in other.classes[:known]] != [(c.id, c.name, c.kind) for c in self.classes]:
             raise RunError(
                 "the classes of the data set are not those that the run began with",
-                "it is another data set, or its class list has changed: bring that back as it was",
+                "give the folder that it was learned from; if it is that one, bring its class list back as it was",
             )
         for mine in self.tasks:
             theirs = other.tasks[mine.index] if mine.index < len(other.tasks) else None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, NamedTuple, get_args
@@ -116,9 +117,8 @@ def _numbered(names: list[str]) -> list[Row]:
 def _json_rows(path: Path, text: str) -> list[Row]:
     def unique(items: list[tuple[str, object]]) -> dict[str, object]:
         # a plain reader would keep the last of two equal keys, and a class would vanish without a word
-        keys = [key for key, _ in items]
-        for key in keys:
-            if keys.count(key) > 1:
+        for key, times in Counter(key for key, _ in items).items():
+            if times > 1:
                 raise DataError(f"{path} has the key '{key}' twice", "give each class once")
         return dict(items)
 
