@@ -42,7 +42,12 @@ NETWORKS = {
     "unet-2d": (2, 16, "residual_unet", {"widths": [8, 16], "norm": "group"}),
     "unet-3d": (3, 8, "residual_unet", {"widths": [8, 16], "norm": "group"}),
     "cosine": (2, 32, "cosine_resnet", {"size": "small"}),
-    "clip": (2, 16, "clip_segmenter", {"encoder": "tiny_resnet", "stride": 4, "dim": 32, "layers": 1, "heads": 4}),
+    "clip": (
+        2,
+        16,
+        "clip_segmenter",
+        {"encoder": "tiny_resnet", "stride": 4, "dim": 32, "layers": 1, "heads": 4, "dropout": 0},
+    ),
 }
 
 
@@ -71,7 +76,9 @@ BRIEF = {  # too short to learn
     "cgr": {"generator": GENERATOR | {"steps": 4}, "pairs": {"count": 3, "batch": 2, "steps": 2}},
 }
 SETTINGS = {"epochs": 20, "batch_size": 4, "optimizer": "adamw", "lr": 0.01}
-OWN_SETTINGS = {"clip_ciss": {"epochs": 40, "lr": 0.002, "later_lr": 0.0007}}  # attention needs more and smaller steps
+OWN_SETTINGS = {
+    "clip_ciss": {"epochs": 60, "lr": 0.002, "later_lr": 0.0007, "clip": 35}
+}  # attention needs more and smaller steps
 RATES = {"later_lr": 0.003, "neck_lr": 1, "classifier_lr": 1, "new_classifier_lr": 10}
 OPTIONS = EngineOptions(device="cpu", threads=1, trackers=(), save_seconds=1e9)
 
