@@ -94,7 +94,8 @@ def extended(run: RunFolder, addition: Addition, allow_code: bool = False) -> Re
     tasks = list(plan.tasks[:learned])
     _refuse_taken_names(task, stream, learned, plan, addition.same)
     tasks.append(task)
-    content = recipe.model_dump(mode="json", exclude_none=True)
+    # no run writes where its working files lay: a folder that names a place would send the next patients' images there
+    content = recipe.model_dump(mode="json", exclude_none=True, exclude={"engine": {"working"}})
     content["stream"]["tasks"] = [one.model_dump(mode="json") for one in tasks]
     _put_earlier(content["stream"]["tasks"][:-1], [label(one) for one in tasks[:-1]], addition.earlier)
     rest = [text for text in addition.overrides if not text.startswith("data.")]

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
+from perdure.adding import Addition, extended
 from perdure.errors import DataError
 from perdure.metrics.changes import read_changes
 from perdure.metrics.confusion import read_counts
@@ -226,6 +228,19 @@ def test_code_that_a_run_or_a_command_names_is_not_imported(
         assert "--allow-code" in found.err and not Path("executed").exists() and learned("grown") == before
     allowed = add(cli, "plants", "--allow-code")
     assert allowed.code == 2 and Path("executed").exists()
+
+
+def test_a_place_for_working_files_is_the_users_alone(sets: Path, cli: Callable[..., Any]) -> None:
+    """Who made the run would find the next patients' images where the run folder says."""
+    assert cli("run", "first.yaml", "--out", "grown", "--quiet", "training.steps=1").code == 0
+    recipe = Path("grown/recipe.yaml")
+    named = yaml.safe_load(recipe.read_text())
+    recipe.write_text(yaml.safe_dump(named | {"engine": {**named.get("engine", {}), "working": str(sets / "theirs")}}))
+    run, plants = RunFolder(Path("grown")), Addition("plants", classes=SETS["plants"])
+    assert run.recipe().engine.working == sets / "theirs"
+    assert extended(run, plants).engine.working is None
+    mine = replace(plants, overrides=("engine.working=mine",))
+    assert extended(run, mine).engine.working == Path("mine")
 
 
 def test_another_set_under_the_name_of_a_learned_one_is_told(sets: Path, cli: Callable[..., Any]) -> None:
