@@ -33,7 +33,7 @@ def test_what_to_try_where_a_class_was_not_learned_names_keys_that_there_are(nam
     recipe = SimpleNamespace(training=TrainingOptions(steps=5))
     experiment: Any = SimpleNamespace(kind="segmentation", stream=stream, recipe=recipe)
     task = Task(0, "organs", (1,), (), frozenset({1}), preparation=preparation)
-    sealing._say_what_was_not_learned(experiment, task, counts, logger)
+    sealing._say_what_was_not_learned(experiment, task, {"test": counts}, logger)
     assert len(said) == 1 and "liver" in said[0]
     assert "training.steps" in said[0] and "training.lr" in said[0]
     assert named in said[0] and other not in said[0]

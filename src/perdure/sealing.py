@@ -232,8 +232,8 @@ def _samples(
 ) -> list[Path]:
     """Pictures of the same few measured images after every task, see :func:`_pictured`.
 
-    Images that were not measured are predicted here: those that show no class of so far, those that another process
-    measured, and all where an image has one class.
+    Images that were not measured as they are shown are predicted here: those that show no class of so far, those that
+    another process measured, those that are measured after scaling, and all where an image has one class.
     """
     files = list[Path]()
     palette, tests = experiment.stream.space.palette(), task.tests()
@@ -241,7 +241,10 @@ def _samples(
         whole = replace(dataset, names=tuple(dataset.source.names(dataset.split)))
         for name, position in _pictured(experiment, dataset).items():
             case = whole.read(position)
-            predicted = known[test, name] if (test, name) in known else _predicted(experiment, case, whole, machine)
+            kept = known.get((test, name))
+            if kept is None or kept.shape != case.label.shape:
+                kept = _predicted(experiment, case, whole, machine)
+            predicted = kept
             image, label, step = case.image, case.label, -(-max(case.image.shape[1:]) // MOST_SIDE)
             place = (folder / "samples", f"{test}-{position:05d}" if len(tests) > 1 else f"{position:05d}")
             if not label.ndim:

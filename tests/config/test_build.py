@@ -183,7 +183,7 @@ def test_experiment_of_classification() -> None:
         (
             lambda: recipe(network={"name": "cosine_resnet", "size": "small"}),
             "the network 'cosine_resnet' is for classification, but the data set 'digits' labels every pixel",
-            "networks for it: deeplab, residual_unet, unit_unet",
+            "networks for it: deeplab, residual_unet, clip_segmenter, unit_unet",
         ),
         (
             lambda: recipe(method="ccsi"),

@@ -58,7 +58,7 @@ DATA_SETS = [f"data-sets/{name}" for name in ("mr", "prostate", "slices", "torso
         (["run", "demo", "method", "=", "fi"], ["finetune"]),
         (
             ["run", "demo", "method", "="],
-            ["ccsi", "ccsi_seg", "cgr", "finetune", "independent", "joint", "lwf", "star"],
+            ["ccsi", "ccsi_seg", "cgr", "clip_ciss", "finetune", "independent", "joint", "lwf", "star"],
         ),
         (["check", "demo", "engine.precision", "=", "b"], ["bf16"]),
         (["run", "demo", "data", "=", "cam"], ["camvid"]),

@@ -296,7 +296,7 @@ def test_place_of_the_table_is_looked_at_before_the_work(
 
 
 def test_folders_without_images_or_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "empty" / "inside.png").mkdir(parents=True)
+    (tmp_path / "empty" / "inside").mkdir(parents=True)
     (tmp_path / "empty" / ".hidden.png").write_bytes(b"")
     (tmp_path / "empty" / "notes.txt").write_text("no image")
     with pytest.raises(DataError, match=r"no images found in .*empty\nlooked for .jpg"):

@@ -130,7 +130,7 @@ def test_formats_and_what_is_written(model: Trained, tmp_path: Path) -> None:
     files = write_all_formats(tmp_path / "in")
     (tmp_path / "in/readme.txt").write_text("no image")
     (tmp_path / "in/.hidden.png").write_bytes(b"")
-    (tmp_path / "in/sub.png").mkdir()
+    (tmp_path / "in/sub").mkdir()
     seen: list[tuple[int, int]] = []
     with warnings.catch_warnings():
         warnings.simplefilter("error")

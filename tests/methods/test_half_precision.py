@@ -89,6 +89,7 @@ NO_LOSS = {  # public functions of the modules of losses that have no precision 
     "channels_of", "annotates",  # ids
     "class_weights", "less_forget_weight",  # counts
     "edge_band", "one_hot", "agreement",  # labels
+    "resizer", "enlarge", "shrink",  # matrices of interpolation, in the precision that they are asked for
     "pseudo_labels",  # tested below
     "shift", "differences", "warmup_cosine", "invert", "check_loss",
 }  # fmt: skip
