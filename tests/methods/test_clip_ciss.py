@@ -12,7 +12,7 @@ import torch.nn.functional as F
 pytest.importorskip("transformers")
 
 from perdure.data.case import Batch
-from perdure.errors import UsageError
+from perdure.errors import DataError, UsageError
 from perdure.labels import TABLE_SIZE, label_space
 from perdure.methods.clip_ciss.clip_ciss import ClipCiss
 from perdure.methods.clip_ciss.options import ClipCissOptions
@@ -39,6 +39,16 @@ def small(**options: Any) -> ClipSegmenter:
 def method(network: ClipSegmenter | None = None, **options: Any) -> ClipCiss:
     training = TrainingOptions(optimizer="adamw", lr=1e-3, weight_decay=0.01)
     return ClipCiss(Setup(ClipCissOptions(**options), training, lambda: network or small()))
+
+
+def test_a_restored_model_does_not_read_names_by_other_means_than_before() -> None:
+    """Nothing is loaded into its network, but its names were read by the file that the recipe gives."""
+    setup = Setup(ClipCissOptions(), TrainingOptions(), small, weights="gone.pt")
+    learner = ClipCiss(setup)
+    assert learner.network.weights.source == "random"
+    learner.begin(FIRST)
+    with pytest.raises(DataError, match=r"gone\.pt does not exist"):
+        learner.add_names({3: "cow"})
 
 
 def batch(labels: torch.Tensor, annotated: torch.Tensor | None = None) -> Batch:

@@ -250,7 +250,8 @@ def build_method(recipe: Recipe, preparation: Preparation, pretrained: bool = Tr
 
     # a seed of its own: whatever was drawn before, such as a shuffled class order, changes no weight
     with seeded(derive_seed(recipe.seed, "network")):
-        return method_class(recipe.method.name)(Setup(check_method(recipe), recipe.training, network))
+        weights = str(recipe.network.settings.get("weights", "random"))
+        return method_class(recipe.method.name)(Setup(check_method(recipe), recipe.training, network, weights))
 
 
 def check_method(recipe: Recipe) -> Options:

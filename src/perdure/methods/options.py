@@ -86,11 +86,14 @@ class Setup(Generic[OptionsT]):
         options: The method's own ``Options``.
         training: Settings shared by all methods.
         build: Builds the recipe's network, without classifiers; ``begin`` grows them.
+        weights: What the recipe's network starts from, also where a sealed task is restored and nothing is loaded. In
+            a finished run a file is known by its name alone.
     """
 
     options: OptionsT
     training: TrainingOptions
     build: Callable[[], Network]
+    weights: str = "random"
 
     def network(self, wanted: type[NetworkT]) -> NetworkT:
         """Build the recipe's network for a method that needs one of the type ``wanted``, such as ``Segmenter``.

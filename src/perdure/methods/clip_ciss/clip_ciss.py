@@ -59,7 +59,7 @@ class ClipCiss(Method[ClipCissOptions]):
 
     def __init__(self, setup: Setup[ClipCissOptions]) -> None:
         super().__init__(setup)
-        self.network = setup.network(ClipSegmenter)
+        self.network, self.weights = setup.network(ClipSegmenter), setup.weights
         self.names: dict[int, str] = {}
         self.known = 0
         self.learning: list[int] = []
@@ -115,9 +115,10 @@ class ClipCiss(Method[ClipCissOptions]):
                 )
             words = [listed[c - 1] for c in names]
         source = options.text
-        if source == "auto":
-            weights = self.network.weights.source
-            source = weights if isinstance(self.network.encoder, ClipEncoder) and weights != "random" else HASH
+        if source == "auto":  # not what the network loaded: a restored one loads nothing, whatever read its names
+            source = (
+                self.weights if isinstance(self.network.encoder, ClipEncoder) and self.weights != "random" else HASH
+            )
         table = text_table(
             words, source, dim=self.network.dim, templates=options.prompts, vocabulary=options.vocabulary
         )
