@@ -116,9 +116,8 @@ class ClipCiss(Method[ClipCissOptions]):
             words = [listed[c - 1] for c in names]
         source = options.text
         if source == "auto":  # not what the network loaded: a restored one loads nothing, whatever read its names
-            source = (
-                self.weights if isinstance(self.network.encoder, ClipEncoder) and self.weights != "random" else HASH
-            )
+            by_clip = isinstance(self.network.encoder, ClipEncoder) and self.weights != "random"
+            source = self.weights if by_clip else HASH
         table = text_table(
             words, source, dim=self.network.dim, templates=options.prompts, vocabulary=options.vocabulary
         )
