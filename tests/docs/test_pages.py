@@ -250,7 +250,8 @@ def test_table_of_methods_tells_the_truth() -> None:
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| `")
     ]
-    here = {method for row in rows if row[-1] == "available" for method in re.findall(r"`([\w-]+)`", row[0])}
+    runs = ("available", "in work: not yet shown to learn")
+    here = {method for row in rows if row[-1] in runs for method in re.findall(r"`([\w-]+)`", row[0])}
     later = {method for row in rows if row[-1] == "planned" for method in re.findall(r"`([\w-]+)`", row[0])}
     assert here == set(METHODS)
     assert later.isdisjoint(METHODS)
