@@ -218,6 +218,13 @@ def test_what_cannot_be_planned_is_told(bad: Bad) -> None:
     assert bad.words in told.value.what and told.value.hint
 
 
+def test_volumes_that_the_planner_cannot_bring_together_are_told() -> None:
+    cases = [replace(ellipsoid(k), geometry=Geometry((1000.0, 1.0, 0.001))) for k in range(3)]
+    with pytest.raises(DataError, match="nnU-Net finds no patch for these volumes at the planned spacing of") as told:
+        plan_volumes(Volumes(cases), PLAIN)
+    assert "volumes.patch" in told.value.hint
+
+
 def test_an_empty_training_set_is_told() -> None:
     for make in (plan_volumes, plan_slices):
         with pytest.raises(DataError, match="volumes has no training case"):

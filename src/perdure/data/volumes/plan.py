@@ -317,7 +317,15 @@ def _nnunet_plan(
             )
         else:
             voxels = float(np.prod(median) * len(sizes))
-            planned = planner.get_plans_for_configuration(spacing[forward], median, "3d_fullres", voxels, {})
+            try:
+                with np.errstate(divide="ignore"):
+                    planned = planner.get_plans_for_configuration(spacing[forward], median, "3d_fullres", voxels, {})
+            except (ArithmeticError, ValueError) as error:  # its arithmetic does not expect scans this unlike
+                shown = " × ".join(f"{v:g}" for v in spacing)
+                raise DataError(
+                    f"nnU-Net finds no patch for these volumes at the planned spacing of {shown} mm: {error}",
+                    "correct the voxel sizes in the files, or choose volumes.spacing and volumes.patch",
+                ) from error
             patch = planned["patch_size"]
     axes = tuple(int(axis) for axis in forward)
     return axes, tuple(float(v) for v in spacing[forward]), tuple(int(v) for v in patch), [bool(m) for m in masked]
