@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from perdure.data.case import Batch
-from perdure.data.sampling import Batches, Mix
-from perdure.engine.phases import Phase, Terms, Train
+from perdure.engine.phases import Phase, Terms
 from perdure.kept.items import Kept
 from perdure.methods import training
 from perdure.methods.method import Method
@@ -63,13 +62,7 @@ class Finetune(Method[FinetuneOptions]):
 
     def phases(self, task: Task) -> Sequence[Phase]:
         """One training phase; with generated replay those of the generator too."""
-        size = self.training_options.batch_size
-        learner: nn.Module = self if self.generator is None else self.network  # a generator has a phase of its own
-
-        def train(data: Callable[[], Batches | Mix] | None) -> Train:
-            return training.train_phase(learner, self.network, task, self.training_options, self.loss, data)
-
-        return phases_with_pairs(self, self.generator, self.network, task, size, train)
+        return phases_with_pairs(self, self.generator, self.network, task, self.loss)
 
     @property
     def replayed(self) -> int:

@@ -22,17 +22,16 @@ Ven et al., "Three types of incremental learning", Nature Machine Intelligence 2
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from perdure.data.case import Batch
-from perdure.data.sampling import Batches, Mix
-from perdure.engine.phases import Phase, Terms, Train
+from perdure.engine.phases import Phase, Terms
 from perdure.kept.items import Kept
 from perdure.labels import BACKGROUND, IGNORE
 from perdure.methods import training
@@ -95,13 +94,7 @@ class Lwf(Method[LwfOptions]):
 
     def phases(self, task: Task) -> Sequence[Phase]:
         """One training phase; with generated replay those of the generator too."""
-        size = self.training_options.batch_size
-        learner: nn.Module = self if self.generator is None else self.network  # a generator has a phase of its own
-
-        def train(data: Callable[[], Batches | Mix] | None) -> Train:
-            return training.train_phase(learner, self.network, task, self.training_options, self.loss, data)
-
-        return phases_with_pairs(self, self.generator, self.network, task, size, train)
+        return phases_with_pairs(self, self.generator, self.network, task, self.loss)
 
     @property
     def replayed(self) -> int:

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from perdure.data.case import Batch, annotation_table
 from perdure.data.sampling import Batches, Mix
-from perdure.engine.phases import Phase, Train
+from perdure.engine.phases import Phase, Terms
 from perdure.errors import UsageError
 from perdure.kept.items import Kept
+from perdure.methods import training
 from perdure.methods.cgr.copies import Judge
 from perdure.methods.cgr.options import GeneratorOptions, PairOptions
 from perdure.methods.cgr.pairs import mixed
@@ -62,15 +63,15 @@ def phases_with_pairs(
     generator: PairGenerator | None,
     network: GrowingNetwork[Tensor],
     task: Task,
-    batch_size: int,
-    train: Callable[[Callable[[], Batches | Mix] | None], Train],
+    loss: Callable[[Batch], Terms],
 ) -> Sequence[Phase]:
-    """The training phase that ``train`` makes of its data, with those of the generator around it where there is one."""
+    """The training phase of ``loss``, with those of the generator around it where there is one."""
+    options = owner.training_options
     if generator is None:
-        return [train(None)]
+        return [training.train_phase(owner, network, task, options, loss)]
 
     def data() -> Batches | Mix:
-        return mixed(task, generator.past(owner, task), batch_size)
+        return mixed(task, generator.past(owner, task), options.batch_size)
 
     def features(images: Tensor) -> Tensor:
         with torch.no_grad():
@@ -80,7 +81,9 @@ def phases_with_pairs(
     def labels(images: Tensor) -> Tensor:
         return owner.predict(images.to(generator.iteration.device)).labels()
 
-    return [*generator.learn(owner, task), train(data), *generator.generate(owner, task, Judge(features, labels))]
+    # the network alone, for the generator has a phase of its own
+    train = training.train_phase(network, network, task, options, loss, data)
+    return [*generator.learn(owner, task), train, *generator.generate(owner, task, Judge(features, labels))]
 
 
 def told(batch: Batch, generator: PairGenerator | None) -> Batch:

@@ -7,7 +7,7 @@ axis of a 4D image. The images under ``test`` have no masks and are left out.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from perdure.data.readers.casefiles import (
     CaseFiles,
@@ -49,22 +49,7 @@ def open_decathlon(root: Path, fold: int = 0, patients: bool = True) -> VolumeSo
     path = root / "dataset.json"
     if not path.is_file():
         raise DataError(f"{root} has no dataset.json", "give the folder TaskXX_NAME")
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise DataError(
-            f"{path} is no description of a data set", "the Decathlon has training, labels and modality in it"
-        )
-    for key, kind, form in _KEYS:
-        if key not in content:
-            new = not {"channel_names", "file_ending"}.isdisjoint(content)
-            raise DataError(
-                f"{path} has no '{key}'",
-                "it is in the layout of nnU-Net v2: use the data set nnunet"
-                if new
-                else "the Decathlon has training, labels and modality in it",
-            )
-        if not isinstance(content[key], kind) or not content[key]:
-            raise DataError(f"{path}: '{key}' is {str(content[key])[:60]}", f"write {form}")
+    content = _content(path)
     labels: dict[int, str] = {}
     for number, name in content["labels"].items():
         if not str(number).isdecimal() or len(str(number)) > 6 or not isinstance(name, str):
@@ -111,6 +96,27 @@ def open_decathlon(root: Path, fold: int = 0, patients: bool = True) -> VolumeSo
         patient,
         patients,
     )
+
+
+def _content(path: Path) -> dict[str, Any]:
+    """What a description says, which has all that is needed of it."""
+    content: Any = read_json(path)
+    if not isinstance(content, dict):
+        raise DataError(
+            f"{path} is no description of a data set", "the Decathlon has training, labels and modality in it"
+        )
+    for key, kind, form in _KEYS:
+        if key not in content:
+            new = not {"channel_names", "file_ending"}.isdisjoint(content)
+            raise DataError(
+                f"{path} has no '{key}'",
+                "it is in the layout of nnU-Net v2: use the data set nnunet"
+                if new
+                else "the Decathlon has training, labels and modality in it",
+            )
+        if not isinstance(content[key], kind) or not content[key]:
+            raise DataError(f"{path}: '{key}' is {str(content[key])[:60]}", f"write {form}")
+    return content
 
 
 def _fault(files: CaseFiles) -> DataError | None:
