@@ -20,7 +20,7 @@ from perdure.methods.finetune import Finetune, FinetuneOptions
 from perdure.methods.options import Setup, TrainingOptions
 from perdure.networks.clip.encoder import VitShape
 from perdure.networks.clip.segmenter import ClipSegmenter, clip_segmenter
-from perdure.networks.clip.text import hash_vectors
+from perdure.networks.clip.text import TextTable, hash_vectors
 from perdure.networks.network import GrowingNetwork
 from perdure.networks.weights import Weights
 from perdure.streams.task import Task
@@ -49,6 +49,27 @@ def test_a_restored_model_does_not_read_names_by_other_means_than_before() -> No
     learner.begin(FIRST)
     with pytest.raises(DataError, match=r"gone\.pt does not exist"):
         learner.add_names({3: "cow"})
+
+
+def test_names_of_later_tasks_are_read_by_the_weights_that_read_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of the same name may have been replaced; vectors of two text encoders lie in two spaces."""
+    digest = "11" * 32
+
+    def table(names: list[str], source: object, *, dim: int, **_: object) -> TextTable:
+        return TextTable(tuple(names), hash_vectors(names, dim), (), Weights(str(source), digest))
+
+    monkeypatch.setattr("perdure.methods.clip_ciss.clip_ciss.text_table", table)
+    learner = method(text="clip.pt")
+    learner.begin(FIRST)
+    learner.phases(FIRST)
+    learner.add_names({5: "bee"})
+    digest = "22" * 32
+    learner.begin(SECOND)
+    with pytest.raises(DataError, match=r"clip\.pt is not the text encoder that read the names of earlier classes"):
+        learner.phases(SECOND)
+    digest = "11" * 32
+    learner.phases(SECOND)
+    assert learner.text.shape == (5, 16)
 
 
 def batch(labels: torch.Tensor, annotated: torch.Tensor | None = None) -> Batch:
@@ -80,7 +101,7 @@ def test_rows_of_text_follow_the_order_of_the_classes():
     learner = later()
     assert torch.equal(learner.text, hash_vectors(["hen", "cat", "dog", "cow", "bee"], 16))
     (item,) = learner.kept()
-    assert item.keys == ("text",) and item.per_class and "text" in learner.state_dict()
+    assert item.keys == ("text", "text_source") and item.per_class and "text" in learner.state_dict()
 
 
 def test_names_come_from_a_file_where_the_recipe_says_so(tmp_path):
@@ -267,3 +288,28 @@ def test_a_decoder_trains_alone_where_memory_is_short():
     sum(learner.loss(batch(squares(1, 2))).values()).backward()  # type: ignore[union-attr]
     assert all(p.grad is None for p in learner.network.encoder.parameters())
     assert all(p.grad is not None for p in learner.network.decoder.parameters())
+
+
+@pytest.mark.parametrize(("train", "terms"), [("all", {"gpd", "qd"}), ("decoder", {"qd"})])
+def test_relations_of_an_encoder_that_stays_as_it_is_need_no_teacher(train, terms):
+    learner = method(small(train=train))
+    for task in (FIRST, SECOND):
+        learner.begin(task)
+        learner.phases(task)
+    assert set(learner.loss(batch(squares(3, 5)))) == {"presence", "focal", "dice"} | terms
+    learner = method(small(train=train), qd=0)
+    for task in (FIRST, SECOND):
+        learner.begin(task)
+    assert (learner.previous is None) is (train == "decoder")
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_normalisation_of_a_frozen_encoder_stays_as_it_is(named):
+    """Also under methods that train classifiers on it: running means are part of the features."""
+    network = clip_segmenter("tiny_resnet", stride=4, layers=1, heads=4, train="decoder")
+    learner: ClipSegmenter | GrowingNetwork = network if named else network.with_classifiers()
+    norm = next(part for part in network.encoder.modules() if isinstance(part, torch.nn.BatchNorm2d))
+    before = norm.running_mean.clone()
+    learner.train()
+    network.encoder(torch.randn(2, 3, 32, 32))
+    assert torch.equal(norm.running_mean, before) and learner.training

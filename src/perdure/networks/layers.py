@@ -56,6 +56,14 @@ def hold_norm(module: nn.Module) -> None:
             part.training = False
 
 
+def hold_frozen_norms(module: nn.Module) -> None:
+    """Put normalisation layers that have parameters, none of which is trained, into evaluation mode."""
+    for part in module.modules():
+        own = list(part.parameters(recurse=False)) if isinstance(part, NORMS) else []
+        if own and not any(parameter.requires_grad for parameter in own):
+            part.training = False
+
+
 def hold_dropout(module: nn.Module) -> None:
     """Put every kind of dropout into evaluation mode, whatever mode the module is in."""
     for part in module.modules():

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from perdure.data.case import Batch
 from perdure.engine.phases import Phase, Terms
-from perdure.errors import UsageError
+from perdure.errors import DataError, UsageError
 from perdure.kept.items import Kept
 from perdure.methods import training
 from perdure.methods.clip_ciss.gpd import global_loss, relation_loss
@@ -36,6 +36,7 @@ from perdure.networks.clip.segmenter import ClipSegmenter, Segmented
 from perdure.networks.clip.text import HASH, text_table
 from perdure.networks.frozen import Frozen
 from perdure.networks.segmenter import padded, upsample
+from perdure.networks.weights import Weights
 from perdure.streams.task import Task
 
 
@@ -43,18 +44,21 @@ class ClipCiss(Method[ClipCissOptions]):
     """Text-conditioned segmentation with distillation.
 
     The text table is a buffer ``text (C, D)``, a row per class in learning order: whatever the order of the classes,
-    each has the row of its own name. It is sealed with the run, so predicting needs no text encoder.
+    each has the row of its own name. It is sealed with the run, so predicting needs no text encoder. The hash of the
+    weights that read the names is sealed with it (``text_source (32,)`` uint8, zero for the stand-in).
 
     Attributes:
         names: Of the classes seen so far, by id.
         known: Number of classes of earlier tasks; they come first.
         learning: Positions, among the classes seen so far, of those that the task's labels show.
         held: Positions of old classes that they do not show.
+        preserving: Whether GPD has anything to hold: it compares encoders, and a frozen one stays as it is.
     """
 
     Options = ClipCissOptions
     reads_names = True
     text: Tensor
+    text_source: Tensor
     named: Tensor
 
     def __init__(self, setup: Setup[ClipCissOptions]) -> None:
@@ -64,9 +68,11 @@ class ClipCiss(Method[ClipCissOptions]):
         self.known = 0
         self.learning: list[int] = []
         self.held: list[int] = []
+        self.preserving = False
         self.previous: Frozen[ClipSegmenter] | None = None
         self.pretrained: Frozen[MapsEncoder] | None = None
         self.register_buffer("text", torch.zeros(0, self.network.dim))
+        self.register_buffer("text_source", torch.zeros(32, dtype=torch.uint8))
         self.register_buffer("named", torch.zeros(0, self.network.dim), persistent=False)
 
     def begin(self, task: Task) -> None:
@@ -77,10 +83,10 @@ class ClipCiss(Method[ClipCissOptions]):
         self.learning = [k for k, c in enumerate(task.seen) if c in task.annotated]
         self.held = [k for k, c in enumerate(task.old) if c not in task.annotated]
         self.text, self.named = self.text[: self.known], self.named[:0]
-        options = self.options
-        first = options.gpd > 0 and task.index == 0 and self._knows_text()
+        self.preserving = self.options.gpd > 0 and any(p.requires_grad for p in self.network.encoder.parameters())
+        first = self.preserving and task.index == 0 and self._knows_text()
         self.pretrained = Frozen(self.network.encoder) if first else None
-        self.previous = Frozen(self.network) if (options.gpd or options.qd) and task.index else None
+        self.previous = Frozen(self.network) if (self.preserving or self.options.qd) and task.index else None
         if task.index and self.training_options.freeze_norm:
             self.network.freeze_norm()
 
@@ -121,7 +127,22 @@ class ClipCiss(Method[ClipCissOptions]):
         table = text_table(
             words, source, dim=self.network.dim, templates=options.prompts, vocabulary=options.vocabulary
         )
+        self._same_source(table.weights)
         return table.vectors
+
+    def _same_source(self, weights: Weights) -> None:
+        """Remember what read the first names; refuse another reader later, whose vectors lie in another space.
+
+        Raises:
+            DataError: The file's content is not what it was, though it has the same name.
+        """
+        digest = torch.frombuffer(bytearray.fromhex(weights.sha256 or "00" * 32), dtype=torch.uint8)
+        if len(self.text) and not torch.equal(self.text_source.cpu(), digest):
+            raise DataError(
+                f"{weights.source} is not the text encoder that read the names of earlier classes",
+                "bring back the file that the run began with: vectors of two encoders cannot be compared",
+            )
+        self.text_source.copy_(digest)
 
     # The losses -----------------------------------------------------------------------------------------------
 
@@ -135,7 +156,7 @@ class ClipCiss(Method[ClipCissOptions]):
             teacher = self.previous.module
             with torch.no_grad():
                 before: Segmented = teacher(batch.images, self.text[: self.known])
-            if options.gpd:
+            if self.preserving:
                 terms["gpd"] = options.gpd * self._preserve(
                     said.encoded, before.encoded, self._with_pseudo_masks(regions, before, batch.labels)
                 )
@@ -218,4 +239,4 @@ class ClipCiss(Method[ClipCissOptions]):
     def kept(self) -> Sequence[Kept]:
         """The text table: 4 D bytes per class."""
         text = f"a text vector of the name of each class, in the prompt '{self.options.prompts[0]}'; from no image"
-        return [Kept("text", "prototypes", ("text",), text, per_class=True)]
+        return [Kept("text", "prototypes", ("text", "text_source"), text, per_class=True)]

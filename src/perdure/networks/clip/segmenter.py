@@ -12,7 +12,7 @@ from perdure.errors import UsageError
 from perdure.networks.clip.decoder import AttentionDecoder, Decoded, PresenceHead
 from perdure.networks.clip.encoder import NARROW, VIT_B16, ClipEncoder, EncoderOutput, MapsEncoder, VitShape
 from perdure.networks.deeplab import TINY
-from perdure.networks.layers import NORMS, batch_norms, freeze_affine, hold_norm
+from perdure.networks.layers import NORMS, batch_norms, freeze_affine, hold_frozen_norms
 from perdure.networks.network import Network
 from perdure.networks.segmenter import Segmenter
 from perdure.networks.weights import Weights
@@ -180,10 +180,7 @@ class ClipSegmenter(Network):
     def train(self, mode: bool = True) -> Self:
         """Set train or evaluation mode; frozen parts of the encoder keep their normalisation as it is."""
         super().train(mode)
-        for part in self.encoder.modules():
-            own = list(part.parameters(recurse=False))
-            if own and isinstance(part, NORMS) and not any(parameter.requires_grad for parameter in own):
-                hold_norm(part)
+        hold_frozen_norms(self.encoder)
         return self
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
@@ -241,6 +238,12 @@ class EncoderMap(nn.Module):
         """Images ``(B, C, H, W)`` -> features ``(B, dim, h, w)``."""
         features: Tensor = self.neck(self.encoder(images).maps[-1])
         return features
+
+    def train(self, mode: bool = True) -> Self:
+        """Set train or evaluation mode; frozen parts of the encoder keep their normalisation as it is."""
+        super().train(mode)
+        hold_frozen_norms(self.encoder)
+        return self
 
 
 def _encoder(
