@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from perdure.config.load import load_recipe
+from perdure.config.recipe import Recipe
+from perdure.experiment import run_experiment
+from perdure.files import TEMPORARY
+
+sys.path.insert(0, str(Path(__file__).parent))
+from kills import announce, assert_same, at, child, content, halve_and_kill, kill
+
 pytest.importorskip("diffusers")
 pytest.importorskip("nnunetv2")
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")]
+forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 DATA = [f"stream.tasks.{n}.data.{key}={value}" for n in (1, 2, 3) for key, value in (("train", 4), ("test", 1))]
 TINY = ["volumes.size=16", "training.steps=2", "training.batch_size=4", "report.samples=1", "engine.threads=1"]
 GENERATOR = ["generator.size=smoke", "generator.steps=2", "generator.batch_size=4", "generator.text_width=8"]
@@ -47,3 +60,79 @@ def test_a_run_keeps_its_pairs_and_passes_the_audit(cli: Callable[..., Any], tmp
     assert audit.code == 0, audit.out + audit.err
     again = cli("run", "cgr/phantoms", *method, *DATA, *TINY, *OWN, *network, "--out", run, "--resume", "--quiet")
     assert again.code == 0, again.err
+
+
+SETTINGS = ["cgr/phantoms", *DATA, *TINY, *OWN, "network.widths=[8, 8, 8]", "evaluate.batch_size=4"]
+SETTINGS += ["engine.trackers=[]", "engine.save_seconds=0", "engine.device=cpu"]
+
+
+def recipe() -> Recipe:
+    return load_recipe(SETTINGS[0], SETTINGS[1:])
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """Files of a run that nobody disturbed."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("perdure.methods.cgr.generator.LOOKS", 8)
+        run_experiment(recipe(), out, quiet=True)
+    return content(out)
+
+
+def interrupted(out: Path, moment: str, act: Callable[[str], None]) -> tuple[int, str]:
+    def work() -> None:
+        announce(at(moment, 1, act))
+        run_experiment(recipe(), out, quiet=True)
+
+    return child(work)
+
+
+def ended_alike(out: Path, reference: dict[str, bytes]) -> None:
+    status, text = child(lambda: run_experiment(recipe(), out, resume=True, quiet=True) and None)
+    assert status == 0, text
+    assert_same(out, reference)
+
+
+PAIR_FILES = ["00-03-pairs/000000.safetensors", "01-04-pairs/000001.safetensors"]
+PHASES = {
+    "labels": "saved 1.1.0",
+    "generator": "saved 1.1.1",
+    "training": "saved 1.2.1",
+    "pairs of the first task": "saved 1.3.1",
+    "pairs of the second task": "saved 1.4.1",
+}
+
+
+@forks
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_run_killed_in_any_phase_makes_the_same_pairs(
+    tmp_path: Path, reference: dict[str, bytes], phase: str
+) -> None:
+    out = tmp_path / "run"
+    assert interrupted(out, PHASES[phase], kill)[0] == -signal.SIGKILL
+    ended_alike(out, reference)
+
+
+@forks
+@pytest.mark.parametrize(("file", "act"), [(PAIR_FILES[0], halve_and_kill), (PAIR_FILES[1], kill)])
+def test_a_run_killed_while_a_file_of_pairs_is_written_makes_the_same_pairs(
+    tmp_path: Path, reference: dict[str, bytes], file: str, act: Callable[[str], None]
+) -> None:
+    out = tmp_path / "run"
+    assert interrupted(out, f"replace {file}", act)[0] == -signal.SIGKILL
+    ended_alike(out, reference)
+
+
+def no_space(text: str) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@forks
+@pytest.mark.parametrize("file", PAIR_FILES)
+def test_a_disk_that_is_full_of_pairs_is_told_in_a_line(tmp_path: Path, reference: dict[str, bytes], file: str) -> None:
+    out = tmp_path / "run"
+    status, text = interrupted(out, f"replace {file}", no_space)
+    assert (status, text.startswith("PerdureError: the disk is full: could not write")) == (1, True), text
+    assert not list(out.rglob(f"{TEMPORARY}*"))
+    ended_alike(out, reference)

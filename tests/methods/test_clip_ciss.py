@@ -100,8 +100,9 @@ def later(**options: Any) -> ClipCiss:
 def test_rows_of_text_follow_the_order_of_the_classes():
     learner = later()
     assert torch.equal(learner.text, hash_vectors(["hen", "cat", "dog", "cow", "bee"], 16))
-    (item,) = learner.kept()
-    assert item.keys == ("text", "text_source") and item.per_class and "text" in learner.state_dict()
+    item, source = learner.kept()
+    assert item.keys == ("text",) and item.per_class and "text" in learner.state_dict()
+    assert source.keys == ("text_source",) and source.kind == "statistics"
 
 
 def test_names_come_from_a_file_where_the_recipe_says_so(tmp_path):

@@ -237,6 +237,10 @@ class ClipCiss(Method[ClipCissOptions]):
         self.class_ids += tuple(names)
 
     def kept(self) -> Sequence[Kept]:
-        """The text table: 4 D bytes per class."""
+        """The text table, 4 D bytes per class, and the hash of what read the names."""
         text = f"a text vector of the name of each class, in the prompt '{self.options.prompts[0]}'; from no image"
-        return [Kept("text", "prototypes", ("text", "text_source"), text, per_class=True)]
+        source = "the hash of the weights that read the names of the classes, zero for the stand-in; from no image"
+        return [
+            Kept("text", "prototypes", ("text",), text, per_class=True),
+            Kept("text-source", "statistics", ("text_source",), source),
+        ]
