@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from perdure.config.build import build_stream
@@ -205,7 +206,6 @@ class Finished:
         recipe = in_order(RunFolder.existing(path).recipe())
         self.stream: Stream = build_stream(recipe, open_sources(recipe))[0]
         self.real = [self._training(number) for number in range(len(self.generator.cards))]
-        self.steps = self.generator.options.steps
         self.generator.pairs = self.generator.pairs.model_copy(update={"check_copies": False, "gate": False})
 
     def _training(self, task: int) -> tuple[Tensor, Tensor]:
@@ -226,51 +226,47 @@ class Finished:
         """What it says, in global ids."""
         return self.method.predict(images.to(self.generator.iteration.device)).labels().cpu()
 
-    def make(
-        self, sampler: str, steps: int, task: int, count: int, seed: int
-    ) -> tuple[Tensor, Tensor, dict[str, float]]:
-        """Pairs as the product makes and stores them: images, local codes, and what was counted of them."""
+    def make(self, sampler: str, steps: int, task: int, count: int, seed: int) -> tuple[Tensor, Tensor, float]:
+        """Pairs as the product makes and stores them: images, local codes, and the share that passes its checks."""
         update = {"sampler": sampler, "steps": steps, "count": count}
         self.generator.pairs = self.generator.pairs.model_copy(update=update)
         judge = Judge(lambda images: self.features(images).mean((2, 3)), self.labels)
         phase = self.generator.generate(self.method, self.stream.tasks[len(self.real) - 1], judge)[task]
         torch.manual_seed(seed)
         files = [phase.make(index, NoProgress()) for index in range(phase.count)]
-        fit = sum(float(f["manifest.fit"]) * len(f["images"]) for f in files) / count
-        sound = sum(int(f["manifest.sound"]) for f in files) / count
-        images = codecs.from_bytes(torch.cat([f["images"] for f in files]), self.generator.cards[task].ends)
-        return images, torch.cat([f["labels"] for f in files]).long(), {"dice": fit, "sound": sound}
+        images, codes = (torch.cat([file[key] for file in files]) for key in ("images", "labels"))
+        sound = sum(int(file["manifest.sound"]) for file in files) / count
+        return codecs.from_bytes(images, self.generator.cards[task].ends), codes.long(), sound
 
-    def pooled(self, images: Tensor, codes: Tensor) -> dict[str, Tensor]:
-        """Features averaged over each image ``(N, d)``, and over each region of its mask ``(N, (1 + C) d)``."""
+    def pooled(self, images: Tensor, codes: Tensor, classes: int) -> dict[str, Tensor]:
+        """Features of images: means and deviations ``(N, 2 d)``; of pairs: means per region ``(N, (1 + classes) d)``.
+
+        Deviations too, because the segmenter's normalisation makes means of whole images nearly equal.
+        """
         seen = self.features(images).double().cpu()
-        seen = torch.nn.functional.interpolate(seen, codes.shape[1:]) if seen.shape[2:] != codes.shape[1:] else seen
-        masks = torch.nn.functional.one_hot(codes).movedim(-1, 1).double()
-        sums = torch.einsum("ndhw,nkhw->nkd", seen, masks)
-        return {"images": seen.mean((2, 3)), "pairs": (sums / masks.sum((2, 3)).clamp_min(1)[..., None]).flatten(1)}
+        masks = F.adaptive_avg_pool2d(F.one_hot(codes, classes + 1).movedim(-1, 1).double(), seen.shape[2:])
+        means = torch.einsum("ndhw,nkhw->nkd", seen, masks) / masks.sum((2, 3)).clamp_min(1)[..., None]
+        flat = seen.flatten(2)
+        return {"images": torch.cat([flat.mean(2), flat.std(2)], 1), "pairs": means.flatten(1)}
 
     def quality(self, sampler: str, steps: int, task: int, seed: int) -> dict[str, float]:
-        """Of as many pairs as there are in half of the real data; ``real``: of the other half of it."""
-        images, codes = self.real[task]
-        half = len(images) // 2
-        real, found = self.pooled(images, codes), dict[str, float]()
+        """Dice with the segmenter, share that passes the checks, and distances to the real data.
+
+        Measured of as many pairs as are in half of the real data, and compared with such halves: distances depend on
+        the numbers of vectors. ``real``: one half of it is compared with the other.
+        """
+        one, (images, codes) = self.generator.cards[task], self.real[task]
+        half, real = len(images) // 2, self.pooled(images, codes, one.classes)
+        found, made = dict[str, float](), real
         if sampler != "real":
-            made, masks, found = self.make(sampler, steps, task, half, seed)
-            pooled = self.pooled(made, masks.clamp_max(int(codes.max())))
-            # one_hot makes as many regions as the highest code asks for
-            real_width = real["pairs"].shape[1]
-            pooled["pairs"] = torch.nn.functional.pad(pooled["pairs"], (0, real_width - pooled["pairs"].shape[1]))
-        else:
-            one = self.generator.cards[task]
-            fit = agreement(codes, codecs.to_local(self.labels(images), one.ids), one.classes)
-            found = {"dice": float(fit.mean())}
-        for kind, features in real.items():
-            distances = []
-            for number in range(HALVINGS):
-                order = torch.randperm(len(images), generator=torch.Generator().manual_seed(number))
-                other = features[order[half : 2 * half]] if sampler == "real" else pooled[kind]
-                distances.append(frechet(features[order[:half]], other))
-            found[kind] = sum(distances) / HALVINGS
+            images, codes, found["sound"] = self.make(sampler, steps, task, half, seed)
+            made = self.pooled(images, codes, one.classes)
+        found["dice"] = float(agreement(codes, codecs.to_local(self.labels(images), one.ids), one.classes).mean())
+        orders = [torch.randperm(2 * half, generator=torch.Generator().manual_seed(k)) for k in range(HALVINGS)]
+        for kind, vectors in real.items():
+            other = [made[kind][order[half:]] if sampler == "real" else made[kind] for order in orders]
+            apart = [frechet(vectors[order[:half]], some) for order, some in zip(orders, other, strict=True)]
+            found[kind] = sum(apart) / HALVINGS
         return found
 
 
@@ -295,55 +291,52 @@ def speeds(path: Path, device: str, repeats: int) -> dict[tuple[str, int], float
     return {name: count / seconds for name, seconds in in_turns(works, torch.device(device), repeats).items()}
 
 
-def qualities(path: Path, device: str, seeds: int) -> dict[tuple[str, int], list[list[dict[str, float]]]]:
-    """What was measured of each sampler, by task and seed; the same seeds for all of them."""
-    run = Finished(path, device)
-    names = [run.generator.cards[task].name for task in range(len(run.real))]
-    found = {}
-    for sampler, steps in (("real", 0), *SAMPLERS):
-        every = range(1 if sampler == "real" else seeds)
-        found[sampler, steps] = [
-            [run.quality(sampler, steps, task, seed) for seed in every] for task in range(len(names))
-        ]
-        for name, rows in zip(names, found[sampler, steps], strict=True):
-            told_of = {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
-            figures = "".join(f"  {key} {value:.4g}" for key, value in told_of.items())
-            print(f"{sampler} {steps or '':<5}{name:<12}{figures}", flush=True)
+Measured = list[list[dict[str, float]]]
+"""What was measured, by task and seed."""
+
+
+def qualities(path: Path, device: str, seeds: int) -> dict[tuple[str, int], Measured]:
+    """Of the real data and of each sampler, with the same seeds for all of them."""
+    run, found = Finished(path, device), dict[tuple[str, int], Measured]()
+    for name in (("real", 0), *SAMPLERS):
+        every = range(1 if name[0] == "real" else seeds)
+        found[name] = [[run.quality(*name, task, seed) for seed in every] for task in range(len(run.real))]
+        for one, rows in zip(run.generator.cards, found[name], strict=True):
+            means = {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
+            figures = "".join(f"  {key} {value:.4g}" for key, value in means.items())
+            print(f"{name[0]} {name[1] or '':<5}{one.name:<12}{figures}", flush=True)
     return found
 
 
-def compared(rows: list[list[dict[str, float]]], first: list[list[dict[str, float]]], key: str) -> tuple[float, ...]:
+def compared(rows: Measured, first: Measured, key: str) -> tuple[float, float, float]:
     """Mean over tasks and seeds, difference to the first sampler, and the standard error of that over the seeds."""
+    here, there = (torch.tensor([[row[key] for row in task] for task in table]).mean(0) for table in (rows, first))
+    return float(here.mean()), float((here - there).mean()), float((here - there).std() / len(here) ** 0.5)
 
-    def by_seed(table: list[list[dict[str, float]]]) -> Tensor:
-        return torch.tensor([[row[key] for row in task] for task in table], dtype=torch.float64).mean(0)
 
-    here, apart = by_seed(rows), by_seed(rows) - by_seed(first)
-    return float(here.mean()), float(apart.mean()), float(apart.std() / len(apart) ** 0.5)
+def as_good(figures: Mapping[str, tuple[float, float, float]]) -> bool:
+    """Whether a sampler keeps to the limits of what is called as good."""
+    near = all(figures[key][0] <= WORSE_DISTANCE * (figures[key][0] - figures[key][1]) for key in ("images", "pairs"))
+    return near and figures["dice"][1] >= -WORSE_DICE
 
 
 def report_sampling(path: Path, device: str, threads: int, repeats: int, seeds: int) -> Iterator[dict[str, Any]]:
+    """Rate and quality of each sampler beside those of the first."""
     rates = alone(speeds, (path, device, repeats), threads)
     found = alone(qualities, (path, device, seeds), threads)
-    for sampler in SAMPLERS if rates and found else ():
-        figures = {
-            key: compared(found[sampler], found[SAMPLERS[0]], key) for key in ("dice", "images", "pairs", "sound")
-        }
-        (_, lost, _), good = figures["dice"], True
-        good = lost >= -WORSE_DICE
-        for key in ("images", "pairs"):
-            mean, more, _ = figures[key]
-            good = good and mean <= WORSE_DISTANCE * (mean - more)
-        factor = rates[sampler] / rates[SAMPLERS[0]]
+    if not rates or not found:
+        return
+    yield {"sampler": "real", "tasks": found["real", 0]}
+    for name in SAMPLERS:
+        figures = {key: compared(found[name], found[SAMPLERS[0]], key) for key in ("dice", "images", "pairs", "sound")}
+        factor, good = rates[name] / rates[SAMPLERS[0]], as_good(figures)
         words = "".join(
             f"  {key} {mean:.4g} ({more:+.2g} ± {error:.1g})" for key, (mean, more, error) in figures.items()
         )
-        print(f"{sampler[0]} {sampler[1]:<5}{rates[sampler]:>7.1f} pairs/s{factor:>6.1f} x{words}", end="")
-        print("  as good" if good else "  worse", flush=True)
-        yield {"sampler": sampler[0], "steps": sampler[1], "rate": rates[sampler], "as_good": good, "figures": figures}
-        yield {"sampler": sampler[0], "steps": sampler[1], "tasks": found[sampler]}
-    if found:
-        yield {"sampler": "real", "tasks": found["real", 0]}
+        verdict = "as good" if good else "worse"
+        print(f"{name[0]} {name[1]:<5}{rates[name]:>7.1f} pairs/s{factor:>6.1f} x{words}  {verdict}", flush=True)
+        measured = {"rate": rates[name], "as_good": good, "figures": figures, "tasks": found[name]}
+        yield {"sampler": name[0], "steps": name[1], **measured}
 
 
 # The published size ----------------------------------------------------------------------------------------------
