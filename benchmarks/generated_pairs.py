@@ -369,10 +369,12 @@ def report_full(device: str, threads: int, most_seconds: float, most_gib: float)
     best: dict[str, dict[str, float]] = {}
     for name, work in (("step", full_step), ("call", full_call)):
         for batch in (1, 2, 8):
-            # from batch 1 to 2, both at least double at 8: nothing is tried that cannot end within the limits
-            if name in best and 0.5 * batch / best[name]["batch"] * best[name]["seconds"] > most_seconds:
+            # time grows with the batch: what would take too long is not tried
+            if name in best and batch / best[name]["batch"] * best[name]["seconds"] > most_seconds:
                 break
-            found = alone(work, (batch, torch.device(device)), threads, most_seconds + 120, most_gib)
+            found = alone(
+                work, (batch, torch.device(device)), threads, most_seconds + 120, None if device == "cuda" else most_gib
+            )
             if found is None or found["seconds"] > most_seconds:
                 print(f"full, {name:<6}batch {batch}: more than {most_seconds:.0f} s or {most_gib:.0f} GiB", flush=True)
                 break
@@ -426,7 +428,7 @@ def alone(
 
 def _child(work: Callable[..., Any], given: tuple[Any, ...], threads: int, gib: float | None, out: Any) -> None:
     torch.set_num_threads(threads)
-    if gib is not None and not torch.cuda.is_available():
+    if gib is not None:
         # an allocation beyond this fails here, instead of the system ending whatever it likes
         resource.setrlimit(resource.RLIMIT_DATA, (int(gib * GIB), int(gib * GIB)))
     out.send(work(*given))
