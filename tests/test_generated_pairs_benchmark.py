@@ -46,7 +46,7 @@ def test_a_sampler_is_compared_seed_by_seed(program: ModuleType) -> None:
     first = [[{"dice": 0.5}, {"dice": 0.7}], [{"dice": 0.7}, {"dice": 0.9}]]
     rows = [[{"dice": 0.6}, {"dice": 0.6}], [{"dice": 0.8}, {"dice": 0.8}]]
     mean, more, error = program.compared(rows, first, "dice")
-    assert (mean, more, error) == pytest.approx((0.7, 0.0, 0.1))
+    assert (mean, more, error) == pytest.approx((0.7, 0.0, 0.1), abs=1e-6)
     same = {"dice": (0.7, 0.0, 0.0), "images": (1.0, 0.05, 0.0), "pairs": (1.0, 0.0, 0.0)}
     assert program.as_good(same)
     assert not program.as_good(same | {"dice": (0.7, -0.02, 0.0)})
