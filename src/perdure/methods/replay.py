@@ -7,6 +7,7 @@ earlier tasks, labelled with the classes that their task annotates.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -58,6 +59,13 @@ def make_generator(options: ReplayOptions, network: GrowingNetwork[FeaturesT]) -
     return PairGenerator(options.generator, options.pairs, network.in_channels or 3)
 
 
+def training_data(owner: Method[OptionsT], generator: PairGenerator | None, task: Task) -> Batches | Mix:
+    """What a method trains on: the task's data, and in half of each later batch pairs where there is a generator."""
+    if generator is None:
+        return training.batches(task, owner.training_options)
+    return mixed(task, generator.past(owner, task), owner.training_options.batch_size)
+
+
 def phases_with_pairs(
     owner: Method[OptionsT],
     generator: PairGenerator | None,
@@ -70,9 +78,6 @@ def phases_with_pairs(
     if generator is None:
         return [training.train_phase(owner, network, task, options, loss)]
 
-    def data() -> Batches | Mix:
-        return mixed(task, generator.past(owner, task), options.batch_size)
-
     def features(images: Tensor) -> Tensor:
         with torch.no_grad():
             found = network.encode(images.to(generator.iteration.device)).features
@@ -82,7 +87,7 @@ def phases_with_pairs(
         return owner.predict(images.to(generator.iteration.device)).labels()
 
     # the network alone, for the generator has a phase of its own
-    train = training.train_phase(network, network, task, options, loss, data)
+    train = training.train_phase(network, network, task, options, loss, partial(training_data, owner, generator, task))
     return [*generator.learn(owner, task), train, *generator.generate(owner, task, Judge(features, labels))]
 
 
@@ -95,6 +100,12 @@ def told(batch: Batch, generator: PairGenerator | None) -> Batch:
     assert table is not None
     own = table.to(batch.parts.device)[batch.parts]
     return batch._replace(annotated=own if batch.annotated is None else own & batch.annotated)
+
+
+def parted(batch: Batch) -> tuple[Batch, Batch]:
+    """The samples of the present task, and those that are replayed."""
+    assert batch.parts is not None
+    return batch.where(batch.parts == 0), batch.where(batch.parts > 0)
 
 
 def kept_pairs(generator: PairGenerator | None) -> list[Kept]:
