@@ -1,4 +1,4 @@
-"""Generated replay as a setting of other methods."""
+"""Replay as a setting of other methods: of generated pairs, and of exemplars."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from perdure.kept.store import FileStore
 from perdure.methods.finetune import Finetune, FinetuneOptions
 from perdure.methods.losses import class_bce
 from perdure.methods.lwf import Lwf, LwfOptions
+from perdure.methods.past import Nothing, told
 from perdure.methods.star import Star
 from perdure.methods.star.star import StarOptions
 from perdure.networks.joint_diffusion.network import PLANS, Plan
@@ -35,8 +36,8 @@ GENERATED = {
     "generator": {"size": "smoke", "steps": 2, "batch_size": 4, "text_width": 8, "tokens": 2},
     "pairs": {"count": 4, "batch": 4, "steps": 2, "previews": 0},
 }
-MAKES = ["labels", "generator", "train", "pairs"]
-MEASURES = ["prototypes", "spreads"]
+EXEMPLARS = {"replay": "exemplars", "exemplars": {"per_task": 3}}
+PASTS = [GENERATED, EXEMPLARS]
 KINDS = [(Finetune, FinetuneOptions), (Lwf, LwfOptions), (Star, StarOptions)]
 
 
@@ -85,38 +86,55 @@ def run(tmp_path: Path) -> Callable[..., Any]:
 def make(make_setup: Callable[..., Any]) -> Callable[..., Any]:
     """A method with replay, tiny and of one epoch."""
 
-    def go(kind: Any, options: Any, **given: Any) -> Any:
+    def go(kind: Any, options: Any, past: dict[str, Any] = GENERATED, **given: Any) -> Any:
         torch.manual_seed(3)
-        return kind(make_setup(options.model_validate({**GENERATED, **given}), epochs=1))
+        return kind(make_setup(options.model_validate(past), epochs=1, **given))
 
     return go
 
 
+@pytest.mark.parametrize("past", PASTS, ids=["generated", "exemplars"])
 @pytest.mark.parametrize(("kind", "options"), KINDS)
-def test_a_generator_learns_beside_the_method_and_its_pairs_are_kept(
-    kind: Any, options: Any, make: Callable[..., Any], make_blocks: Callable[..., Stream], run: Callable[..., Any]
+def test_the_past_is_made_beside_the_method_and_kept(
+    kind: Any,
+    options: Any,
+    past: dict[str, Any],
+    make: Callable[..., Any],
+    make_blocks: Callable[..., Stream],
+    run: Callable[..., Any],
 ) -> None:
-    method, stream, names = make(kind, options), make_blocks([(1, 2), (3,)]), []
+    method, stream, names = make(kind, options, past), make_blocks([(1, 2), (3,)]), []
     for index, task in enumerate(stream.tasks):
         run(method, stream, index)
-        names.append([phase.name for phase in method.phases(task)])
-    first, last = ["counts", *MAKES, *MEASURES], ["counts", *MAKES, "pairs", *MEASURES]
-    assert names == ([first, last] if kind is Star else [MAKES, [*MAKES, "pairs"]])
-    assert method.replayed == 4
+        with stream.opened(task):
+            names.append([phase.name for phase in method.phases(task)])
+    generated = past is GENERATED
+    before, after = (["labels", "generator"], ["pairs"]) if generated else (["exemplars"], [])
+    around = (["counts"], ["prototypes", "spreads"]) if kind is Star else ([], [])
+    assert names == [[*around[0], *before, "train", *after * number, *around[1]] for number in (1, 2)]
+    assert method.replayed == (4 if generated else 3)
     assert {item.files for item in method.kept() if item.files} == set(method.files)
+    kinds = {item.kind for item in method.kept() if item.files}
+    assert kinds == {"synthetic" if generated else "exemplars"}
     claimed = {key for item in method.kept() for key in item.keys}
     passing = {"replay_amounts", "repeat_factor"}  # of STAR, gone when its task is done
     weights = {name for name, _ in method.named_buffers() if name.startswith("network.")}
     assert {name for name, _ in method.named_buffers()} - weights - passing == claimed
 
 
+@pytest.mark.parametrize("past", PASTS, ids=["generated", "exemplars"])
 @pytest.mark.parametrize(("kind", "options"), KINDS)
 def test_a_stopped_task_ends_with_the_same_bytes(
-    kind: Any, options: Any, make: Callable[..., Any], make_blocks: Callable[..., Stream], run: Callable[..., Any]
+    kind: Any,
+    options: Any,
+    past: dict[str, Any],
+    make: Callable[..., Any],
+    make_blocks: Callable[..., Stream],
+    run: Callable[..., Any],
 ) -> None:
     stream, ends = make_blocks([(1, 2), (3,)]), []
-    for folder, stop_at in (("whole", None), ("stopped", 3)):
-        method = make(kind, options)
+    for folder, stop_at in (("whole", None), ("stopped", 2)):
+        method = make(kind, options, past)
         run(method, stream, 0, folder=folder)
         ends.append(run(method, stream, 1, folder=folder, stop_at=stop_at))
     whole, stopped = ends
@@ -129,21 +147,20 @@ def test_a_stopped_task_ends_with_the_same_bytes(
             assert one.read_bytes() == two.read_bytes()
 
 
-def test_real_images_say_nothing_of_old_classes_and_pairs_nothing_of_new_ones(
-    make_setup: Callable[..., Any], make_blocks: Callable[..., Stream]
+@pytest.mark.parametrize("past", PASTS, ids=["generated", "exemplars"])
+def test_real_images_say_nothing_of_old_classes_and_replayed_ones_nothing_of_new_ones(
+    past: dict[str, Any], make: Callable[..., Any], make_blocks: Callable[..., Stream]
 ) -> None:
-    from perdure.methods.replay import told
-
-    method = Lwf(make_setup(LwfOptions.model_validate(GENERATED)))
+    method = make(Lwf, LwfOptions, past)
     for task in make_blocks([(1, 2), (3,)]).tasks:
         method.begin(task)
     assert method.learning == (1, 2, 3)
     batch = Batch(torch.zeros(2, 3, 8, 8), torch.zeros(2, 8, 8).long(), ("a", "b"), torch.tensor([0, 1]))
-    annotated = told(batch, method.generator).annotated
+    annotated = told(batch, method.past).annotated
     assert annotated is not None
     assert annotated[:, 1:4].tolist() == [[False, False, True], [True, True, False]]
-    assert told(batch, None) is batch
-    assert method._told(told(batch, method.generator), (1, 2, 3)).tolist() == annotated[:, 1:4].tolist()
+    assert told(batch, Nothing()) is batch
+    assert method._told(told(batch, method.past), (1, 2, 3)).tolist() == annotated[:, 1:4].tolist()
     terms = method.loss(batch._replace(images=torch.randn(2, 3, 8, 8)))
     assert set(terms) == {"current", "distill"}
 
@@ -174,15 +191,15 @@ def test_the_terms_of_star_are_those_of_the_real_images(star: tuple[Star, Stream
         torch.manual_seed(4)
         terms = method.later_loss(Batch(*joined, batch.names, batch.parts))
         found.append({name: float(value.detach()) for name, value in terms.items()})
-    assert set(found[0]) == {"current", "replay", "background", "ocfm", "sad", "pairs"}
-    assert found[0].pop("pairs") != pytest.approx(found[1].pop("pairs"))
+    assert set(found[0]) == {"current", "replay", "background", "ocfm", "sad", "past"}
+    assert found[0].pop("past") != pytest.approx(found[1].pop("past"))
     assert found[0] == pytest.approx(found[1])
     assert method.network.training and found[0]["replay"] > 0
 
 
 def test_pairs_teach_star_the_features_of_old_classes(star: tuple[Star, Stream]) -> None:
     method, batch = star[0], _two_and_two()
-    pairs = method.later_loss(batch)["pairs"]
+    pairs = method.later_loss(batch)["past"]
     pairs.backward()
     # old classifiers are frozen, the newest one is not asked
     assert all(p.grad is None or not p.grad.any() for p in method.network.classifiers.parameters())
@@ -210,7 +227,8 @@ def test_prototypes_are_divided_among_the_steps_of_a_mixed_epoch(
     method, stream = make(Star, StarOptions), make_blocks([(1, 2), (3,)])
     run(method, stream, 0)
     alone = copy.deepcopy(method)
-    alone.generator = None
+    del alone.past  # torch refuses another object in the place of a module
+    alone.past = Nothing()
     counted = [run(one, stream, 1, phases=1) for one in (method, alone)]
     mixed, plain = (one.replay_amounts for one in counted)
     assert plain.sum() > 0
@@ -225,10 +243,10 @@ def test_without_replay_nothing_is_there(make_setup: Callable[..., Any], make_bl
     method.begin(task)
     (phase,) = method.phases(task)
     assert isinstance(phase, Train) and phase.module is method
-    assert method.generator is None and not method.kept() and method.replayed == 0
-    assert not any(name.startswith("generator") for name in method.state_dict())
+    assert not method.kept() and method.replayed == 0
+    assert all(name.startswith("network.") for name in method.state_dict())
 
 
-def test_replay_needs_images(make_setup: Callable[..., Any]) -> None:
+def test_pairs_need_images(make_setup: Callable[..., Any]) -> None:
     with pytest.raises(UsageError, match="needs a 2D network for segmentation"):
         Finetune(make_setup(FinetuneOptions.model_validate(GENERATED), dims=3))

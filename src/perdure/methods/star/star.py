@@ -36,16 +36,9 @@ from perdure.methods import training
 from perdure.methods.losses import annotates, channels_of, class_bce, negative_bce
 from perdure.methods.method import Method
 from perdure.methods.options import Setup
+from perdure.methods.past import told
 from perdure.methods.prediction import Prediction
-from perdure.methods.replay import (
-    ReplayOptions,
-    kept_pairs,
-    make_generator,
-    parted,
-    phases_with_pairs,
-    told,
-    training_data,
-)
+from perdure.methods.replay import ReplayOptions, make_past, training_data, training_phases
 from perdure.methods.star import replay, statistics
 from perdure.methods.star.statistics import core_logits, core_pixels, grid_pixels
 from perdure.methods.star.terms import balance, ocfm, replay_bce, sad
@@ -106,7 +99,7 @@ class Star(Method[StarOptions]):
     def __init__(self, setup: Setup[StarOptions]) -> None:
         super().__init__(setup)
         self.network = setup.network(Segmenter)
-        self.generator = make_generator(self.options, self.network)
+        self.past = make_past(self.options, self.network)
         self.old: tuple[int, ...] = ()
         self.new: tuple[int, ...] = ()
         self.again: tuple[int, ...] = ()
@@ -124,8 +117,7 @@ class Star(Method[StarOptions]):
         self.replay_amounts = self.repeat_factor = None
         self.old_network = Frozen(self.network) if task.index > 0 else None
         training.grow(self.network, task, self.training_options)
-        if self.generator is not None:
-            self.generator.begin(task)
+        self.past.begin(task)
         if "old_classifier_decay" not in self.options.compat:
             self.network.freeze_old_classifiers()
 
@@ -136,11 +128,11 @@ class Star(Method[StarOptions]):
 
         def keep_counts(totals: dict[str, Tensor]) -> None:
             # replay takes places of a batch: an epoch then has more steps, among which the prototypes are divided
-            self._keep_counts(totals, training_data(self, self.generator, task).steps(), task.recurs)
+            self._keep_counts(totals, training_data(self, self.past, task).steps(), task.recurs)
 
         return [
             Collect("counts", self, data, self._count, keep_counts),
-            *phases_with_pairs(self, self.generator, self.network, task, loss),
+            *training_phases(self, self.past, self.network, task, loss),
             Collect("prototypes", self, data, self._measure_prototypes, self._keep_prototypes),
             Collect("spreads", self, data, self._measure_spreads, self._keep_spreads),
         ]
@@ -155,14 +147,13 @@ class Star(Method[StarOptions]):
     def later_loss(self, batch: Batch) -> Terms:
         """4.5: balanced binary cross-entropy of the new classes, OCFM and SAD; with replay that of old ones too."""
         features = self.network.features(batch.images)
-        if self.generator is None:
+        if batch.parts is None or not self.past.taught:
             return self._present(batch, features)
-        present, replayed = parted(told(batch, self.generator))
-        assert batch.parts is not None
-        terms = self._present(present, features[batch.parts == 0])
-        return terms | {"pairs": self.options.lambda_mbce * self._past(replayed, features[batch.parts > 0])}
+        batch, ours = told(batch, self.past), batch.parts == 0
+        terms = self._present(batch.where(ours), features[ours])
+        return terms | {"past": self.options.lambda_mbce * self._replayed(batch.where(~ours), features[~ours])}
 
-    def _past(self, batch: Batch, features: Tensor) -> Tensor:
+    def _replayed(self, batch: Batch, features: Tensor) -> Tensor:
         """Binary cross-entropy of old classes on replayed samples, each where its labels tell the class."""
         logits = self.network.classify(features, channels=range(len(self.old)))
         weight, keep = self.training_options.pos_weight, self.options.ignore_as_negative
@@ -317,8 +308,8 @@ class Star(Method[StarOptions]):
 
     @property
     def replayed(self) -> int:
-        """Generated pairs that the present task trained on."""
-        return 0 if self.generator is None else int(self.generator.stock.replayed)
+        """Samples of earlier tasks that the present task trained on."""
+        return self.past.replayed(self)
 
     def kept(self) -> Sequence[Kept]:
         """The statistics: 2,060 bytes per class at width 256, and 4; with replay what that keeps."""
@@ -326,4 +317,4 @@ class Star(Method[StarOptions]):
             "of each class a unit mean feature, its spread, mean and deviation of feature norms, number of grid cells; "
             "one number of background cells; from the training images of the task that taught the class"
         )
-        return [Kept("statistics", "statistics", KEPT_BUFFERS, text, per_class=True), *kept_pairs(self.generator)]
+        return [Kept("statistics", "statistics", KEPT_BUFFERS, text, per_class=True), *self.past.kept("past.")]
