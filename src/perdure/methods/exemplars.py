@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -122,7 +123,7 @@ class Exemplars:
 
         def shown(place: int) -> frozenset[int]:
             if place not in known:
-                known[place] = frozenset(draw(place).label.unique().tolist())
+                known[place] = frozenset(np.unique(draw(place).label.numpy()).tolist())
             return known[place]
 
         length = len(samples)

@@ -149,7 +149,8 @@ class Star(Method[StarOptions]):
         features = self.network.features(batch.images)
         if batch.parts is None or not self.past.taught:
             return self._present(batch, features)
-        batch, ours = told(batch, self.past), batch.parts == 0
+        ours = batch.parts.eq(0)
+        batch = told(batch, self.past)
         terms = self._present(batch.where(ours), features[ours])
         return terms | {"past": self.options.lambda_mbce * self._replayed(batch.where(~ours), features[~ours])}
 
