@@ -11,7 +11,6 @@ import pytest
 
 from perdure.files import read_tensors
 
-pytest.importorskip("nnunetv2")
 pytestmark = pytest.mark.e2e
 DATA = [f"stream.tasks.{n}.data.{key}={value}" for n in (1, 2, 3) for key, value in (("train", 4), ("test", 1))]
 TINY = ["volumes.size=16", "training.steps=2", "training.batch_size=4", "report.samples=1", "engine.threads=1"]
@@ -22,6 +21,7 @@ NETWORK = ["network.widths=[8, 8, 8]", "evaluate.batch_size=4", "engine.trackers
 def test_exemplars_are_listed_as_raw_data_and_a_second_command_changes_nothing(
     cli: Callable[..., Any], tmp_path: Path, method: str
 ) -> None:
+    pytest.importorskip("nnunetv2")
     run, keeps = tmp_path / "run", ["method.replay=exemplars", "method.exemplars.per_task=2"]
     command = ["run", "cgr/phantoms", f"method={method}", *keeps, *DATA, *TINY, *NETWORK, "--out", run, "--quiet"]
     done = cli(*command)
