@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 EXEMPLARS = '''\
-"""Fine-tuning that keeps raw training images, as no method of the package does."""
+"""Fine-tuning that keeps raw training images in a buffer."""
 
 import torch
 

@@ -239,6 +239,15 @@ def test_run_that_kept_images_of_patients(hoard: Callable[..., Path], cli) -> No
     assert "audit failed: 2 problem(s)" in done.out
 
 
+@pytest.mark.parametrize("patients", [True, False])
+def test_exemplars_of_patients_are_raw_data(hoard: Callable[..., Path], patients: bool) -> None:
+    replay = "method=star", "method.replay=exemplars", "method.exemplars.per_task=2"
+    run = hoard(*replay, f"data.patients={str(patients).lower()}")
+    problems = audit(run).problems
+    raw = [problem for problem in problems if "raw patient data (exemplars" in problem]
+    assert problems == raw and bool(raw) == patients
+
+
 def test_mark_of_patients_cannot_be_taken_off_in_the_ledger_alone(hoard: Callable[..., Path]) -> None:
     run = hoard("data.patients=true")
     for path in run.rglob("ledger.json"):

@@ -41,7 +41,10 @@ def items(run: Path, task: str) -> dict[str, Any]:
     return {item["name"]: item for item in json.loads((run / "tasks" / task / "ledger.json").read_text())["items"]}
 
 
-@pytest.mark.parametrize("method", [[], ["method=lwf", "method.replay=generated"]], ids=["cgr", "lwf"])
+REPLAY = "method.replay=generated"
+
+
+@pytest.mark.parametrize("method", [[], ["method=lwf", REPLAY], ["method=star", REPLAY]], ids=["cgr", "lwf", "star"])
 def test_a_run_keeps_its_pairs_and_passes_the_audit(cli: Callable[..., Any], tmp_path: Path, method: list[str]) -> None:
     run = tmp_path / "run"
     network = ["network.widths=[8, 8, 8]", "evaluate.batch_size=4", "engine.trackers=[]", "stream.order=reversed"]

@@ -12,10 +12,11 @@ from perdure.data.preparation import Preparation
 from perdure.errors import DataError, UsageError
 from perdure.labels import IGNORE, label_space
 from perdure.methods.cgr import bjd, codecs
-from perdure.methods.cgr.pairs import Manifest, StoredPairs, check_causality, halves
+from perdure.methods.cgr.pairs import Manifest, StoredPairs, check_causality
 from perdure.methods.cgr.prompts import Card, card, draw_subsets, rows
 from perdure.methods.cgr.sampling import agreement, area_bins, denoise, sound
 from perdure.methods.cgr.terms import cross_entropy, rotated, soft_dice, standardised
+from perdure.methods.past import halves
 from perdure.streams.task import Task
 
 ORDERS = {

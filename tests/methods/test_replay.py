@@ -1,7 +1,8 @@
-"""Generated replay as a setting of other methods."""
+"""Replay as a setting of other methods: of generated pairs, and of exemplars."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,16 +10,22 @@ from typing import Any
 import pytest
 import torch
 
+from perdure.data.case import Batch
+from perdure.data.sampling import Batches, Mix
 from perdure.engine.checkpoint import Checkpoint
 from perdure.engine.engine import Engine
 from perdure.engine.machine import Machine
 from perdure.engine.options import EngineOptions
-from perdure.engine.phases import Train
+from perdure.engine.phases import Collect, Train
 from perdure.engine.run_logger import RunLogger
-from perdure.errors import UsageError
+from perdure.errors import Interrupted, UsageError
 from perdure.kept.store import FileStore
 from perdure.methods.finetune import Finetune, FinetuneOptions
+from perdure.methods.losses import class_bce
 from perdure.methods.lwf import Lwf, LwfOptions
+from perdure.methods.past import Nothing, told
+from perdure.methods.star import Star
+from perdure.methods.star.star import StarOptions
 from perdure.networks.joint_diffusion.network import PLANS, Plan
 from perdure.streams.task import Stream
 
@@ -29,6 +36,9 @@ GENERATED = {
     "generator": {"size": "smoke", "steps": 2, "batch_size": 4, "text_width": 8, "tokens": 2},
     "pairs": {"count": 4, "batch": 4, "steps": 2, "previews": 0},
 }
+EXEMPLARS = {"replay": "exemplars", "exemplars": {"per_task": 3}}
+PASTS = [GENERATED, EXEMPLARS]
+KINDS = [(Finetune, FinetuneOptions), (Lwf, LwfOptions), (Star, StarOptions)]
 
 
 @pytest.fixture(autouse=True)
@@ -37,53 +47,194 @@ def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("perdure.methods.cgr.generator.LOOKS", 16)
 
 
-@pytest.mark.parametrize(("kind", "options"), [(Finetune, FinetuneOptions), (Lwf, LwfOptions)])
-def test_a_generator_learns_beside_the_method_and_its_pairs_are_kept(
-    kind: Any,
-    options: Any,
-    make_setup: Callable[..., Any],
-    make_blocks: Callable[..., Stream],
-    tmp_path: Path,
-) -> None:
-    method = kind(make_setup(options.model_validate(GENERATED), epochs=1))
-    stream = make_blocks([(1, 2), (3,)])
-    method.store = FileStore(tmp_path / "kept")
-    machine = Machine(OPTIONS)
-    names = []
-    for task in stream.tasks:
-        checkpoint = Checkpoint(tmp_path / "resume", machine, OPTIONS.save_seconds)
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[..., Any]:
+    """Begin a task and run its phases in ``folder`` with the real engine, all or the first few; returns the method.
+
+    With ``stop_at`` the run is stopped at that step of some phase, and goes on as a new process would.
+    """
+
+    def go(
+        method: Any,
+        stream: Stream,
+        index: int,
+        phases: int | None = None,
+        folder: str = "run",
+        stop_at: int | None = None,
+    ) -> Any:
+        method.store = FileStore(tmp_path / folder / "kept", tmp_path / folder / "journal")
+        machine, task = Machine(OPTIONS), stream.tasks[index]
+        checkpoint = Checkpoint(tmp_path / folder / "resume", machine, OPTIONS.save_seconds)
         engine = Engine(machine, OPTIONS, 1, checkpoint, RunLogger(machine, quiet=True))
         with stream.opened(task):
+            torch.manual_seed(index)
             method.begin(task)
-            phases = method.phases(task)
-            names.append([phase.name for phase in phases])
-            engine.run(method, phases, task.index, checkpoint.load(method, task.index))
+            if stop_at is not None:
+                before, due = copy.deepcopy(method), checkpoint.due
+                checkpoint.due = lambda now, _: (now == stop_at, now == stop_at)  # type: ignore[method-assign]
+                with pytest.raises(Interrupted):
+                    engine.run(method, method.phases(task), index, checkpoint.load(method, index))
+                method, checkpoint.due = before, due  # type: ignore[method-assign]
+            engine.run(method, list(method.phases(task))[:phases], index, checkpoint.load(method, index))
         checkpoint.clear()
-    assert names == [["labels", "generator", "train", "pairs"], ["labels", "generator", "train", "pairs", "pairs"]]
-    assert method.replayed == 4
-    assert {item.files for item in method.kept() if item.files} == set(method.files)
-    claimed = {key for item in method.kept() for key in item.keys}
-    assert {name for name, _ in method.named_buffers() if name.startswith("generator.")} <= claimed
+        return method
+
+    return go
 
 
-def test_real_images_say_nothing_of_old_classes_and_pairs_nothing_of_new_ones(
-    make_setup: Callable[..., Any], make_blocks: Callable[..., Stream]
+@pytest.fixture
+def make(make_setup: Callable[..., Any]) -> Callable[..., Any]:
+    """A method with replay, tiny and of one epoch."""
+
+    def go(kind: Any, options: Any, past: dict[str, Any] = GENERATED, **given: Any) -> Any:
+        torch.manual_seed(3)
+        return kind(make_setup(options.model_validate(past), epochs=1, **given))
+
+    return go
+
+
+@pytest.mark.parametrize("past", PASTS, ids=["generated", "exemplars"])
+@pytest.mark.parametrize(("kind", "options"), KINDS)
+def test_the_past_is_made_beside_the_method_and_kept(
+    kind: Any,
+    options: Any,
+    past: dict[str, Any],
+    make: Callable[..., Any],
+    make_blocks: Callable[..., Stream],
+    run: Callable[..., Any],
 ) -> None:
-    from perdure.data.case import Batch
-    from perdure.methods.replay import told
+    method, stream, names = make(kind, options, past), make_blocks([(1, 2), (3,)]), []
+    for index, task in enumerate(stream.tasks):
+        run(method, stream, index)
+        with stream.opened(task):
+            names.append([phase.name for phase in method.phases(task)])
+    generated = past is GENERATED
+    before, after = (["labels", "generator"], ["pairs"]) if generated else (["exemplars"], [])
+    around = (["counts"], ["prototypes", "spreads"]) if kind is Star else ([], [])
+    assert names == [[*around[0], *before, "train", *after * number, *around[1]] for number in (1, 2)]
+    assert method.replayed == (4 if generated else 3)
+    assert {item.files for item in method.kept() if item.files} == set(method.files)
+    kinds = {item.kind for item in method.kept() if item.files}
+    assert kinds == {"synthetic" if generated else "exemplars"}
+    claimed = {key for item in method.kept() for key in item.keys}
+    passing = {"replay_amounts", "repeat_factor"}  # of STAR, gone when its task is done
+    weights = {name for name, _ in method.named_buffers() if name.startswith("network.")}
+    assert {name for name, _ in method.named_buffers()} - weights - passing == claimed
 
-    method = Lwf(make_setup(LwfOptions.model_validate(GENERATED)))
+
+@pytest.mark.parametrize("past", PASTS, ids=["generated", "exemplars"])
+@pytest.mark.parametrize(("kind", "options"), KINDS)
+def test_a_stopped_task_ends_with_the_same_bytes(
+    kind: Any,
+    options: Any,
+    past: dict[str, Any],
+    make: Callable[..., Any],
+    make_blocks: Callable[..., Stream],
+    run: Callable[..., Any],
+) -> None:
+    stream, ends = make_blocks([(1, 2), (3,)]), []
+    for folder, stop_at in (("whole", None), ("stopped", 2)):
+        method = make(kind, options, past)
+        run(method, stream, 0, folder=folder)
+        ends.append(run(method, stream, 1, folder=folder, stop_at=stop_at))
+    whole, stopped = ends
+    assert whole.files == stopped.files
+    states = whole.state_dict(), stopped.state_dict()
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    for names in whole.files.values():
+        for one, two in zip(whole.store.paths(names), stopped.store.paths(names), strict=True):
+            assert one.read_bytes() == two.read_bytes()
+
+
+@pytest.mark.parametrize("past", PASTS, ids=["generated", "exemplars"])
+def test_real_images_say_nothing_of_old_classes_and_replayed_ones_nothing_of_new_ones(
+    past: dict[str, Any], make: Callable[..., Any], make_blocks: Callable[..., Stream]
+) -> None:
+    method = make(Lwf, LwfOptions, past)
     for task in make_blocks([(1, 2), (3,)]).tasks:
         method.begin(task)
     assert method.learning == (1, 2, 3)
     batch = Batch(torch.zeros(2, 3, 8, 8), torch.zeros(2, 8, 8).long(), ("a", "b"), torch.tensor([0, 1]))
-    annotated = told(batch, method.generator).annotated
+    annotated = told(batch, method.past).annotated
     assert annotated is not None
     assert annotated[:, 1:4].tolist() == [[False, False, True], [True, True, False]]
-    assert told(batch, None) is batch
-    assert method._told(told(batch, method.generator), (1, 2, 3)).tolist() == annotated[:, 1:4].tolist()
+    assert told(batch, Nothing()) is batch
+    assert method._told(told(batch, method.past), (1, 2, 3)).tolist() == annotated[:, 1:4].tolist()
     terms = method.loss(batch._replace(images=torch.randn(2, 3, 8, 8)))
     assert set(terms) == {"current", "distill"}
+
+
+@pytest.fixture
+def star(make: Callable[..., Any], make_blocks: Callable[..., Stream], run: Callable[..., Any]) -> tuple[Star, Stream]:
+    """STAR with pairs where its second task begins to train, and the stream."""
+    method, stream = make(Star, StarOptions), make_blocks([(1, 2), (3,)])
+    run(method, stream, 0)
+    return run(method, stream, 1, phases=1).train(), stream
+
+
+def _two_and_two() -> Batch:
+    """Two images of the second task and two pairs of the first one."""
+    torch.manual_seed(7)
+    labels = torch.zeros(4, 16, 16).long()
+    labels[0, :8], labels[1, 4:], labels[2, :8], labels[3, 8:] = 3, 3, 1, 2
+    return Batch(torch.randn(4, 3, 16, 16), labels, tuple("abcd"), torch.tensor([0, 0, 1, 1]))
+
+
+def test_the_terms_of_star_are_those_of_the_real_images(star: tuple[Star, Stream]) -> None:
+    method, batch = star[0], _two_and_two()
+    images = torch.cat([batch.images[:2], torch.randn(2, 3, 16, 16)])
+    other = batch._replace(images=images, labels=batch.labels.clamp(max=3).flip(1)).where(batch.parts == 1)
+    found = []
+    for pairs in (batch.of(1), other):
+        joined = (torch.cat([one, two]) for one, two in zip(batch.of(0)[:2], pairs[:2], strict=True))
+        torch.manual_seed(4)
+        terms = method.later_loss(Batch(*joined, batch.names, batch.parts))
+        found.append({name: float(value.detach()) for name, value in terms.items()})
+    assert set(found[0]) == {"current", "replay", "background", "ocfm", "sad", "past"}
+    assert found[0].pop("past") != pytest.approx(found[1].pop("past"))
+    assert found[0] == pytest.approx(found[1])
+    assert method.network.training and found[0]["replay"] > 0
+
+
+def test_pairs_teach_star_the_features_of_old_classes(star: tuple[Star, Stream]) -> None:
+    method, batch = star[0], _two_and_two()
+    pairs = method.later_loss(batch)["past"]
+    pairs.backward()
+    # old classifiers are frozen, the newest one is not asked
+    assert all(p.grad is None or not p.grad.any() for p in method.network.classifiers.parameters())
+    assert sum(float(p.grad.abs().sum()) for p in method.network.body.parameters() if p.grad is not None) > 0
+    logits = method.network.classify(method.network.features(batch.images)[2:], channels=[0, 1])
+    expected = class_bce(logits, batch.labels[2:], (1, 2), method.training_options.pos_weight).sum()
+    torch.testing.assert_close(pairs.detach(), expected.detach())
+
+
+def test_the_statistics_of_star_are_of_real_images(star: tuple[Star, Stream], run: Callable[..., Any]) -> None:
+    method, stream = star
+    task = stream.tasks[1]
+    with stream.opened(task):
+        phases = list(method.phases(task))
+        collected = {p.name: p.data() for p in phases if isinstance(p, Collect) and p.name != "labels"}
+        (trained,) = [p.data() for p in phases if isinstance(p, Train) and p.name == "train"]
+        assert list(collected) == ["counts", "prototypes", "spreads"]
+        assert all(isinstance(data, Batches) and len(data.samples) == 6 for data in collected.values())
+    assert isinstance(trained, Mix) and [part.size for part in trained.parts] == [1, 1]
+
+
+def test_prototypes_are_divided_among_the_steps_of_a_mixed_epoch(
+    make: Callable[..., Any], make_blocks: Callable[..., Stream], run: Callable[..., Any]
+) -> None:
+    method, stream = make(Star, StarOptions), make_blocks([(1, 2), (3,)])
+    run(method, stream, 0)
+    alone = copy.deepcopy(method)
+    del alone.past  # torch refuses another object in the place of a module
+    alone.past = Nothing()
+    counted = [run(one, stream, 1, phases=1) for one in (method, alone)]
+    mixed, plain = (one.replay_amounts for one in counted)
+    assert plain.sum() > 0
+    # twice as many steps, with half as many real images in each
+    torch.testing.assert_close(2 * mixed, plain)
+    assert torch.equal(counted[0].counts, counted[1].counts)
 
 
 def test_without_replay_nothing_is_there(make_setup: Callable[..., Any], make_blocks: Callable[..., Stream]) -> None:
@@ -92,10 +243,10 @@ def test_without_replay_nothing_is_there(make_setup: Callable[..., Any], make_bl
     method.begin(task)
     (phase,) = method.phases(task)
     assert isinstance(phase, Train) and phase.module is method
-    assert method.generator is None and not method.kept() and method.replayed == 0
-    assert not any(name.startswith("generator") for name in method.state_dict())
+    assert not method.kept() and method.replayed == 0
+    assert all(name.startswith("network.") for name in method.state_dict())
 
 
-def test_replay_needs_images(make_setup: Callable[..., Any]) -> None:
+def test_pairs_need_images(make_setup: Callable[..., Any]) -> None:
     with pytest.raises(UsageError, match="needs a 2D network for segmentation"):
         Finetune(make_setup(FinetuneOptions.model_validate(GENERATED), dims=3))

@@ -53,7 +53,7 @@ MOST_NAMES: Final = 300
 """Different keys and phases of a whole log."""
 PHASES: Final = frozenset(
     {"train", "classes", "impressions", "next impressions", "neighbours", "moments", "counts", "prototypes", "spreads",
-     "statistics", "labels", "generator", "pairs"}
+     "statistics", "labels", "generator", "pairs", "exemplars"}
 )  # fmt: skip
 """Phases of the methods that come with the package: the log of a run with one of them names no other."""
 MOST_PHASES: Final = 20

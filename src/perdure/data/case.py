@@ -141,10 +141,13 @@ class Batch(NamedTuple):
         """The samples that came from one source of a mix, in order."""
         if self.parts is None:
             return self if part == 0 else self._replace(images=self.images[:0], labels=self.labels[:0], names=())
-        chosen = self.parts == part
+        return self.where(self.parts == part)
+
+    def where(self, chosen: Tensor) -> Batch:
+        """Some of the samples, in order. ``chosen``: ``(N,)`` bool."""
         names = tuple(name for name, here in zip(self.names, chosen.tolist(), strict=True) if here)
-        annotated = None if self.annotated is None else self.annotated[chosen]
-        return Batch(self.images[chosen], self.labels[chosen], names, self.parts[chosen], annotated)
+        parts, annotated = (None if t is None else t[chosen] for t in (self.parts, self.annotated))
+        return Batch(self.images[chosen], self.labels[chosen], names, parts, annotated)
 
 
 def annotation_table(annotated: Sequence[Iterable[int] | None]) -> Tensor | None:

@@ -77,9 +77,10 @@ def tensor_view(images: Tensor, labels: Tensor, space: LabelSpace) -> Dataset:
 class FileSamples(TorchDataset[Case]):
     """Samples in safetensors files, such as a Generate phase wrote; only what a batch needs is read.
 
-    A file holds one sample, ``image (C, *S)`` with ``label`` ``(*S)`` or ``()``, or several in a shard,
-    ``images (n, C, *S)`` with ``labels`` ``(n, *S)`` or ``(n,)``. Labels are global ids, images are float32 as networks
-    see them unless a preparation says how to get there. Implements :class:`~perdure.data.dataset.Samples`.
+    A file holds one sample, ``image (C, *S)`` with ``label`` ``(*S)`` or ``()``, and perhaps ``annotated (k,)``, the
+    ids that its own labels can tell; or several in a shard, ``images (n, C, *S)`` with ``labels`` ``(n, *S)`` or
+    ``(n,)``. Labels are global ids, images are float32 as networks see them unless a preparation says how to get there.
+    Implements :class:`~perdure.data.dataset.Samples`.
 
     Args:
         paths: The files, in order; their headers are read here.
@@ -120,13 +121,17 @@ class FileSamples(TorchDataset[Case]):
         number = bisect_right(self.ends, place)
         path, row = self.paths[number], place - (self.ends[number - 1] if number else 0)
         with _opened(path) as file:
-            if "image" in file.keys():  # noqa: SIM118  # not a dict
+            annotated, entries = self.annotated, file.keys()
+            if "annotated" in entries:
+                own = frozenset(file.get_tensor("annotated").tolist())
+                annotated = own if annotated is None else own & annotated
+            if "image" in entries:
                 image, label, name = file.get_tensor("image"), file.get_tensor("label"), path.stem
             else:
                 image, label = (file.get_slice(key)[row] for key in ("images", "labels"))
                 name = f"{path.stem}:{row}"
         # a copy: what was read is a view of the mapped file, all of which a tensor that is held would keep mapped
-        case = Case(image.clone(), label.clone(), name, self.annotated, group=name)
+        case = Case(image.clone(), label.clone(), name, annotated, group=name)
         with seeded(seed):
             return self.preparation.train(case)
 

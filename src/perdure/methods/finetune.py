@@ -10,12 +10,13 @@ from torch import Tensor
 
 from perdure.data.case import Batch
 from perdure.engine.phases import Phase, Terms
+from perdure.errors import UsageError
 from perdure.kept.items import Kept
 from perdure.methods import training
 from perdure.methods.method import Method
 from perdure.methods.options import Setup
 from perdure.methods.prediction import Prediction
-from perdure.methods.replay import ReplayOptions, kept_pairs, make_generator, phases_with_pairs
+from perdure.methods.replay import ReplayOptions, make_past, training_phases
 from perdure.networks.network import GrowingNetwork
 from perdure.streams.task import Task
 
@@ -44,15 +45,16 @@ class Finetune(Method[FinetuneOptions]):
     def __init__(self, setup: Setup[FinetuneOptions]) -> None:
         super().__init__(setup)
         self.network = setup.network(GrowingNetwork)
-        self.generator = make_generator(self.options, self.network)
+        self.past = make_past(self.options, self.network)
         self.learning: tuple[int, ...] = ()
+        if self.network.kind == "classification" and self.options.replay != "none" and self.options.channels == "new":
+            raise UsageError("replayed images have classes that channels=new does not learn", "set channels=seen")
         self.recurring = "learned" if self.options.channels == "seen" else "refused"
 
     def begin(self, task: Task) -> None:
         """Append a classifier for the task's classes."""
         training.grow(self.network, task, self.training_options)
-        if self.generator is not None:
-            self.generator.begin(task)
+        self.past.begin(task)
         self.class_ids = task.seen
         self.learning = task.seen
         if self.options.channels == "new":
@@ -61,17 +63,17 @@ class Finetune(Method[FinetuneOptions]):
             self.network.freeze_old_classifiers()
 
     def phases(self, task: Task) -> Sequence[Phase]:
-        """One training phase; with generated replay those of the generator too."""
-        return phases_with_pairs(self, self.generator, self.network, task, self.loss)
+        """One training phase, and those of the replayed past around it."""
+        return training_phases(self, self.past, self.network, task, self.loss)
 
     @property
     def replayed(self) -> int:
-        """Generated pairs that the present task trained on."""
-        return 0 if self.generator is None else int(self.generator.stock.replayed)
+        """Samples of earlier tasks that the present task trained on."""
+        return self.past.replayed(self)
 
     def kept(self) -> Sequence[Kept]:
-        """Nothing, or what the generator keeps."""
-        return kept_pairs(self.generator)
+        """What the replayed past keeps."""
+        return self.past.kept("past.")
 
     def loss(self, batch: Batch) -> Terms:
         """The loss of the learning classes on the current task's images."""

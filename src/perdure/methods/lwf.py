@@ -38,8 +38,9 @@ from perdure.methods import training
 from perdure.methods.losses import channels_of, class_bce
 from perdure.methods.method import Method
 from perdure.methods.options import Setup
+from perdure.methods.past import told
 from perdure.methods.prediction import Prediction
-from perdure.methods.replay import ReplayOptions, kept_pairs, make_generator, phases_with_pairs, told
+from perdure.methods.replay import ReplayOptions, make_past, training_phases
 from perdure.networks.frozen import Frozen
 from perdure.networks.network import GrowingNetwork
 from perdure.networks.segmenter import upsample
@@ -66,7 +67,8 @@ class Lwf(Method[LwfOptions]):
 
     Attributes:
         old: Classes of earlier tasks.
-        learning: Classes seen so far that the task annotates, old ones that come back included.
+        learning: Classes seen so far that the task or a replayed one annotates, old ones that come back included.
+        present: Those that the task annotates.
         known: The task teaches no new class.
     """
 
@@ -76,38 +78,40 @@ class Lwf(Method[LwfOptions]):
     def __init__(self, setup: Setup[LwfOptions]) -> None:
         super().__init__(setup)
         self.network = setup.network(GrowingNetwork)
-        self.generator = make_generator(self.options, self.network)
+        self.past = make_past(self.options, self.network)
         self.old: tuple[int, ...] = ()
         self.learning: tuple[int, ...] = ()
+        self.present: tuple[int, ...] = ()
         self.known = False
         self.old_network: Frozen[GrowingNetwork[Tensor]] | None = None
 
     def begin(self, task: Task) -> None:
         """Freeze a copy of the network, then append a classifier for the task's new classes, if it has any."""
         self.old, self.class_ids = task.old, task.seen
-        self.learning = tuple(c for c in task.seen if c in task.annotated or self.generator is not None)
+        self.past.begin(task)
+        labelled = task.annotated.union(*self.past.taught)
+        self.learning = tuple(c for c in task.seen if c in labelled)
+        self.present = tuple(c for c in task.seen if c in task.annotated)
         self.known = not task.new
-        if self.generator is not None:
-            self.generator.begin(task)
         self.old_network = Frozen(self.network) if task.index > 0 else None
         training.grow(self.network, task, self.training_options)
 
     def phases(self, task: Task) -> Sequence[Phase]:
-        """One training phase; with generated replay those of the generator too."""
-        return phases_with_pairs(self, self.generator, self.network, task, self.loss)
+        """One training phase, and those of the replayed past around it."""
+        return training_phases(self, self.past, self.network, task, self.loss)
 
     @property
     def replayed(self) -> int:
-        """Generated pairs that the present task trained on."""
-        return 0 if self.generator is None else int(self.generator.stock.replayed)
+        """Samples of earlier tasks that the present task trained on."""
+        return self.past.replayed(self)
 
     def kept(self) -> Sequence[Kept]:
-        """Nothing, or what the generator keeps."""
-        return kept_pairs(self.generator)
+        """What the replayed past keeps."""
+        return self.past.kept("past.")
 
     def loss(self, batch: Batch) -> Terms:
         """The loss of the labels, and at later tasks the distance from the old network."""
-        batch = told(batch, self.generator)
+        batch = told(batch, self.past)
         logits = self.network.classify(self.network.features(batch.images))
         old_logits = None
         if self.old_network is not None:
@@ -130,7 +134,7 @@ class Lwf(Method[LwfOptions]):
         current = F.cross_entropy(logits.float(), channels_of(batch.labels, self.class_ids))
         if old_logits is None:
             return current, None
-        rest = [i for i, c in enumerate(self.old) if self.known or c not in self.learning]
+        rest = [i for i, c in enumerate(self.old) if self.known or c not in self.present]
         return current, softmax_distillation(logits[:, rest], old_logits[:, rest], self.options.temperature)
 
     def _sigmoid(self, logits: Tensor, old_logits: Tensor | None, batch: Batch) -> tuple[Tensor, Tensor | None]:

@@ -24,14 +24,13 @@ from perdure.errors import UsageError
 from perdure.kept.items import Kept
 from perdure.labels import BACKGROUND, IGNORE
 from perdure.methods import training
-from perdure.methods.cgr.copies import Judge
 from perdure.methods.cgr.generator import PairGenerator
 from perdure.methods.cgr.options import CgrOptions
-from perdure.methods.cgr.pairs import mixed
 from perdure.methods.cgr.terms import cross_entropy, rotated, soft_dice, standardised
 from perdure.methods.losses import channels_of
 from perdure.methods.method import Method
 from perdure.methods.options import Setup
+from perdure.methods.past import Judge, mixed
 from perdure.methods.prediction import Prediction
 from perdure.networks.segmenter import Segmenter, upsample
 from perdure.streams.task import Task
@@ -70,7 +69,7 @@ class Cgr(Method[CgrOptions]):
         """The generator learns the task ("memory updating"), the segmenter does ("memory evoking"), pairs are made."""
 
         def data() -> Batches | Mix:
-            return mixed(task, self.generator.past(self, task), self.training_options.batch_size)
+            return mixed(task, self.generator.samples(self, task), self.training_options.batch_size)
 
         judge = Judge(self._features, self._labels)
         segmenter = training.train_phase(self.network, self.network, task, self.training_options, self.loss, data)
@@ -79,7 +78,7 @@ class Cgr(Method[CgrOptions]):
     @property
     def replayed(self) -> int:
         """Generated pairs that the present task trained on."""
-        return int(self.generator.stock.replayed)
+        return self.generator.replayed(self)
 
     def loss(self, batch: Batch) -> Terms:
         """L_Dice + L_CE of real and generated pairs, each sample with the same weight (spec CGR 5.3)."""

@@ -32,18 +32,6 @@ Features = Callable[[Tensor], Tensor]
 """Prepared images ``(N, C, H, W)`` -> one vector each, ``(N, d)``."""
 
 
-class Judge(NamedTuple):
-    """The trained segmenter, as far as pairs are judged by it.
-
-    Args:
-        features: Where copies of real images are looked for.
-        labels: Prepared images ``(N, C, H, W)`` -> global ids ``(N, H, W)``: whether masks fit their images.
-    """
-
-    features: Features
-    labels: Callable[[Tensor], Tensor]
-
-
 class Found(NamedTuple):
     """What a check of images found.
 

@@ -22,13 +22,14 @@ from perdure.engine.state import Stateful
 from perdure.errors import UsageError
 from perdure.kept.items import Kept
 from perdure.methods.cgr import bjd, codecs, knowledge, stock
-from perdure.methods.cgr.copies import Judge, RealImages
+from perdure.methods.cgr.copies import RealImages
 from perdure.methods.cgr.knowledge import Knowledge
 from perdure.methods.cgr.options import Defect, GeneratorOptions, PairOptions
-from perdure.methods.cgr.pairs import Manifest, mixed
+from perdure.methods.cgr.pairs import Manifest
 from perdure.methods.cgr.prompts import Card
 from perdure.methods.cgr.sampling import agreement, denoise, sound
 from perdure.methods.cgr.stock import PairStock
+from perdure.methods.past import Judge, mixed
 from perdure.networks.joint_diffusion.network import JointDiffusion
 from perdure.networks.joint_diffusion.noise import STEPS
 from perdure.streams.task import Task
@@ -39,6 +40,8 @@ LOOKS: Final = 256
 
 class PairGenerator(nn.Module):
     """A joint diffusion network, what it knows of each task, and the stock of pairs.
+
+    See :class:`~perdure.methods.past.Past`.
 
     Args:
         options: Of the network and its training.
@@ -69,6 +72,11 @@ class PairGenerator(nn.Module):
     def cards(self) -> list[Card]:
         """One card per task so far."""
         return self.known.cards
+
+    @property
+    def taught(self) -> list[tuple[int, ...]]:
+        """The classes that each task so far annotates."""
+        return [one.ids for one in self.cards]
 
     def begin(self, task: Task) -> None:
         """Write the task's card and append its adapter."""
@@ -102,7 +110,7 @@ class PairGenerator(nn.Module):
             return Batches(samples, 8, drop_last=False, weights=even, draws=max(LOOKS, len(samples)))
 
         def data() -> Batches | Mix:
-            return mixed(task, self.past(owner, task), options.batch_size)
+            return mixed(task, self.samples(owner, task), options.batch_size)
 
         return [
             Collect("labels", self, looks, self.known.measure, self.known.keep),
@@ -146,9 +154,13 @@ class PairGenerator(nn.Module):
             phases.append(Generate("pairs", self, count, make, finish, self.stock.key(one, task.index)))
         return phases
 
-    def past(self, owner: Stateful, task: Task) -> list[FileSamples]:
+    def samples(self, owner: Stateful, task: Task) -> list[FileSamples]:
         """Generated pairs of each earlier task, see :meth:`~perdure.methods.cgr.stock.PairStock.past`."""
         return self.stock.past(owner, task, self.cards)
+
+    def replayed(self, owner: Stateful) -> int:  # noqa: ARG002
+        """Generated pairs that the present task trains on."""
+        return int(self.stock.replayed)
 
     # The loss -------------------------------------------------------------------------------------------------
 

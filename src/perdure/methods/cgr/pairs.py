@@ -15,13 +15,10 @@ import torch
 from torch import Tensor
 
 from perdure.data.case import Case
-from perdure.data.preparation import Preparation
-from perdure.data.sampling import Batches, Mix, shares
-from perdure.data.tensors import FileSamples
-from perdure.errors import DataError, UsageError
+from perdure.errors import DataError
 from perdure.files import read_tensors
 from perdure.methods.cgr.codecs import VERSION, from_bytes, to_global
-from perdure.streams.task import Task
+from perdure.methods.past import Mirrored
 
 UNKNOWN: Final = torch.full((2,), torch.nan)
 
@@ -91,44 +88,20 @@ def check_causality(found: Sequence[Manifest], stage: int, generators: Tensor) -
             raise DataError(f"generated pairs are stored in version {one.codec} of the coding, not {VERSION}")
 
 
-class StoredPairs(Preparation):
+class StoredPairs(Mirrored):
     """Stored bytes and local codes as a network sees them, every other time mirrored along one axis.
 
     Attributes:
         black: What 0 becomes, per channel.
         white: What 255 becomes.
         ids: Global ids of the local codes 1, 2, ...
-        axes: Axes along which the task's own training images are mirrored too.
     """
 
     black: tuple[float, ...]
     white: tuple[float, ...]
     ids: tuple[int, ...]
-    axes: tuple[int, ...] = ()
 
     def train(self, case: Case) -> Case:
         """Image ``(C, H, W)`` float32 and label ``(H, W)`` int64 in global ids."""
         image, label = from_bytes(case.image, (self.black, self.white)), to_global(case.label, self.ids)
-        if self.axes and torch.rand(()).item() < 0.5:
-            axis = self.axes[int(torch.randint(len(self.axes), ()))]
-            image, label = image.flip(axis + 1), label.flip(axis)
-        return replace(case, image=image.contiguous(), label=label.contiguous())
-
-
-def halves(batch_size: int, past: int) -> tuple[int, int]:
-    """Real and replayed samples of a batch: half and half, an odd one is real; all real where there is no past.
-
-    Raises:
-        UsageError: A batch of one has no room for the past.
-    """
-    if past and batch_size < 2:
-        raise UsageError("a batch of 1 cannot hold a real and a replayed sample", "set the batch size to 2 or more")
-    replayed = batch_size // 2 if past else 0
-    return batch_size - replayed, replayed
-
-
-def mixed(task: Task, past: Sequence[FileSamples], batch_size: int) -> Batches | Mix:
-    """Training data of a task, half of each batch replayed; part k of the mix is the k-th past task, from 1."""
-    real, replayed = halves(batch_size, len(past))
-    data = Batches(task.train(), size=real, shuffle=True, drop_last=True)
-    return Mix((data, *shares(past, replayed))) if past else data
+        return super().train(replace(case, image=image, label=label))

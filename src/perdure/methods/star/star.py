@@ -10,6 +10,12 @@ prototypes (SAD, 4.4). Old classifiers get no loss at all.
 A class that comes back with labels in a later task (partial labels) is not learned again, for its classifier is frozen:
 its labels take the place of the old network's pseudo-labels. A task without new classes has nothing to learn and is
 refused.
+
+With replayed samples (``replay``, not in the paper) half of each batch of a later task are labelled samples of earlier
+ones. All terms above are about the distribution of the present task's data and see that alone, and so do all
+statistics. The replayed samples have a term of their own: binary cross-entropy of the old classes that their task
+annotates. Old classifiers stay frozen, for prototypes are of the features that they read: it teaches the features. New
+classes learn nothing from replayed samples, because prototypes stand for old classes there already.
 """
 
 from __future__ import annotations
@@ -29,8 +35,10 @@ from perdure.labels import BACKGROUND
 from perdure.methods import training
 from perdure.methods.losses import annotates, channels_of, class_bce, negative_bce
 from perdure.methods.method import Method
-from perdure.methods.options import Options, Setup
+from perdure.methods.options import Setup
+from perdure.methods.past import told
 from perdure.methods.prediction import Prediction
+from perdure.methods.replay import ReplayOptions, make_past, training_data, training_phases
 from perdure.methods.star import replay, statistics
 from perdure.methods.star.statistics import core_logits, core_pixels, grid_pixels
 from perdure.methods.star.terms import balance, ocfm, replay_bce, sad
@@ -42,7 +50,7 @@ Defect = Literal["spread_index", "channel_norm", "trunc", "sad_constant", "old_c
 KEPT_BUFFERS = ("prototypes", "spreads", "norms", "counts", "background_count")
 
 
-class StarOptions(Options):
+class StarOptions(ReplayOptions):
     """Settings of STAR. The defaults are the published ones with the published code's defects fixed."""
 
     lambda_mbce: float = Field(1.0, ge=0, description="weight of balanced binary cross-entropy")
@@ -91,6 +99,7 @@ class Star(Method[StarOptions]):
     def __init__(self, setup: Setup[StarOptions]) -> None:
         super().__init__(setup)
         self.network = setup.network(Segmenter)
+        self.past = make_past(self.options, self.network)
         self.old: tuple[int, ...] = ()
         self.new: tuple[int, ...] = ()
         self.again: tuple[int, ...] = ()
@@ -108,18 +117,22 @@ class Star(Method[StarOptions]):
         self.replay_amounts = self.repeat_factor = None
         self.old_network = Frozen(self.network) if task.index > 0 else None
         training.grow(self.network, task, self.training_options)
+        self.past.begin(task)
         if "old_classifier_decay" not in self.options.compat:
             self.network.freeze_old_classifiers()
 
     def phases(self, task: Task) -> Sequence[Phase]:
         """Count, train, then measure the new classes (spec 5.3)."""
-        data = partial(training.batches, task, self.training_options)
+        data = partial(training.batches, task, self.training_options)  # of this task alone, also with replay
         loss = self.later_loss if task.index > 0 else self.base_loss
+
+        def keep_counts(totals: dict[str, Tensor]) -> None:
+            # replay takes places of a batch: an epoch then has more steps, among which the prototypes are divided
+            self._keep_counts(totals, training_data(self, self.past, task).steps(), task.recurs)
+
         return [
-            Collect(
-                "counts", self, data, self._count, lambda totals: self._keep_counts(totals, data().steps(), task.recurs)
-            ),
-            training.train_phase(self, self.network, task, self.training_options, loss),
+            Collect("counts", self, data, self._count, keep_counts),
+            *training_phases(self, self.past, self.network, task, loss),
             Collect("prototypes", self, data, self._measure_prototypes, self._keep_prototypes),
             Collect("spreads", self, data, self._measure_spreads, self._keep_spreads),
         ]
@@ -132,10 +145,25 @@ class Star(Method[StarOptions]):
         return {"current": self.options.lambda_mbce * self._current(logits, batch).sum()}
 
     def later_loss(self, batch: Batch) -> Terms:
-        """4.5: balanced binary cross-entropy of the new classes, OCFM and SAD."""
+        """4.5: balanced binary cross-entropy of the new classes, OCFM and SAD; with replay that of old ones too."""
+        features = self.network.features(batch.images)
+        if batch.parts is None or not self.past.taught:
+            return self._present(batch, features)
+        ours = batch.parts.eq(0)
+        batch = told(batch, self.past)
+        terms = self._present(batch.where(ours), features[ours])
+        return terms | {"past": self.options.lambda_mbce * self._replayed(batch.where(~ours), features[~ours])}
+
+    def _replayed(self, batch: Batch, features: Tensor) -> Tensor:
+        """Binary cross-entropy of old classes on replayed samples, each where its labels tell the class."""
+        logits = self.network.classify(features, channels=range(len(self.old)))
+        weight, keep = self.training_options.pos_weight, self.options.ignore_as_negative
+        return class_bce(logits, batch.labels, self.old, weight, keep, batch.annotated).sum()
+
+    def _present(self, batch: Batch, features: Tensor) -> Terms:
+        """The terms of the paper, on images of the task."""
         options = self.options
         old_features, pseudo_labels = self._ask_old_network(batch)
-        features = self.network.features(batch.images)
         logits = self.network.classify(features, first=-1)
         labels = self._unless_again(core_pixels(batch.labels, self.network.stride))
         unlabelled = labels == BACKGROUND
@@ -279,10 +307,15 @@ class Star(Method[StarOptions]):
         """Sigmoid scores of all classes seen so far; background where none exceeds 0.5 (1.7)."""
         return training.sigmoid_scores(self.network, images, self.class_ids)
 
+    @property
+    def replayed(self) -> int:
+        """Samples of earlier tasks that the present task trained on."""
+        return self.past.replayed(self)
+
     def kept(self) -> Sequence[Kept]:
-        """The statistics: 2,060 bytes per class at width 256, and 4."""
+        """The statistics: 2,060 bytes per class at width 256, and 4; with replay what that keeps."""
         text = (
             "of each class a unit mean feature, its spread, mean and deviation of feature norms, number of grid cells; "
             "one number of background cells; from the training images of the task that taught the class"
         )
-        return [Kept("statistics", "statistics", KEPT_BUFFERS, text, per_class=True)]
+        return [Kept("statistics", "statistics", KEPT_BUFFERS, text, per_class=True), *self.past.kept("past.")]
