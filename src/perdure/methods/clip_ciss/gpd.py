@@ -5,6 +5,8 @@ What is held is not the features themselves but their cosine to every class text
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,6 +16,8 @@ from perdure.methods.losses import resizer, shrink
 
 TINY = 1e-8
 """Added to the student's probability inside the logarithm, as published."""
+AT_ONCE = 16
+"""Masks that are widened to float32 at a time: 100 of 512 × 512 would be 100 MiB."""
 
 
 def pixel_weights(masks: Tensor, size: torch.Size) -> Tensor:
@@ -28,12 +32,15 @@ def pixel_weights(masks: Tensor, size: torch.Size) -> Tensor:
         masks: ``(P, *S)`` bool.
         size: Spatial size of the map.
     """
-    full = masks.unsqueeze(1).float()
+    like = torch.empty(0, device=masks.device)
     with torch.autocast(masks.device.type, enabled=False):
-        matrices = [resizer(small, side, full) for small, side in zip(size, full.shape[2:], strict=True)]
-        weights = shrink(full, matrices)[:, 0]
-    area = masks.flatten(1).sum(1).clamp_min(1).view(-1, *[1] * len(size))
-    return weights / area
+        matrices = [resizer(small, side, like) for small, side in zip(size, masks.shape[1:], strict=True)]
+        return torch.cat([_shares(part.unsqueeze(1).float(), matrices) for part in masks.split(AT_ONCE)])
+
+
+def _shares(masks: Tensor, matrices: Sequence[Tensor | None]) -> Tensor:
+    area = masks.flatten(1).sum(1).clamp_min(1).view(-1, *[1] * len(matrices))
+    return shrink(masks, matrices)[:, 0] / area
 
 
 def region_means(features: Tensor, images: Tensor, weights: Tensor) -> Tensor:
