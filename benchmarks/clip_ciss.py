@@ -130,12 +130,14 @@ def mask_losses_of(measure: Measured, how: str, size: int, classes: int = 150) -
 # The method ------------------------------------------------------------------------------------------------------
 
 
-def learner(encoder: str, classes: int, device: torch.device, size: int, later: bool = True) -> ClipCiss:
+def learner(
+    encoder: str, classes: int, device: torch.device, size: int, later: bool = True, train: str = "all"
+) -> ClipCiss:
     """A method in its second task, which teaches a fifth of the classes, or with all of them learned."""
     torch.manual_seed(0)
 
     def network() -> Any:
-        return clip_segmenter(encoder, input_size=size)
+        return clip_segmenter(encoder, input_size=size, train=train)
 
     options = ClipCissOptions(background="none", text="hash")
     method = ClipCiss(Setup(options, TrainingOptions(optimizer="adamw", lr=1e-5, clip=35), network))
@@ -150,9 +152,11 @@ def learner(encoder: str, classes: int, device: torch.device, size: int, later: 
     return method.to(device)
 
 
-def step_of(measure: Measured, encoder: str, classes: int, size: int, batch: int) -> dict[str, float]:
+def step_of(
+    measure: Measured, encoder: str, classes: int, size: int, batch: int, train: str = "all"
+) -> dict[str, float]:
     """One training step with all terms: teacher, student, losses, optimiser."""
-    method = learner(encoder, classes, measure.device, size).train()
+    method = learner(encoder, classes, measure.device, size, train=train).train()
     parameters = [p for p in method.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-5)
     labels = torch.zeros(batch, size, size, dtype=torch.long)
@@ -194,6 +198,8 @@ def plan(
     small = "narrow" if "full" in skip else "vit_b16"
     for classes in (20, 150):
         rows.append(("training step", f"{small}, {classes} classes", step_of, (small, classes, size, batch)))
+    for train in ("last-1" if "full" in skip else "last-4", "decoder"):
+        rows.append(("training step", f"20 classes, {train} only", step_of, (small, 20, size, batch, train)))
     for classes in (20, 150):
         rows.append(("one image", f"{small}, {classes} classes", inference_of, (small, classes, size)))
     return [row for row in rows if row[0].split(",")[0].split()[0] not in skip]
