@@ -56,7 +56,7 @@ def test_names_of_later_tasks_are_read_by_the_weights_that_read_the_first(monkey
     digest = "11" * 32
 
     def table(names: list[str], source: object, *, dim: int, **_: object) -> TextTable:
-        return TextTable(tuple(names), hash_vectors(names, dim), (), Weights(str(source), digest))
+        return TextTable(tuple(names), hash_vectors(names, dim), (), Weights(str(source), digest), digest)
 
     monkeypatch.setattr("perdure.methods.clip_ciss.clip_ciss.text_table", table)
     learner = method(text="clip.pt")

@@ -241,6 +241,8 @@ def check_recipe(recipe: Recipe, as_json: bool, allow_code: bool = False) -> boo
     Machine(recipe.engine)
     fetched = recipe.network.settings.get("weights") == "imagenet"  # a check fetches nothing
     experiment = build_experiment(recipe, pretrained=not fetched)
+    if experiment.method.reads_names:
+        experiment.method.add_names({c: experiment.stream.space.name(c) for c in experiment.stream.space.ids})
     source = experiment.sources[0]
     summary = summarize(experiment.stream)
     # published counts hold where the data has the classes of the published data set in their order

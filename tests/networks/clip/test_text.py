@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from perdure.networks.clip import text as text_module
 from perdure.networks.clip.names import class_names, names_hash
 from perdure.networks.clip.text import hash_vectors, text_table
 from perdure.networks.clip.tokenizer import load_tokenizer
+from perdure.networks.clip.weights import read_clip, text_model
 
 VOCABULARY = 518  # two tokens per byte, four merges, two marks
 START, END = VOCABULARY - 2, VOCABULARY - 1
@@ -190,8 +192,35 @@ def test_another_vocabulary_than_the_text_encoders_is_refused(archive: Path, tmp
         text_table(["cat"], archive, dim=32, vocabulary=tmp_path / "bad.txt.gz")
     (tmp_path / "vocab.json").write_text("[1, 2]")
     (tmp_path / "merges.txt").write_text("#version: 0.2\nc a\n")
-    with pytest.raises(DataError, match="another vocabulary"):
-        text_table(["cat"], archive, dim=32, vocabulary=tmp_path)
+    for content in ("[1, 2]", "3", "null", '{"c": "0"}', '{"c": 1, "a": 1}'):
+        (tmp_path / "vocab.json").write_text(content)
+        with pytest.raises(DataError, match="is no vocabulary of CLIP: tokens are not numbered from 0"):
+            text_table(["cat"], archive, dim=32, vocabulary=tmp_path)
+
+
+def test_a_description_makes_another_table_of_the_same_weights(published: Callable[[str], Path]) -> None:
+    """It tells the activation: what was read from the file alone must not come out of the cache for its folder."""
+    folder = published("open_clip")
+    description = folder / "open_clip_config.json"
+    config = json.loads(description.read_text())
+    tables = []
+    for quick in (True, False):
+        config["model_cfg"]["quick_gelu"] = quick
+        description.write_text(json.dumps(config))
+        tables.append(text_table(["cat"], folder, dim=32))
+    assert tables[0].weights == tables[1].weights and tables[0].reader != tables[1].reader
+    assert not torch.equal(tables[0].vectors, tables[1].vectors)
+
+
+@pytest.mark.parametrize("name", ["text_model.encoder.layers.9999.mlp.fc1.weight", "text_projection.weight"])
+def test_a_text_encoder_that_no_weights_make_is_refused_before_it_is_built(
+    archive: Path, tmp_path: Path, name: str
+) -> None:
+    state = dict(read_clip(archive).tensors)
+    state[name] = torch.zeros(1, 1) if "layers" in name else torch.zeros(0, 32)
+    save_file({key: tensor.contiguous() for key, tensor in state.items()}, tmp_path / "clip.safetensors")
+    with pytest.raises(DataError, match="holds no text encoder"):
+        text_model(read_clip(tmp_path / "clip.safetensors"))
 
 
 def test_an_image_encoder_alone_has_no_text(archive: Path, tmp_path: Path) -> None:

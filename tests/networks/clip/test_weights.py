@@ -178,6 +178,40 @@ def test_modules_in_a_circle_end(archive: Path, tmp_path: Path) -> None:
         read_torchscript(rewritten(archive, tmp_path / "circle.pt", "/data.pkl", circle))
 
 
+def test_a_tree_without_end_and_tensors_with_a_state_are_refused(archive: Path, tmp_path: Path) -> None:
+    """A few bytes can describe 2 to the power of 60 modules; torch's own ``__setstate__`` gives a tensor any size."""
+    tree = b"\x80\x02c__torch__\nM\n)\x81q\x00"
+    for level in range(60):
+        old, new = bytes([level]), bytes([level + 1])
+        tree += b"c__torch__\nM\n)\x81}X\x01\x00\x00\x00ah" + old + b"sX\x01\x00\x00\x00bh" + old + b"sbq" + new
+    changed = storage_pickle("I2\nI2\n", "I2\nI1\n")
+    assert changed.count(b"tRub") == 1
+    for number, content in enumerate((tree + b".", changed.replace(b"tRub", b"tR}bub"))):
+        with pytest.raises(DataError, match="is a damaged TorchScript archive"):
+            read_torchscript(rewritten(archive, tmp_path / f"{number}.pt", "/data.pkl", content))
+
+
+def test_an_archive_without_a_description_of_modules_is_refused(archive: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(archive) as old, zipfile.ZipFile(tmp_path / "bare.pt", "w") as new:
+        for name in old.namelist():
+            if not name.endswith("/data.pkl"):
+                new.writestr(name, old.read(name))
+    with pytest.raises(DataError, match="is a damaged TorchScript archive"):
+        read_clip(tmp_path / "bare.pt")
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), 1e300])
+def test_weights_that_are_no_finite_numbers_are_told_by_name(
+    published: Callable[[str], Path], tmp_path: Path, number: float
+) -> None:
+    state = load_file(published("safetensors"))
+    state["visual.proj"] = state["visual.proj"].double()
+    state["visual.proj"][0, 0] = number
+    save_file(state, tmp_path / "clip.safetensors")
+    with pytest.raises(DataError, match=r"numbers that are not finite \(first: visual_projection\.weight\)"):
+        read_clip(tmp_path / "clip.safetensors")
+
+
 def truncated(path: Path, target: Path) -> Path:
     target.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     return target

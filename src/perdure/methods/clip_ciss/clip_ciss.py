@@ -11,6 +11,7 @@ A class that comes back with labels in a later task (partial labels) learns from
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -33,19 +34,20 @@ from perdure.networks.clip.decoder import presence
 from perdure.networks.clip.encoder import ClipEncoder, EncoderOutput, MapsEncoder
 from perdure.networks.clip.names import check_names, class_names
 from perdure.networks.clip.segmenter import ClipSegmenter, Segmented
-from perdure.networks.clip.text import HASH, text_table
+from perdure.networks.clip.text import HASH, TextTable, text_table
 from perdure.networks.frozen import Frozen
 from perdure.networks.segmenter import padded, upsample
-from perdure.networks.weights import Weights
 from perdure.streams.task import Task
+
+_log = logging.getLogger(__name__)
 
 
 class ClipCiss(Method[ClipCissOptions]):
     """Text-conditioned segmentation with distillation.
 
     The text table is a buffer ``text (C, D)``, a row per class in learning order: whatever the order of the classes,
-    each has the row of its own name. It is sealed with the run, so predicting needs no text encoder. The hash of the
-    weights that read the names is sealed with it (``text_source (32,)`` uint8, zero for the stand-in).
+    each has the row of its own name. It is sealed with the run, so predicting needs no text encoder. The hash of
+    what read the names is sealed with it (``text_source (32,)`` uint8, zero for the stand-in).
 
     Attributes:
         names: Of the classes seen so far, by id.
@@ -101,6 +103,9 @@ class ClipCiss(Method[ClipCissOptions]):
         """Whether the encoder comes with a joint space of images and texts that training should not destroy."""
         return self.network.weights.source != "random" and not self.network.encoder.fresh
 
+    def _reads_meaning(self) -> bool:
+        return bool(self.text_source.any())
+
     def _complete_text(self) -> None:
         """Read the names of classes that have no row yet.
 
@@ -127,20 +132,20 @@ class ClipCiss(Method[ClipCissOptions]):
         table = text_table(
             words, source, dim=self.network.dim, templates=options.prompts, vocabulary=options.vocabulary
         )
-        self._same_source(table.weights)
+        self._same_source(table)
         return table.vectors
 
-    def _same_source(self, weights: Weights) -> None:
+    def _same_source(self, table: TextTable) -> None:
         """Remember what read the first names; refuse another reader later, whose vectors lie in another space.
 
         Raises:
-            DataError: The file's content is not what it was, though it has the same name.
+            DataError: Weights, description or vocabulary are not what they were, though they have the same names.
         """
-        digest = torch.frombuffer(bytearray.fromhex(weights.sha256 or "00" * 32), dtype=torch.uint8)
+        digest = torch.frombuffer(bytearray.fromhex(table.reader), dtype=torch.uint8)
         if len(self.text) and not torch.equal(self.text_source.cpu(), digest):
             raise DataError(
-                f"{weights.source} is not the text encoder that read the names of earlier classes",
-                "bring back the file that the run began with: vectors of two encoders cannot be compared",
+                f"{table.weights.source} is not the text encoder that read the names of earlier classes",
+                "bring back weights, description and vocabulary of the run: vectors of two encoders cannot be compared",
             )
         self.text_source.copy_(digest)
 
@@ -233,13 +238,17 @@ class ClipCiss(Method[ClipCissOptions]):
         """Predict these classes too, by id, from their names alone; forgotten when the next task begins."""
         check_names([*self.names.values(), *names.values()])
         self._complete_text()
+        if self.names and not self._reads_meaning():
+            _log.warning(
+                "the stand-in for a text encoder knows nothing of a name: masks of unlearned classes mean nothing"
+            )
         self.named = torch.cat([self.named, self._read(names).to(self.text)])
         self.class_ids += tuple(names)
 
     def kept(self) -> Sequence[Kept]:
         """The text table, 4 D bytes per class, and the hash of what read the names."""
         text = f"a text vector of the name of each class, in the prompt '{self.options.prompts[0]}'; from no image"
-        source = "the hash of the weights that read the names of the classes, zero for the stand-in; from no image"
+        source = "the hash of the text encoder that read the names of the classes, zero for the stand-in; from no image"
         return [
             Kept("text", "prototypes", ("text",), text, per_class=True),
             Kept("text-source", "statistics", ("text_source",), source),

@@ -35,7 +35,7 @@ def pixel_weights(masks: Tensor, size: torch.Size) -> Tensor:
     like = torch.empty(0, device=masks.device)
     with torch.autocast(masks.device.type, enabled=False):
         matrices = [resizer(small, side, like) for small, side in zip(size, masks.shape[1:], strict=True)]
-        return torch.cat([_shares(part.unsqueeze(1).float(), matrices) for part in masks.split(AT_ONCE)])
+        return torch.cat([_shares(part.unsqueeze(1).float(), matrices) for part in torch.split(masks, AT_ONCE)])
 
 
 def _shares(masks: Tensor, matrices: Sequence[Tensor | None]) -> Tensor:

@@ -19,9 +19,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from perdure.errors import DataError, PerdureError, UsageError, plain
 from perdure.files import cache_dir, read_tensors, sha256, write_tensors
+from perdure.networks.clip.layouts import Facts
 from perdure.networks.clip.names import TEMPLATE, check_names, names_hash, prompts
 from perdure.networks.clip.tokenizer import FOLDER_FILES, find_vocabulary, load_tokenizer
-from perdure.networks.clip.weights import ClipFile, read_clip, text_model, weights_file
+from perdure.networks.clip.weights import ClipFile, described, read_clip, text_model, weights_file
 from perdure.networks.weights import Weights
 
 HASH: Final = "hash"
@@ -29,7 +30,7 @@ SHARED: Final = 0.75
 """Share of the common direction in stand-in vectors: CLIP's table of ADE20K has a mean cosine of 0.76."""
 GRAMS: Final = (2, 3, 4)
 BATCH: Final = 64
-VERSION: Final = "1"  # increase it when the same key gives another table
+VERSION: Final = "2"  # increase it when the same key gives another table
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,15 @@ class TextTable:
         vectors: ``(N, D)`` float32, each of length 1.
         templates: Prompts that the names stood in; empty for the stand-in.
         weights: Of the text encoder; the source ``hash`` is the stand-in.
+        reader: Hash of everything besides names and prompts that the vectors depend on: weights, what their
+            description tells, vocabulary. Zero for the stand-in.
     """
 
     names: tuple[str, ...]
     vectors: Tensor
     templates: tuple[str, ...]
     weights: Weights
+    reader: str = "00" * 32
 
     @property
     def names_sha256(self) -> str:
@@ -85,7 +89,8 @@ def text_table(
     file = weights_file(path)
     tokens = vocabulary.expanduser() if vocabulary is not None else find_vocabulary(path)
     weights = Weights(str(path), sha256(file))
-    key = _key(words, weights, tokens)
+    reader = _reader(weights, described(path), tokens)
+    key = _key(words, reader)
     vectors = _cached(key, len(names))
     if vectors is None:
         vectors = _encode(words, read_clip(path), tokens)
@@ -96,7 +101,7 @@ def text_table(
             f"{path} gives text vectors of length {vectors.shape[1]}, the network takes {dim}",
             "use the text encoder of the CLIP that the network's encoder has the sizes of",
         )
-    return TextTable(tuple(names), vectors, tuple(templates), weights)
+    return TextTable(tuple(names), vectors, tuple(templates), weights, reader)
 
 
 def hash_vectors(names: Sequence[str], dim: int) -> Tensor:
@@ -150,12 +155,20 @@ def _encode(words: Sequence[Sequence[str]], found: ClipFile, vocabulary: Path) -
     return F.normalize(vectors.reshape(len(words), -1, vectors.shape[1]).mean(1), dim=-1)
 
 
-def _key(words: Sequence[Sequence[str]], weights: Weights, vocabulary: Path) -> str:
-    """Name of a table in the cache: everything that it depends on."""
+def _reader(weights: Weights, facts: Facts, vocabulary: Path) -> str:
+    """Hash of what turns prompts into vectors."""
     files = [vocabulary / file for file in FOLDER_FILES] if vocabulary.is_dir() else [vocabulary]
     read = [sha256(file) for file in files if file.is_file()]
-    content = json.dumps([VERSION, words, weights.sha256, read])
-    return hashlib.sha256(content.encode()).hexdigest()[:32]
+    return _digest([VERSION, weights.sha256, facts, read])
+
+
+def _key(words: Sequence[Sequence[str]], reader: str) -> str:
+    """Name of a table in the cache: everything that it depends on."""
+    return _digest([words, reader])[:32]
+
+
+def _digest(content: object) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def _place(key: str) -> Path:

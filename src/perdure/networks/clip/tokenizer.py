@@ -62,7 +62,10 @@ def load_tokenizer(path: Path, size: int) -> Any:
             : max(0, size - 2 * 256 - 2)
         ]  # the file goes on with merges that CLIP leaves out
         vocabulary = _vocabulary(merges)
-    ends = [vocabulary.get(token) for token in (START, END)] if isinstance(vocabulary, dict) else []
+    numbers: list[object] = list(vocabulary.values()) if isinstance(vocabulary, dict) else [None]
+    if not all(isinstance(number, int) for number in numbers) or set(numbers) != set(range(len(numbers))):
+        raise DataError(f"{path} is no vocabulary of CLIP: tokens are not numbered from 0", "fetch it again")
+    ends = [vocabulary.get(token) for token in (START, END)]
     if len(vocabulary) != size or ends != [size - 2, size - 1]:
         raise DataError(
             f"{path} is another vocabulary than the text encoder's: {len(vocabulary)} tokens, not {size}",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import io
+import itertools
 import operator
 import pickle
 import zipfile
@@ -36,6 +37,8 @@ DTYPES: Final = {
 }
 DEEPEST: Final = 64
 """Levels of modules; CLIP has seven."""
+MOST: Final = 100_000
+"""Values in the tree of modules; CLIP has some thousands. Few bytes can describe a tree that never ends."""
 
 
 def is_torchscript(path: Path) -> bool:
@@ -68,9 +71,23 @@ class _ForbiddenError(Exception):
     """The pickle names something outside of the few that a tree of modules needs."""
 
 
+class Leaf:
+    """A tensor that a pickle cannot reach into: torch's own ``__setstate__`` would give it another size."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+    def __setstate__(self, state: object) -> None:
+        raise ValueError("a tensor with a state of its own")
+
+
 def _tensors(archive: zipfile.ZipFile) -> dict[str, Tensor]:
-    entry = next(name for name in archive.namelist() if name.endswith("/data.pkl") and name.count("/") == 1)
-    root = entry.removesuffix("data.pkl")
+    entries = [name for name in archive.namelist() if name.endswith("/data.pkl") and name.count("/") == 1]
+    if len(entries) != 1:
+        raise ValueError("not one description of the modules")
+    root = entries[0].removesuffix("data.pkl")
+    left = 2 * sum(member.file_size for member in archive.infolist())
+    storages: dict[tuple[str, torch.dtype], Leaf] = {}
 
     # Made anew for each file: whatever a pickle does to the classes and functions that it can name ends with the call.
     class Node:
@@ -79,17 +96,27 @@ def _tensors(archive: zipfile.ZipFile) -> dict[str, Tensor]:
         def __setstate__(self, state: dict[str, object]) -> None:
             self.state = state
 
-    def storage(dtype: torch.dtype, key: str, count: int) -> Tensor:
-        raw = bytearray(_member(archive, f"{root}data/{key}"))
-        return torch.frombuffer(raw, dtype=dtype, count=count) if count else torch.empty(0, dtype=dtype)
+    def storage(dtype: torch.dtype, key: str, count: int) -> Leaf:
+        if (key, dtype) not in storages:
+            raw = bytearray(_member(archive, f"{root}data/{key}"))
+            storages[key, dtype] = Leaf(torch.frombuffer(raw, dtype=dtype) if raw else torch.empty(0, dtype=dtype))
+        whole = storages[key, dtype].tensor
+        if count > len(whole):
+            raise ValueError("a storage is shorter than it says")
+        return Leaf(whole[:count])
 
-    def tensor(flat: Tensor, offset: int, size: Sequence[int], stride: Sequence[int], *_: object) -> Tensor:
+    def tensor(part: Leaf, offset: int, size: Sequence[int], stride: Sequence[int], *_: object) -> Leaf:
+        nonlocal left
+        flat = part.tensor
         cells = functools.reduce(operator.mul, size, 1)
+        left -= cells * flat.element_size()
         reach = offset + sum((side - 1) * step for side, step in zip(size, stride, strict=True)) + 1
         # by strides of 0 few numbers could stand for more than memory holds
         if min((offset, *size, *stride)) < 0 or (cells and max(cells, reach) > len(flat)):
             raise ValueError("a tensor reaches beyond its storage")
-        return flat.as_strided(tuple(size), tuple(stride), offset).clone()
+        if left < 0:  # many tensors of one storage
+            raise ValueError("the tensors are larger than the archive")
+        return Leaf(flat.as_strided(tuple(size), tuple(stride), offset).clone())
 
     def same(value: object, *_: object) -> object:
         return value
@@ -111,14 +138,15 @@ def _tensors(archive: zipfile.ZipFile) -> dict[str, Tensor]:
                 raise _ForbiddenError(f"'{module}.{name}'")
             return allowed[module, name]
 
-        def persistent_load(self, pid: Any, /) -> Tensor:
+        def persistent_load(self, pid: Any, /) -> Leaf:
             kind, dtype, key, _, count = pid
             if kind != "storage":
                 raise ValueError("a reference to something that is no storage")
             return storage(dtype, key, count)
 
-    tree = Reader(io.BytesIO(_member(archive, entry))).load()
-    return dict(_walk(tree, "", lambda value: value.state if isinstance(value, Node) else None))
+    tree = Reader(io.BytesIO(_member(archive, entries[0]))).load()
+    values = _walk(tree, "", lambda value: value.state if isinstance(value, Node) else None, itertools.count())
+    return dict(values)
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> bytes:
@@ -129,13 +157,17 @@ def _member(archive: zipfile.ZipFile, name: str) -> bytes:
 
 
 def _walk(
-    value: object, name: str, state: Callable[[object], dict[str, object] | None], depth: int = 0
+    value: object,
+    name: str,
+    state: Callable[[object], dict[str, object] | None],
+    seen: Iterator[int],
+    depth: int = 0,
 ) -> Iterator[tuple[str, Tensor]]:
-    """Tensors below a node, with their dotted names."""
-    if depth > DEEPEST:
-        raise ValueError("modules are nested too deeply, or in a circle")
+    """Tensors below a node, with their dotted names; ``seen`` counts values."""
+    if depth > DEEPEST or next(seen) > MOST:
+        raise ValueError("modules are nested too deeply, in a circle, or too many")
     for key, child in (state(value) or {}).items():
-        if isinstance(child, Tensor):
-            yield name + key, child
+        if isinstance(child, Leaf):
+            yield name + key, child.tensor
         else:
-            yield from _walk(child, f"{name}{key}.", state, depth + 1)
+            yield from _walk(child, f"{name}{key}.", state, seen, depth + 1)

@@ -77,6 +77,11 @@ def weights_file(path: Path) -> Path:
     return file
 
 
+def described(path: Path) -> Facts:
+    """What the description beside :func:`read_clip`'s ``path`` tells; nothing of a file."""
+    return in_folder(path)[1] if path.is_dir() else Facts()
+
+
 def read_clip(path: Path) -> ClipFile:
     """Read a published CLIP.
 
@@ -90,7 +95,7 @@ def read_clip(path: Path) -> ClipFile:
     """
     path = path.expanduser()
     file = weights_file(path)
-    facts = in_folder(path)[1] if path.is_dir() else Facts()
+    facts = described(path)
     raw = read_torchscript(file) if is_torchscript(file) else read_weight_file(file)
     tensors = {
         name: tensor.float() if tensor.is_floating_point() else tensor
@@ -106,6 +111,8 @@ def read_clip(path: Path) -> ClipFile:
             + (f": {len(strange)} of {len(tensors)} tensors have other names (first: {strange[0]})" if strange else ""),
             "give OpenAI's ViT-B-16.pt, open_clip's safetensors, or a folder of a CLIP from Hugging Face",
         )
+    if odd := next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), None):
+        raise DataError(f"{file} holds numbers that are not finite (first: {odd})", "fetch it again")
     return ClipFile(file, tensors, facts, sha256(file))
 
 
@@ -193,7 +200,8 @@ def text_model(found: ClipFile) -> nn.Module:
     names = ("embeddings.token_embedding", "embeddings.position_embedding", "encoder.layers.0.mlp.fc1")
     sizes = [tensors.get(f"text_model.{name}.weight") for name in names]
     projection = tensors.get("text_projection.weight")
-    if projection is None or any(size is None or size.ndim != 2 for size in (*sizes, projection)):
+    whole = all(size is not None and size.ndim == 2 and size.numel() for size in (*sizes, projection))
+    if projection is None or not whole or layers > len(tensors):
         raise DataError(
             f"{found.path} holds no text encoder",
             "use the whole CLIP, not its image encoder alone, or text encoder hash",
