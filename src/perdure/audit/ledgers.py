@@ -187,6 +187,8 @@ def _entry_problem(entry: Entry) -> str | None:
     name, kind = entry["name"], entry["kind"]
     if kind not in get_args(KeptKind):
         return f"'{name}' is of the unknown kind '{kind}'"
+    if (entry["stored"] or "").startswith("exemplars") and kind != "exemplars":  # raw data, whatever it is called
+        return f"'{name}' is stored as exemplars and called {kind}"
     if len(name) > LONGEST_NAME or len(entry["made_from"]) > MOST_WORDS:
         return f"'{name[:40]}' has a name or an explanation that is too long"
     if entry["shows"] not in (None, "images", "distances") or len(entry["stored"] or "") > LONGEST_NAME:
