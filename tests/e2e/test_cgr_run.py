@@ -27,7 +27,13 @@ pytestmark = [pytest.mark.e2e, pytest.mark.filterwarnings("ignore:.*multi-thread
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 DATA = [f"stream.tasks.{n}.data.{key}={value}" for n in (1, 2, 3) for key, value in (("train", 4), ("test", 1))]
 TINY = ["volumes.size=16", "training.steps=2", "training.batch_size=4", "report.samples=1", "engine.threads=1"]
-GENERATOR = ["generator.size=smoke", "generator.steps=2", "generator.batch_size=4", "generator.text_width=8"]
+GENERATOR = [
+    "generator.size=smoke",
+    "generator.steps=2",
+    "generator.later_steps=2",
+    "generator.batch_size=4",
+    "generator.text_width=8",
+]
 PAIRS = ["generator.tokens=2", "pairs.count=3", "pairs.batch=2", "pairs.steps=2", "pairs.sampler=dpm"]
 OWN = [f"method.{setting}" for setting in (*GENERATOR, *PAIRS)]
 
