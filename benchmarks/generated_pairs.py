@@ -27,9 +27,9 @@ from perdure.config.data_sets import in_order, open_sources
 from perdure.data.volumes.extra import free_memory
 from perdure.methods.cgr import bjd, codecs
 from perdure.methods.cgr.cgr import Cgr
-from perdure.methods.cgr.copies import Judge
 from perdure.methods.cgr.sampling import agreement
 from perdure.methods.cgr.terms import standardised
+from perdure.methods.past import Judge
 from perdure.networks.joint_diffusion.network import JointDiffusion, Size
 from perdure.predict import Trained
 from perdure.run_folder import RunFolder
