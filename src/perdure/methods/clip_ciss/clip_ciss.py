@@ -11,7 +11,6 @@ A class that comes back with labels in a later task (partial labels) learns from
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -38,8 +37,6 @@ from perdure.networks.clip.text import HASH, TextTable, text_table
 from perdure.networks.frozen import Frozen
 from perdure.networks.segmenter import padded, upsample
 from perdure.streams.task import Task
-
-_log = logging.getLogger(__name__)
 
 
 class ClipCiss(Method[ClipCissOptions]):
@@ -102,9 +99,6 @@ class ClipCiss(Method[ClipCissOptions]):
     def _knows_text(self) -> bool:
         """Whether the encoder comes with a joint space of images and texts that training should not destroy."""
         return self.network.weights.source != "random" and not self.network.encoder.fresh
-
-    def _reads_meaning(self) -> bool:
-        return bool(self.text_source.any())
 
     def _complete_text(self) -> None:
         """Read the names of classes that have no row yet.
@@ -238,10 +232,6 @@ class ClipCiss(Method[ClipCissOptions]):
         """Predict these classes too, by id, from their names alone; forgotten when the next task begins."""
         check_names([*self.names.values(), *names.values()])
         self._complete_text()
-        if self.names and not self._reads_meaning():
-            _log.warning(
-                "the stand-in for a text encoder knows nothing of a name: masks of unlearned classes mean nothing"
-            )
         self.named = torch.cat([self.named, self._read(names).to(self.text)])
         self.class_ids += tuple(names)
 
