@@ -72,12 +72,12 @@ def at_second(make_blocks, make_setup, work, first_batch):
 def test_three_tasks(make_blocks, make_setup, work):
     stream, learner = make_blocks(GROUPS, count=24), method(make_setup)
     for index, new in enumerate(GROUPS):
-        before = {name: getattr(learner.statistics, name).clone() for name in SHOWN}
+        before = {name: getattr(learner.memory.statistics, name).clone() for name in SHOWN}
         log = work(learner, stream, index)
         assert list(log) == (["impressions", "train", "statistics"] if index else ["train", "statistics"])
         terms = {"current", "pseudo", "lf", "old", "new"} if index else {"current"}
         assert set(log["train"][0]) == terms
-        seen, known = sum(map(len, GROUPS[: index + 1])), learner.statistics
+        seen, known = sum(map(len, GROUPS[: index + 1])), learner.memory.statistics
         assert known.patches.shape == (seen, 3, 8, 8) and known.masks.shape == (seen, 1, 8, 8)
         assert known.patches.dtype == known.masks.dtype == known.background.dtype == torch.uint8
         assert known.co_occurrence.shape == (seen, seen) and torch.equal(known.co_occurrence, known.co_occurrence.T)
@@ -85,16 +85,16 @@ def test_three_tasks(make_blocks, make_setup, work):
         assert known.size.tolist() == [16, 16]
         for name in SHOWN if index else ():  # appended in learning order; old rows stay
             assert torch.equal(getattr(known, name)[: seen - len(new)], before[name])
-        assert learner.images is None and learner.labels is None
+        assert learner.memory.images is None and learner.memory.labels is None
         state = learner.state_dict()
         assert all(value.isfinite().all() for value in state.values())
         claimed = {key for item in learner.kept() for key in item.keys}
         assert claimed == {key for key in state if not key.startswith("network.")}
-    assert learner.yields.tolist() == [9, 9] and learner.replayed == 9
+    assert learner.memory.yields.tolist() == [9, 9] and learner.replayed == 9
     assert "of 9 impressions made for this task 9" in learner.kept()[1].made_from
-    learner.yields[1] = 2
+    learner.memory.yields[1] = 2
     assert "which is few" in learner.kept()[1].made_from
-    assert learner.previews.shape == (3, 2, 3, 16, 16)
+    assert learner.memory.previews.shape == (3, 2, 3, 16, 16)
     with torch.no_grad():
         predicted = learner.eval().predict(torch.randn(1, 3, 16, 16))
     assert predicted.class_ids == (0, 2, 5, 1, 4, 3)
@@ -104,11 +104,11 @@ def test_impressions_show_what_the_layout_asks_for(at_second):
     quick = {"epochs": 20, "optimizer": "adamw", "lr": 0.03}
     synthesis = {"steps": 60, "per_class": 8, "batch": 16, "jitter": 0.0, "band": 0}
     learner, _ = at_second(training=quick, synthesis=synthesis)
-    teacher = learner.old_network.module
-    known, options = learner.statistics, learner.options.synthesis
+    teacher = learner.memory.teacher
+    known, options = learner.memory.statistics, learner.options.synthesis
     low, high = known.ends[:, :, None, None]
     torch.manual_seed(0)
-    item = learner.make(0)
+    item = learner.memory.make(0)
     torch.manual_seed(0)
     job = plan_impressions(known, options, len(learner.old), 0)
     images = decode(item["images"], known.ends)
@@ -140,13 +140,13 @@ class Progress:
 def test_a_stopped_item_ends_with_the_same_pixels(at_second):
     learner, _ = at_second(synthesis={"steps": 25})
     torch.manual_seed(7)
-    whole = learner.make(1, Progress())
+    whole = learner.memory.make(1, Progress())
     torch.manual_seed(7)
     progress = Progress(stop_at=20)
     with pytest.raises(Interrupted):
-        learner.make(1, progress)
+        learner.memory.make(1, progress)
     torch.manual_seed(99)  # a new process draws other numbers
-    again = learner.make(1, Progress(saved=progress.saved))
+    again = learner.memory.make(1, Progress(saved=progress.saved))
     assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 
@@ -157,7 +157,7 @@ def test_restored_in_the_middle_of_training(at_second, make_setup, make_blocks):
     for task in stream.tasks[:2]:
         again.begin(task)
     restore(again, learner.state_dict())
-    again.old_network = learner.old_network
+    again.memory.old_network = learner.memory.old_network
     losses = []
     for each in (learner, again.train()):
         torch.manual_seed(3)
@@ -167,7 +167,7 @@ def test_restored_in_the_middle_of_training(at_second, make_setup, make_blocks):
 
 def test_terms_are_settings(at_second):
     learner, batch = at_second(replay="none")
-    assert set(learner.later_loss(batch)) == {"current", "pseudo", "lf"} and learner.images is None
+    assert set(learner.later_loss(batch)) == {"current", "pseudo", "lf"} and learner.memory.images is None
     learner, batch = at_second(lambda_margin=1.0, lambda_lf=0.0)
     terms = learner.later_loss(batch)
     assert set(terms) == {"current", "pseudo", "lf", "old", "new", "margin"} and float(terms["lf"].detach()) == 0.0
@@ -183,7 +183,7 @@ def test_nothing_has_changed_yet(at_second):
 def test_pseudo_labels_stand_for_missing_ones_only(at_second):
     learner, batch = at_second(replay="none", confidence=0.5)
     learner.network.eval()
-    teacher = learner.old_network.module
+    teacher = learner.memory.teacher
     with torch.no_grad():
         seen = learner.predict(batch.images[:0]).class_ids
         logits = nn.functional.interpolate(teacher.classify(teacher.features(batch.images)), size=16, mode="bilinear")
@@ -207,8 +207,8 @@ def test_new_classes_are_absent_on_old_pixels(at_second):
 
 def test_means_are_replayed_as_drawn(at_second):
     learner, _ = at_second(replay="means", synthesis={"least_dice": 1.0, "band": 0})
-    assert learner.yields.tolist() == [6, 6]  # nothing is asked of the teacher
-    assert set(learner.labels.unique().tolist()) <= {0, *learner.old}
+    assert learner.memory.yields.tolist() == [6, 6]  # nothing is asked of the teacher
+    assert set(learner.memory.labels.unique().tolist()) <= {0, *learner.old}
 
 
 def test_when_no_impression_shows_its_layout(at_second):

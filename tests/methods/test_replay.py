@@ -1,4 +1,4 @@
-"""Replay as a setting of other methods: of generated pairs, and of exemplars."""
+"""Replay as a setting of other methods: of generated pairs, of class impressions, and of exemplars."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from perdure.data.case import Batch
 from perdure.data.sampling import Batches, Mix
@@ -37,7 +38,11 @@ GENERATED = {
     "pairs": {"count": 4, "batch": 4, "steps": 2, "previews": 0},
 }
 EXEMPLARS = {"replay": "exemplars", "exemplars": {"per_task": 3}}
-PASTS = [GENERATED, EXEMPLARS]
+IMPRESSIONS = {
+    "replay": "impressions",
+    "impressions": {"per_class": 3, "batch": 4, "steps": 4, "least_dice": 0.0, "patch": 8, "previews": 1},
+}
+PASTS = pytest.mark.parametrize("past", [GENERATED, IMPRESSIONS, EXEMPLARS], ids=lambda past: past["replay"])
 KINDS = [(Finetune, FinetuneOptions), (Lwf, LwfOptions), (Star, StarOptions)]
 
 
@@ -93,7 +98,7 @@ def make(make_setup: Callable[..., Any]) -> Callable[..., Any]:
     return go
 
 
-@pytest.mark.parametrize("past", PASTS, ids=["generated", "exemplars"])
+@PASTS
 @pytest.mark.parametrize(("kind", "options"), KINDS)
 def test_the_past_is_made_beside_the_method_and_kept(
     kind: Any,
@@ -108,21 +113,26 @@ def test_the_past_is_made_beside_the_method_and_kept(
         run(method, stream, index)
         with stream.opened(task):
             names.append([phase.name for phase in method.phases(task)])
-    generated = past is GENERATED
-    before, after = (["labels", "generator"], ["pairs"]) if generated else (["exemplars"], [])
+    before, after = {
+        "generated": ((["labels", "generator"],) * 2, (["pairs"], ["pairs"] * 2)),
+        "impressions": (([], ["impressions"]), (["statistics"],) * 2),
+        "exemplars": ((["exemplars"],) * 2, ([], [])),
+    }[past["replay"]]
     around = (["counts"], ["prototypes", "spreads"]) if kind is Star else ([], [])
-    assert names == [[*around[0], *before, "train", *after * number, *around[1]] for number in (1, 2)]
-    assert method.replayed == (4 if generated else 3)
+    assert names == [[*around[0], *before[k], "train", *after[k], *around[1]] for k in (0, 1)]
+    assert method.replayed == {"generated": 4, "impressions": 6, "exemplars": 3}[past["replay"]]
     assert {item.files for item in method.kept() if item.files} == set(method.files)
     kinds = {item.kind for item in method.kept() if item.files}
-    assert kinds == {"synthetic" if generated else "exemplars"}
+    assert kinds == {"generated": {"synthetic"}, "impressions": set(), "exemplars": {"exemplars"}}[past["replay"]]
+    assert method.averages_images == (past is IMPRESSIONS)
     claimed = {key for item in method.kept() for key in item.keys}
-    passing = {"replay_amounts", "repeat_factor"}  # of STAR, gone when its task is done
+    # gone when their task is done, or written with the next one
+    passing = {"replay_amounts", "repeat_factor", "past.memory.images", "past.memory.labels"}
     weights = {name for name, _ in method.named_buffers() if name.startswith("network.")}
     assert {name for name, _ in method.named_buffers()} - weights - passing == claimed
 
 
-@pytest.mark.parametrize("past", PASTS, ids=["generated", "exemplars"])
+@PASTS
 @pytest.mark.parametrize(("kind", "options"), KINDS)
 def test_a_stopped_task_ends_with_the_same_bytes(
     kind: Any,
@@ -142,12 +152,13 @@ def test_a_stopped_task_ends_with_the_same_bytes(
     states = whole.state_dict(), stopped.state_dict()
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert past is not IMPRESSIONS or "past.memory.images" not in states[0]
     for names in whole.files.values():
         for one, two in zip(whole.store.paths(names), stopped.store.paths(names), strict=True):
             assert one.read_bytes() == two.read_bytes()
 
 
-@pytest.mark.parametrize("past", PASTS, ids=["generated", "exemplars"])
+@PASTS
 def test_real_images_say_nothing_of_old_classes_and_replayed_ones_nothing_of_new_ones(
     past: dict[str, Any], make: Callable[..., Any], make_blocks: Callable[..., Stream]
 ) -> None:
@@ -247,6 +258,26 @@ def test_without_replay_nothing_is_there(make_setup: Callable[..., Any], make_bl
     assert all(name.startswith("network.") for name in method.state_dict())
 
 
-def test_pairs_need_images(make_setup: Callable[..., Any]) -> None:
-    with pytest.raises(UsageError, match="needs a 2D network for segmentation"):
-        Finetune(make_setup(FinetuneOptions.model_validate(GENERATED), dims=3))
+@pytest.mark.parametrize("past", [GENERATED, IMPRESSIONS], ids=lambda past: past["replay"])
+def test_made_images_need_a_network_for_images(past: dict[str, Any], make_setup: Callable[..., Any]) -> None:
+    with pytest.raises(UsageError, match=f"replay={past['replay']} makes .* needs a 2D network for segmentation"):
+        Finetune(make_setup(FinetuneOptions.model_validate(past), dims=3))
+
+
+def test_impressions_are_of_old_classes_as_the_old_network_sees_them(
+    make: Callable[..., Any], make_blocks: Callable[..., Stream], run: Callable[..., Any]
+) -> None:
+    method, stream = make(Lwf, LwfOptions, IMPRESSIONS), make_blocks([(1, 2), (3,)])
+    run(method, stream, 0)
+    before = copy.deepcopy(method.network).eval()
+    run(method, stream, 1, phases=1)
+    (source,) = method.past.samples(method, stream.tasks[1])
+    assert len(source) == 6 and method.past.taught == ((1, 2), (3,))
+    low, high = method.past.memory.statistics.ends[:, :, None, None]
+    for place in range(6):
+        case = source[place]
+        assert ((case.image >= low) & (case.image <= high)).all()
+        with torch.no_grad():
+            scores = F.interpolate(before.classify(before.features(case.image[None])), 16, mode="bilinear")[0]
+        best, channel = scores.max(0)
+        assert torch.equal(case.label.long(), torch.where(best > 0, torch.tensor([1, 2])[channel], 0))

@@ -46,6 +46,7 @@ class Finetune(Method[FinetuneOptions]):
         super().__init__(setup)
         self.network = setup.network(GrowingNetwork)
         self.past = make_past(self.options, self.network)
+        self.averages_images = self.options.replay == "impressions"
         self.learning: tuple[int, ...] = ()
         if self.network.kind == "classification" and self.options.replay != "none" and self.options.channels == "new":
             raise UsageError("replayed images have classes that channels=new does not learn", "set channels=seen")
@@ -53,8 +54,8 @@ class Finetune(Method[FinetuneOptions]):
 
     def begin(self, task: Task) -> None:
         """Append a classifier for the task's classes."""
-        training.grow(self.network, task, self.training_options)
         self.past.begin(task)
+        training.grow(self.network, task, self.training_options)
         self.class_ids = task.seen
         self.learning = task.seen
         if self.options.channels == "new":

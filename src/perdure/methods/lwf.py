@@ -79,6 +79,7 @@ class Lwf(Method[LwfOptions]):
         super().__init__(setup)
         self.network = setup.network(GrowingNetwork)
         self.past = make_past(self.options, self.network)
+        self.averages_images = self.options.replay == "impressions"
         self.old: tuple[int, ...] = ()
         self.learning: tuple[int, ...] = ()
         self.present: tuple[int, ...] = ()

@@ -40,7 +40,8 @@ class Method(Stateful, ABC, Generic[OptionsT]):
         kinds: What it can learn: segmentation, classification or both.
         sees_all_tasks: True for upper bounds that train on all tasks at once; the stream is then merged.
         averages_images: True where it keeps statistics that look like images, such as class means. Of patients they
-            need many images per class (``Kept.from_images``), which is then checked before anything is trained.
+            need many images per class (``Kept.from_images``), which is then checked before anything is trained. May
+            depend on the options.
         recurring: Whether it can use labels of classes that an earlier task taught: learn them, also in a task that
             teaches no new class; bear them in a task that teaches new ones (``beside_new``); or neither. A stream that
             asks for more is refused before anything is trained. May depend on the options.
@@ -53,7 +54,7 @@ class Method(Stateful, ABC, Generic[OptionsT]):
     Options: ClassVar[type[Options]] = Options
     kinds: ClassVar[frozenset[Kind]] = frozenset({"segmentation"})
     sees_all_tasks: ClassVar[bool] = False
-    averages_images: ClassVar[bool] = False
+    averages_images: bool = False
     recurring: Recurring = "learned"
     reads_names: ClassVar[bool] = False
 
@@ -101,7 +102,7 @@ class Method(Stateful, ABC, Generic[OptionsT]):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move frozen copies along: ``to(device)`` and changes of memory layout all pass through here."""
-        for part in vars(self).values():
+        for part in (part for module in self.modules() for part in vars(module).values()):
             if isinstance(part, Frozen):
                 part.module._apply(fn, recurse)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch has no types here

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from perdure.data.case import Batch, Case, annotation_table
+from perdure.data.dataset import Samples
 from perdure.data.preparation import Preparation
 from perdure.data.sampling import Batches, Mix, shares
-from perdure.data.tensors import FileSamples
 from perdure.engine.phases import Phase
 from perdure.engine.state import Stateful
 from perdure.errors import UsageError
@@ -41,23 +41,23 @@ class Past(Protocol):
 
     @property
     def taught(self) -> Sequence[tuple[int, ...]]:
-        """Ids that the labels of each task so far can tell, the present one included; empty without a past."""
+        """Ids that labels of each source of samples can tell, those of the present task last; empty without a past."""
         ...
 
     def begin(self, task: Task) -> None:
-        """Note what later tasks have to know of this one. Reads no data."""
+        """Note what later tasks have to know of this one, before the network grows. Reads no data."""
         ...
 
     def learn(self, owner: Stateful, task: Task) -> list[Phase]:
-        """Take in the task's data, before the method trains."""
+        """Take in the task's data, or make samples of earlier tasks, before the method trains."""
         ...
 
     def generate(self, owner: Stateful, task: Task, judge: Judge) -> list[Phase]:
-        """Make samples for later tasks, after the method has trained."""
+        """Make samples for later tasks, or what they are made from, after the method has trained."""
         ...
 
-    def samples(self, owner: Stateful, task: Task) -> list[FileSamples]:
-        """Samples of each earlier task, in task order, as training on ``task`` sees them."""
+    def samples(self, owner: Stateful, task: Task) -> Sequence[Samples]:
+        """Samples of earlier tasks as training sees them: a source per task, in task order, or one in all."""
         ...
 
     def replayed(self, owner: Stateful) -> int:
@@ -85,7 +85,7 @@ class Nothing:
         """No phases."""
         return []
 
-    def samples(self, owner: Stateful, task: Task) -> list[FileSamples]:  # noqa: ARG002
+    def samples(self, owner: Stateful, task: Task) -> list[Samples]:  # noqa: ARG002
         """No samples."""
         return []
 
@@ -128,15 +128,15 @@ def halves(batch_size: int, past: int) -> tuple[int, int]:
     return batch_size - replayed, replayed
 
 
-def mixed(task: Task, past: Sequence[FileSamples], batch_size: int) -> Batches | Mix:
-    """Training data of a task, half of each batch replayed; part k of the mix is the k-th past task, from 1."""
+def mixed(task: Task, past: Sequence[Samples], batch_size: int) -> Batches | Mix:
+    """Training data of a task, half of each batch replayed; part k of the mix is source k of the past, from 1."""
     real, replayed = halves(batch_size, len(past))
     data = Batches(task.train(), size=real, shuffle=True, drop_last=True)
     return Mix((data, *shares(past, replayed))) if past else data
 
 
 def told(batch: Batch, past: Past) -> Batch:
-    """A batch whose samples say which classes their labels can tell: those of the task that each is from."""
+    """A batch whose samples say which classes their labels can tell: those of the source that each is from."""
     if batch.parts is None or not past.taught:
         return batch
     *earlier, present = past.taught

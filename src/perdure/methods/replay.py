@@ -1,7 +1,8 @@
 """The past of any method as one more setting, ``replay``: samples of earlier tasks in half of each later batch.
 
 They are labelled with the classes that their task annotates. ``generated`` is the generator of CGR
-(:mod:`perdure.methods.cgr.generator`), ``exemplars`` are real training samples (:mod:`perdure.methods.exemplars`).
+(:mod:`perdure.methods.cgr.generator`), ``impressions`` are optimised against the network of before
+(:mod:`perdure.methods.ccsi_seg.past`), ``exemplars`` are real training samples (:mod:`perdure.methods.exemplars`).
 """
 
 from __future__ import annotations
@@ -20,25 +21,31 @@ from perdure.data.sampling import Batches, Mix
 from perdure.engine.phases import Phase, Terms
 from perdure.errors import UsageError
 from perdure.methods import training
+from perdure.methods.ccsi_seg.past import ClassImpressions, ImpressionOptions
 from perdure.methods.cgr.options import GeneratorOptions, PairOptions
 from perdure.methods.exemplars import ExemplarOptions, Exemplars
 from perdure.methods.method import Method
 from perdure.methods.options import Options, OptionsT
 from perdure.methods.past import Judge, Nothing, Past, mixed
 from perdure.networks.network import FeaturesT, GrowingNetwork
+from perdure.networks.segmenter import Segmenter
 from perdure.streams.task import Task
 
 
 class ReplayOptions(Options):
     """What a method replays."""
 
-    replay: Literal["none", "generated", "exemplars"] = Field(
+    replay: Literal["none", "generated", "impressions", "exemplars"] = Field(
         "none",
         description="images of earlier tasks, which fill half of each batch: none; image-mask pairs that a diffusion "
-        "network generates (generated); or real training samples, so that patient data stays in the run (exemplars)",
+        "network generates (generated); images optimised until the network of before the task sees old classes in "
+        "them (impressions); or real training samples, so that patient data stays in the run (exemplars)",
     )
     generator: GeneratorOptions = Field(GeneratorOptions(), description="replay=generated: the generator of pairs")
     pairs: PairOptions = Field(PairOptions(), description="replay=generated: what it makes")
+    impressions: ImpressionOptions = Field(
+        ImpressionOptions(), description="replay=impressions: how they are made from statistics and the network"
+    )
     exemplars: ExemplarOptions = Field(
         ExemplarOptions(), description="replay=exemplars: the training data that stays, of patients too"
     )
@@ -50,11 +57,13 @@ def make_past(options: ReplayOptions, network: GrowingNetwork[FeaturesT]) -> Pas
         return Nothing()
     if options.replay == "exemplars":
         return Exemplars(options.exemplars)
-    if network.kind != "segmentation" or network.dims != 2:
+    if not isinstance(network, Segmenter) or network.dims != 2:
         raise UsageError(
-            "replay=generated makes images with masks: it needs a 2D network for segmentation",
+            f"replay={options.replay} makes images with masks: it needs a 2D network for segmentation",
             "use volumes.view=slices for volumes, or replay=none",
         )
+    if options.replay == "impressions":
+        return ClassImpressions(options.impressions, network)
     from perdure.methods.cgr.generator import PairGenerator  # needs the extra `diffusion`
 
     return PairGenerator(options.generator, options.pairs, network.in_channels or 3)

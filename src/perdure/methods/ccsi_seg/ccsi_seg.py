@@ -9,8 +9,7 @@ together with the new images, on which confident predictions of the old network 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -20,28 +19,19 @@ from torch import Tensor
 from perdure.data.case import Batch
 from perdure.data.sampling import Batches, Mix
 from perdure.data.tensors import tensor_view
-from perdure.engine.phases import Collect, Generate, Phase, Progress, Terms
-from perdure.errors import PerdureError, UsageError
-from perdure.files import read_tensors
+from perdure.engine.phases import Phase, Terms
 from perdure.kept.items import Kept
 from perdure.labels import BACKGROUND, IGNORE
 from perdure.methods import training
 from perdure.methods.ccsi.terms import less_forget
-from perdure.methods.ccsi_seg.impressions import Request, SynthesisOptions, plan_impressions, synthesise
-from perdure.methods.ccsi_seg.measurements import (
-    background_sums,
-    label_sums,
-    layer_of,
-    recorded_maps,
-    region_sums,
-)
-from perdure.methods.ccsi_seg.statistics import BUFFERS, SHOWN, Statistics, decode, encode
-from perdure.methods.ccsi_seg.terms import agreement, edge_band, pixel_margin, pseudo_labels
-from perdure.methods.losses import channels_of, class_bce
+from perdure.methods.ccsi_seg.impressions import SynthesisOptions
+from perdure.methods.ccsi_seg.memory import ImpressionMemory
+from perdure.methods.ccsi_seg.statistics import decode
+from perdure.methods.ccsi_seg.terms import pixel_margin, pseudo_labels
+from perdure.methods.losses import class_bce
 from perdure.methods.method import Method
 from perdure.methods.options import Options, Setup
 from perdure.methods.prediction import Prediction
-from perdure.networks.frozen import Frozen
 from perdure.networks.segmenter import Segmenter, upsample
 from perdure.streams.task import Task
 
@@ -72,128 +62,53 @@ class CcsiSegOptions(Options):
 
 
 class CcsiSeg(Method[CcsiSegOptions]):
-    """Replay of synthesised images under drawn layouts, pseudo-labels and distillation of features.
-
-    ``statistics`` crosses task boundaries; ``previews (K_old, n, C, H, W)`` uint8 are shown in the report; ``yields
-    (2,)`` int64 says how many impressions were made for the latest task and how many showed their layout.
-    ``images (M, C, H, W)`` uint8 and ``labels (M, H, W)`` int16 exist only while a later task is under way.
-    """
+    """Replay of synthesised images under drawn layouts, pseudo-labels and distillation of features."""
 
     Options = CcsiSegOptions
     dims: ClassVar[tuple[int, ...]] = (2,)
     averages_images = True
     recurring = "refused"
-    previews: Tensor | None
-    yields: Tensor
-    images: Tensor | None
-    labels: Tensor | None
 
     def __init__(self, setup: Setup[CcsiSegOptions]) -> None:
         super().__init__(setup)
         self.network = setup.network(Segmenter)
-        if self.network.dims not in self.dims:
-            raise UsageError(
-                f"class impressions for segmentation work on images, not in {self.network.dims}D",
-                "use 2D data, or another method: finetune, star",
-            )
-        self.statistics = Statistics()
+        options = self.options
+        optimise = options.replay != "means"
+        self.memory = ImpressionMemory(self.network, options.synthesis, options.patch, options.previews, optimise)
         self.old: tuple[int, ...] = ()
         self.new: tuple[int, ...] = ()
-        self.old_network: Frozen[Segmenter] | None = None
-        self.register_buffer("yields", torch.zeros(2, dtype=torch.int64))
-        for name in ("previews", "images", "labels"):
-            self.register_buffer(name, None)
 
     def begin(self, task: Task) -> None:
         """Freeze a copy of the network and append the new classifier."""
         self.class_ids, self.old, self.new = task.seen, task.old, task.new
-        self.images = self.labels = None
-        self.old_network = Frozen(self.network) if task.index > 0 else None
+        self.memory.begin(task, self.network)
         training.grow(self.network, task, self.training_options)
 
     def phases(self, task: Task) -> Sequence[Phase]:
         """Synthesise (later tasks), train, measure."""
-        phases: list[Phase] = []
-        later, options = task.index > 0, self.options.synthesis
+        memory = self.memory
 
         def data() -> Batches:
             return training.batches(task, self.training_options)
 
         def mixed() -> Batches | Mix:
-            if self.images is None or self.labels is None:
+            if memory.images is None or memory.labels is None:
                 return data()
-            made = tensor_view(self.images, self.labels, task.space)  # stays coded in bytes; the loss decodes
+            made = tensor_view(memory.images, memory.labels, task.space)  # stays coded in bytes; the loss decodes
             size = max(1, round(self.options.share * self.training_options.batch_size))
             return Mix((data(), Batches(made, size)))
 
-        if later and self.options.replay != "none":
-            count = -(-options.per_class * len(self.old) // options.batch)
-            phases.append(Generate("impressions", self, count, self.make, self.finish))
-        loss = self.later_loss if later else self.first_loss
-        phases.append(training.train_phase(self, self.network, task, self.training_options, loss, mixed))
-        phases.append(Collect("statistics", self, data, self.measure, self.finish_measuring))
-        return phases
+        loss = self.later_loss if self.old else self.first_loss
+        return [
+            *([memory.generate()] if self.old and self.options.replay != "none" else []),
+            training.train_phase(self, self.network, task, self.training_options, loss, mixed),
+            memory.collect(self.network, self.options.confidence, data),
+        ]
 
     @property
     def replayed(self) -> int:
         """Impressions of old classes that showed their layout."""
-        return int(self.yields[1]) if self.old else 0
-
-    @property
-    def _teacher(self) -> Segmenter:
-        assert self.old_network is not None
-        return self.old_network.module
-
-    # Impressions ----------------------------------------------------------------------------------------------
-
-    def make(self, index: int, progress: Progress | None = None) -> Mapping[str, Tensor]:
-        """Item ``index``: images and labels that passed, coded, and how many were tried."""
-        options, teacher, ends = self.options.synthesis, self._teacher, self.statistics.ends
-        if progress is not None and progress.saved is not None:
-            request = Request(*(progress.saved["request"][name].to(self.yields.device) for name in Request._fields))
-        else:
-            request = plan_impressions(self.statistics, options, len(self.old), index)
-        if self.options.replay == "means":
-            images, passed = encode(request.start, ends), torch.ones(len(request.start), dtype=torch.bool)
-            named = torch.tensor((*self.old, BACKGROUND), device=images.device)  # row -1 of a layout is the last
-            labels = torch.where(edge_band(request.layouts, options.band), IGNORE, named[request.layouts])
-        else:
-            images = encode(synthesise(teacher, request, self.statistics, options, progress), ends)
-            with torch.no_grad():  # on the images as they are stored, because the new network trains on these
-                features = teacher.features(decode(images, ends))
-                logits = upsample(teacher.classify(features).float(), images.shape[2:])
-            rows = channels_of(pseudo_labels(logits, self.old, 0.5), self.old)
-            passed = agreement(rows, request.layouts, len(self.old)) >= options.least_dice
-            labels = pseudo_labels(logits, self.old, options.confidence)
-        passed = passed.to(images.device)
-        return {
-            "images": images[passed].cpu(),
-            "labels": labels.to(torch.int16)[passed].cpu(),
-            "tried": torch.tensor(len(images)),
-        }
-
-    def finish(self, paths: Iterable[Path]) -> None:
-        """Put the items together.
-
-        Raises:
-            PerdureError: None of the impressions shows its layout.
-        """
-        items = [read_tensors(path) for path in paths]
-        images, labels = (torch.cat([item[name] for item in items]) for name in ("images", "labels"))
-        tried = int(sum(int(item["tried"]) for item in items))
-        if not len(images):
-            raise PerdureError(
-                f"in none of {tried} impressions the old network predicts the layout that was asked for",
-                "raise method.synthesis.steps, lower method.synthesis.least_dice, or set method.replay=none",
-            )
-        self.yields = torch.tensor([tried, len(images)], device=self.yields.device)
-        self.images, self.labels = images.to(self.yields.device), labels.to(self.yields.device)
-        count = self.options.previews
-        if count:  # the first images that show each class; black where there are too few
-            self.previews = self.images.new_zeros(len(self.old), count, *images.shape[1:])
-            for row, class_id in enumerate(self.old):
-                shown = self.images[(self.labels == class_id).flatten(1).any(1)][:count]
-                self.previews[row, : len(shown)] = shown
+        return self.memory.replayed
 
     # The losses -----------------------------------------------------------------------------------------------
 
@@ -208,10 +123,10 @@ class CcsiSeg(Method[CcsiSegOptions]):
         new_part, made = batch.of(0), batch.of(1)
         images, labels, real = new_part.images, new_part.labels, len(new_part.images)
         if len(made.images):
-            images = torch.cat([images, decode(made.images, self.statistics.ends).to(images)])
+            images = torch.cat([images, decode(made.images, self.memory.statistics.ends).to(images)])
         with torch.no_grad():
-            before = self._teacher.features(images)
-            old_logits = upsample(self._teacher.classify(before[:real]).float(), images.shape[2:])
+            before = self.memory.teacher.features(images)
+            old_logits = upsample(self.memory.teacher.classify(before[:real]).float(), images.shape[2:])
         features = self.network.features(images)
         logits = self.network.classify(features)
         old, new = logits[:, : len(self.old)], logits[:, len(self.old) :]
@@ -243,39 +158,6 @@ class CcsiSeg(Method[CcsiSegOptions]):
             terms["margin"] = options.lambda_margin * pixel_margin(logits, labels, self.old, options.margin)
         return terms
 
-    # What is stored -------------------------------------------------------------------------------------------
-
-    def measure(self, batch: Batch) -> dict[str, Tensor]:
-        """Sums over a batch: regions of new classes, background, co-occurrence, and moments of feature maps.
-
-        Old classes are where nothing is labelled and the network predicts them with confidence.
-        """
-        images, classes = batch.images, len(self.class_ids)
-        with recorded_maps(self.network.body) as maps:
-            features = self.network.features(images)
-        rows = channels_of(batch.labels, self.class_ids)
-        if self.old:
-            logits = upsample(self.network.classify(features)[:, : len(self.old)].float(), images.shape[2:])
-            guess = channels_of(pseudo_labels(logits, self.old, self.options.confidence), self.class_ids)
-            rows = torch.where(batch.labels == BACKGROUND, guess, rows)
-        known = batch.labels != IGNORE
-        shown = images.new_zeros(len(images), 1 + classes).scatter_(1, rows.flatten(1) + 1, 1.0)[:, 1:]
-        new = channels_of(batch.labels, self.new)
-        sums = region_sums(images, new, len(self.new), self.options.patch)
-        sums |= background_sums(images, (rows < 0) & known, self.options.patch)
-        sums |= label_sums(maps, rows, known, classes)._asdict()
-        sums["co_occurrence"] = (shown.T @ shown).round().long()
-        sums["size"] = torch.tensor(images.shape[2:], device=images.device) * len(images)
-        sums["channels"] = torch.bincount(layer_of(maps))
-        sums["batches"] = torch.ones((), dtype=torch.int64, device=images.device)
-        return sums
-
-    def finish_measuring(self, totals: dict[str, Tensor]) -> None:
-        """Turn the sums into statistics; synthetic images are no longer needed."""
-        layers = torch.repeat_interleave(totals["channels"] // totals["batches"])
-        self.statistics.update(totals, len(self.old), layers)
-        self.images = self.labels = None
-
     # The rest -------------------------------------------------------------------------------------------------
 
     def predict(self, images: Tensor) -> Prediction:
@@ -284,33 +166,4 @@ class CcsiSeg(Method[CcsiSegOptions]):
 
     def kept(self) -> Sequence[Kept]:
         """Mean patches and masks, statistics, and a few impressions to look at."""
-        source = "from the training images of the task that taught the class"
-        tried, used = self.yields.tolist()
-        shown = self.statistics.co_occurrence.diagonal()[len(self.old) :]  # of crops: perhaps fewer than in the list
-        fewest = int(shown.min()) if len(shown) else None
-        few = ", which is few: the network hardly recognises its old classes any more" if 2 * used < tried else ""
-        items = [
-            Kept(
-                "class-means",
-                "statistics",
-                tuple(f"statistics.{name}" for name in SHOWN),
-                f"of each class the mean patch around its regions and their mean mask, {source}",
-                per_class=True,
-                shows="images",
-                from_images=fewest,
-            ),
-            Kept(
-                "statistics",
-                "statistics",
-                (*(f"statistics.{name}" for name in BUFFERS), "yields"),
-                "place, size, colour and co-occurrence of each class's regions, colour and texture of the background, "
-                f"mean and variance of the network's feature maps, {source}; of {tried} impressions made for this "
-                f"task {used} showed their layout and were used{few}",
-                per_class=True,
-                from_images=fewest,
-            ),
-        ]
-        if self.previews is not None:
-            text = "impressions of old classes optimised against the network before this task; shown in the report"
-            items.append(Kept("previews", "synthetic", ("previews",), text, shows="images"))
-        return items
+        return self.memory.kept("memory.")

@@ -100,6 +100,7 @@ class Star(Method[StarOptions]):
         super().__init__(setup)
         self.network = setup.network(Segmenter)
         self.past = make_past(self.options, self.network)
+        self.averages_images = self.options.replay == "impressions"
         self.old: tuple[int, ...] = ()
         self.new: tuple[int, ...] = ()
         self.again: tuple[int, ...] = ()
@@ -116,8 +117,8 @@ class Star(Method[StarOptions]):
         self.again = tuple(c for c in task.old if c in task.annotated)
         self.replay_amounts = self.repeat_factor = None
         self.old_network = Frozen(self.network) if task.index > 0 else None
-        training.grow(self.network, task, self.training_options)
         self.past.begin(task)
+        training.grow(self.network, task, self.training_options)
         if "old_classifier_decay" not in self.options.compat:
             self.network.freeze_old_classifiers()
 
