@@ -211,7 +211,7 @@ class ImpressionMemory(nn.Module):
                 from_images=fewest,
             ),
             Kept(
-                "statistics",
+                "impression-statistics",
                 "statistics",
                 (*(f"{prefix}statistics.{name}" for name in BUFFERS), f"{prefix}yields"),
                 "place, size, colour and co-occurrence of each class's regions, colour and texture of the background, "

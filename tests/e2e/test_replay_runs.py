@@ -1,0 +1,84 @@
+"""Runs of other methods with a past, from the command line: what their folders keep, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from perdure.files import read_tensors
+
+pytestmark = pytest.mark.e2e
+DATA = [f"stream.tasks.{n}.data.{key}={value}" for n in (1, 2, 3) for key, value in (("train", 4), ("test", 1))]
+TINY = ["volumes.size=16", "training.steps=2", "training.batch_size=4", "report.samples=1", "engine.threads=1"]
+NETWORK = ["network.widths=[8, 8, 8]", "evaluate.batch_size=4", "engine.trackers=[]"]
+
+IMPRESSIONS = [
+    "method.replay=impressions",
+    "method.impressions.per_class=2",
+    "method.impressions.batch=4",
+    "method.impressions.steps=3",
+    "method.impressions.least_dice=0",
+    "method.impressions.patch=8",
+]
+
+
+def _run(cli: Callable[..., Any], tmp_path: Path, method: str, *past: str) -> tuple[Path, list[Any]]:
+    """A finished run, and its command."""
+    pytest.importorskip("nnunetv2")
+    command = ["run", "cgr/phantoms", f"method={method}", *past, *DATA, *TINY, *NETWORK]
+    command += ["--out", tmp_path / "run", "--quiet"]
+    done = cli(*command)
+    assert done.code == 0, done.err
+    return tmp_path / "run", command
+
+
+@pytest.mark.parametrize("method", ["lwf", "star"])
+def test_exemplars_are_listed_as_raw_data_and_a_second_command_changes_nothing(
+    cli: Callable[..., Any], tmp_path: Path, method: str
+) -> None:
+    run, command = _run(cli, tmp_path, method, "method.replay=exemplars", "method.exemplars.per_task=2")
+    ledger = json.loads((run / "tasks" / "02-prostate" / "ledger.json").read_text())
+    items = {item["name"]: item for item in ledger["items"] if item["kind"] == "exemplars"}
+    assert list(items) == ["exemplars-cardiac", "exemplars-fundus", "exemplars-prostate"]
+    assert all(len(item["files"]) == 2 and "real training samples" in item["made_from"] for item in items.values())
+    one = read_tensors(run / items["exemplars-cardiac"]["files"][0]["file"])
+    assert one["image"].shape[1:] == one["label"].shape == (16, 16)
+    assert json.loads((run / "tasks" / "02-prostate" / "numbers.json").read_text())["replayed"] == 4
+    audit = cli("audit", run)
+    assert audit.code == 0, audit.out + audit.err
+    assert "raw training samples (exemplars) are kept" in audit.out
+    before = {path: path.read_bytes() for path in (run / "kept").rglob("*.safetensors")}
+    assert cli(*command, "--resume").code == 0
+    assert before == {path: path.read_bytes() for path in (run / "kept").rglob("*.safetensors")}
+
+
+@pytest.mark.parametrize("method", ["finetune", "lwf", "star"])
+def test_of_impressions_statistics_stay_and_no_files(cli: Callable[..., Any], tmp_path: Path, method: str) -> None:
+    run, _ = _run(cli, tmp_path, method, *IMPRESSIONS)
+    ledger = json.loads((run / "tasks" / "02-prostate" / "ledger.json").read_text())
+    kinds = {item["name"]: item["kind"] for item in ledger["items"]}
+    assert {
+        "class-means": "statistics",
+        "impression-statistics": "statistics",
+        "previews": "synthetic",
+    }.items() <= kinds.items()
+    assert not list((run / "kept").rglob("*.safetensors"))
+    assert not any(
+        f"memory.{part}" in str(item["tensors"]) for item in ledger["items"] for part in ("images", "labels")
+    )
+    # two of each of the three classes of the first task and the two of the second
+    assert json.loads((run / "tasks" / "02-prostate" / "numbers.json").read_text())["replayed"] == 10
+    audit = cli("audit", run)
+    assert audit.code == 0, audit.out + audit.err
+    assert "impression" in (run / "report.html").read_text()
+
+
+def test_impressions_of_few_patients_are_refused_before_training(world: Path, cli: Callable[..., Any]) -> None:
+    done = cli("run", "photos.yaml", "data.patients=true", *IMPRESSIONS, "--out", "run", "--quiet")
+    assert done.code == 1 and "Traceback" not in done.err
+    assert "has 5 training images of patients, but 'finetune' keeps their mean" in done.err
+    assert not list(world.glob("run/tasks/*"))
