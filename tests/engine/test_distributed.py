@@ -283,3 +283,32 @@ def test_the_command_line_runs_in_two_processes(tmp_path: Path) -> None:
     assert done.stderr.count("sealed task 2 of 2") == 1
     assert (tmp_path / "run" / "report.html").is_file()
     assert len(list((tmp_path / "run" / "tasks").glob("*/done"))) == 2
+
+
+def test_pairs_do_not_depend_on_the_number_of_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes take turns at the files, and the noise of a file depends on its number alone."""
+    pytest.importorskip("diffusers")
+    from perdure.networks.joint_diffusion.network import PLANS, Plan
+
+    monkeypatch.setitem(PLANS, "smoke", Plan((8, 8), 1, 1, 8, 4))
+    monkeypatch.setattr("perdure.methods.cgr.generator.LOOKS", 16)
+    method = {
+        "name": "cgr",
+        "generator": {"size": "smoke", "steps": 4, "batch_size": 4, "text_width": 8, "tokens": 2},
+        "pairs": {"count": 10, "batch": 4, "steps": 3},
+    }
+    for world in (1, 2):
+        assert run(world, tiny(method=method), tmp_path / str(world) / "run") == [0] * world
+    one, two = (tmp_path / str(world) / "run" for world in (1, 2))
+    assert files(one) == files(two)
+    places = sorted(path.relative_to(one) for path in (one / "kept").rglob("*.safetensors"))
+    assert len(places) == 3 + 2 * 3
+    for place in places:
+        alone, shared = read_tensors(one / place), read_tensors(two / place)
+        assert torch.equal(alone["manifest.subsets"], shared["manifest.subsets"])
+        # the generator's gradients are added in another order: its weights, and grey values, differ by rounding
+        assert (alone["images"].int() - shared["images"].int()).abs().float().mean() < 0.5
+        assert (alone["images"].int() - shared["images"].int()).abs().max() <= 8
+        assert (alone["labels"] != shared["labels"]).float().mean() < 0.01
+    seen = [read_tensors(one / place)["images"] for place in places[:2]]
+    assert not torch.equal(*seen)
