@@ -40,7 +40,7 @@ OWN = [f"method.{setting}" for setting in (*GENERATOR, *PAIRS)]
 
 @pytest.fixture(autouse=True)
 def _few_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("perdure.methods.cgr.generator.LOOKS", 8)
+    monkeypatch.setattr("perdure.methods.past.LOOKS", 8)
 
 
 def items(run: Path, task: str) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """Files of a run that nobody disturbed."""
     out = tmp_path_factory.mktemp("whole") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("perdure.methods.cgr.generator.LOOKS", 8)
+        patch.setattr("perdure.methods.past.LOOKS", 8)
         run_experiment(recipe(), out, quiet=True)
     return content(out)
 

@@ -291,7 +291,7 @@ def test_pairs_do_not_depend_on_the_number_of_processes(tmp_path: Path, monkeypa
     from perdure.networks.joint_diffusion.network import PLANS, Plan
 
     monkeypatch.setitem(PLANS, "smoke", Plan((8, 8), 1, 1, 8, 4))
-    monkeypatch.setattr("perdure.methods.cgr.generator.LOOKS", 16)
+    monkeypatch.setattr("perdure.methods.past.LOOKS", 16)
     method = {
         "name": "cgr",
         "generator": {"size": "smoke", "steps": 4, "batch_size": 4, "text_width": 8, "tokens": 2},

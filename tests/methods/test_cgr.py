@@ -40,7 +40,7 @@ OPTIONS = EngineOptions(device="cpu", threads=1, trackers=(), save_seconds=1e9)
 def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """A U-Net of a few thousand weights, and statistics of a few looks."""
     monkeypatch.setitem(PLANS, "smoke", Plan((8, 8), 1, 1, 8, 4))
-    monkeypatch.setattr("perdure.methods.cgr.generator.LOOKS", 16)
+    monkeypatch.setattr("perdure.methods.past.LOOKS", 16)
 
 
 @pytest.fixture

@@ -49,7 +49,7 @@ KINDS = [(Finetune, FinetuneOptions), (Lwf, LwfOptions), (Star, StarOptions)]
 @pytest.fixture(autouse=True)
 def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(PLANS, "smoke", Plan((8, 8), 1, 1, 8, 4))
-    monkeypatch.setattr("perdure.methods.cgr.generator.LOOKS", 16)
+    monkeypatch.setattr("perdure.methods.past.LOOKS", 16)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -22,6 +22,9 @@ from perdure.engine.state import Stateful
 from perdure.errors import UsageError
 from perdure.kept.items import Kept
 from perdure.streams.task import Task
+
+LOOKS: Final = 256
+"""More than there may be cases, because of volumes each sample is one slice, at random."""
 
 
 class Judge(NamedTuple):
@@ -114,6 +117,13 @@ class Mirrored(Preparation):
             axis = self.axes[int(torch.randint(len(self.axes), ()))]
             image, label = image.flip(axis + 1), label.flip(axis) if label.ndim else label
         return replace(case, image=image.contiguous(), label=label.contiguous())
+
+
+def looks(task: Task) -> Batches:
+    """Training samples that statistics of a task are taken from, each equally likely, ``LOOKS`` of them at least."""
+    samples = task.train()
+    even = torch.ones(len(samples))
+    return Batches(samples, 8, drop_last=False, weights=even, draws=max(LOOKS, len(samples)))
 
 
 def halves(batch_size: int, past: int) -> tuple[int, int]:

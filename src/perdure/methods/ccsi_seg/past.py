@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Final
+from functools import partial
 
 import torch
 from pydantic import Field
 
 from perdure.data.dataset import Samples
-from perdure.data.sampling import Batches
 from perdure.data.tensors import tensor_view
 from perdure.engine.phases import Phase
 from perdure.engine.state import Stateful
@@ -16,12 +15,9 @@ from perdure.kept.items import Kept
 from perdure.methods.ccsi_seg.impressions import SynthesisOptions
 from perdure.methods.ccsi_seg.memory import ImpressionMemory
 from perdure.methods.ccsi_seg.statistics import decode
-from perdure.methods.past import Judge
+from perdure.methods.past import Judge, looks
 from perdure.networks.segmenter import Segmenter
 from perdure.streams.task import Task
-
-LOOKS: Final = 256
-"""Least number of training samples that statistics are taken from: of volumes, each one is a random slice."""
 
 
 class ImpressionOptions(SynthesisOptions):
@@ -63,13 +59,7 @@ class ClassImpressions(torch.nn.Module):
 
     def generate(self, owner: Stateful, task: Task, judge: Judge) -> list[Phase]:  # noqa: ARG002
         """Measure the task's classes with the trained network."""
-
-        def looks() -> Batches:
-            samples = task.train()
-            even = torch.ones(len(samples))
-            return Batches(samples, 8, drop_last=False, weights=even, draws=max(LOOKS, len(samples)))
-
-        return [self.memory.collect(*self._network, self.options.confidence, looks)]
+        return [self.memory.collect(*self._network, self.options.confidence, partial(looks, task))]
 
     def samples(self, owner: Stateful, task: Task) -> list[Samples]:  # noqa: ARG002
         """Impressions, of all earlier tasks together."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -29,13 +28,10 @@ from perdure.methods.cgr.pairs import Manifest
 from perdure.methods.cgr.prompts import Card
 from perdure.methods.cgr.sampling import agreement, denoise, sound
 from perdure.methods.cgr.stock import PairStock
-from perdure.methods.past import Judge, mixed
+from perdure.methods.past import Judge, looks, mixed
 from perdure.networks.joint_diffusion.network import JointDiffusion
 from perdure.networks.joint_diffusion.noise import STEPS
 from perdure.streams.task import Task
-
-LOOKS: Final = 256
-"""Least number of training samples that a task's counts are taken from: of volumes, each one is a random slice."""
 
 
 class PairGenerator(nn.Module):
@@ -104,16 +100,11 @@ class PairGenerator(nn.Module):
         if task.preparation.patch:
             self.network.check_size(task.preparation.patch)
 
-        def looks() -> Batches:
-            samples = task.train()
-            even = torch.ones(len(samples))
-            return Batches(samples, 8, drop_last=False, weights=even, draws=max(LOOKS, len(samples)))
-
         def data() -> Batches | Mix:
             return mixed(task, self.samples(owner, task), options.batch_size)
 
         return [
-            Collect("labels", self, looks, self.known.measure, self.known.keep),
+            Collect("labels", self, partial(looks, task), self.known.measure, self.known.keep),
             Train(
                 name="generator",
                 module=self.network,
