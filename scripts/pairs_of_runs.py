@@ -15,7 +15,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ from PIL import Image
 
 from perdure.config.build import build_method, build_stream
 from perdure.config.data_sets import in_order, open_sources
+from perdure.config.recipe import Recipe
 from perdure.errors import PerdureError, UsageError
 from perdure.files import read_tensors
 from perdure.labels import spread_colors
@@ -31,9 +32,12 @@ from perdure.methods.cgr import codecs
 from perdure.methods.cgr.cgr import Cgr
 from perdure.methods.cgr.pairs import read_manifest
 from perdure.methods.cgr.sampling import agreement
+from perdure.methods.method import Method
+from perdure.methods.options import Options
 from perdure.run_folder import RunFolder
 from perdure.sealing import restore_sealed
 from perdure.streams.description import restore
+from perdure.streams.task import Stream
 
 COLUMNS = 14
 Pixels = npt.NDArray[np.uint8]
@@ -52,20 +56,26 @@ class Stage(NamedTuple):
     dice: float
 
 
+def learned(run: RunFolder, recipe: Recipe, stream: Stream, task: int) -> Cgr:
+    """The method as it was when it had learned a task. Raises UsageError where it is not cgr."""
+    method = build_method(recipe, stream.tasks[0].preparation, pretrained=False)
+    if not isinstance(method, Cgr):
+        raise UsageError(f"{run.path} is no run of the method cgr", "give folders of finished runs of cgr")
+    restore_sealed(cast("Method[Options]", method), stream.tasks, run, run.sealed()[: task + 1], recipe.seed)
+    return method.eval()
+
+
 def stages(path: Path) -> Iterator[Stage]:
     """Every stage's pairs of every task of a run, by task."""
     run = RunFolder.existing(path)
-    recipe, stream, sealed = run.recipe(), restore(run.stream()), run.sealed()
+    recipe, stream = run.recipe(), restore(run.stream())
     groups = defaultdict(list)
     for file in sorted((path / "kept").rglob("*.safetensors")):
         found = read_manifest(file)
         groups[found.task, found.stage].append((file, found))
     for (task, stage), files in sorted(groups.items()):
-        method = build_method(recipe, stream.tasks[0].preparation, pretrained=False)
-        if not isinstance(method, Cgr):
-            raise UsageError(f"{path} is no run of the method cgr", "give folders of finished runs of cgr")
-        restore_sealed(method, stream.tasks, run, sealed[: task + 1], recipe.seed)
-        card = method.eval().generator.cards[task]
+        method = learned(run, recipe, stream, task)
+        card = method.generator.cards[task]
         images, codes = (torch.cat([read_tensors(file)[key] for file, _ in files]) for key in ("images", "labels"))
         seen = codecs.to_local(method.predict(codecs.from_bytes(images, card.ends)).labels(), card.ids)
         dice = agreement(codes.long(), seen, card.classes).mean()
@@ -77,14 +87,12 @@ def stages(path: Path) -> Iterator[Stage]:
 def real(path: Path, task: int) -> tuple[torch.Tensor, torch.Tensor] | None:
     """The first training images of a task as pairs are stored, and their codes; ``None`` where they are not at hand."""
     run = RunFolder.existing(path)
-    recipe, method = in_order(run.recipe()), None
+    recipe = in_order(run.recipe())
     try:
         stream = build_stream(recipe, open_sources(recipe))[0]
     except PerdureError:
         return None
-    method = build_method(run.recipe(), stream.tasks[0].preparation, pretrained=False)
-    assert isinstance(method, Cgr)
-    restore_sealed(method, stream.tasks, run, run.sealed()[: task + 1], recipe.seed)
+    method = learned(run, recipe, stream, task)
     card = method.generator.cards[task]
     with stream.opened(stream.tasks[task]) as opened:
         cases = [opened.train()[place] for place in range(min(COLUMNS, len(opened.train())))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib.util
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from perdure.config.load import load_recipe
 from perdure.config.recipe import Recipe
@@ -145,3 +147,24 @@ def test_a_disk_that_is_full_of_pairs_is_told_in_a_line(tmp_path: Path, referenc
     assert (status, text.startswith("PerdureError: the disk is full: could not write")) == (1, True), text
     assert not list(out.rglob(f"{TEMPORARY}*"))
     ended_alike(out, reference)
+
+
+def test_the_table_and_the_picture_of_pairs(
+    cli: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = Path(__file__).parents[2] / "scripts" / "pairs_of_runs.py"
+    spec = importlib.util.spec_from_file_location("pairs_of_runs", place)
+    assert spec is not None and spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    run, picture = tmp_path / "run", tmp_path / "pairs.png"
+    done = cli("run", *SETTINGS, "--out", run, "--quiet")
+    assert done.code == 0, done.err
+    capsys.readouterr()
+    assert script.main([str(run), str(run), "--picture", str(picture)]) == 0
+    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+    made = [("cardiac", "1"), ("cardiac", "2"), ("cardiac", "3"), ("fundus", "2"), ("fundus", "3"), ("prostate", "3")]
+    assert [(task, stage) for task, stage, *_ in rows] == made
+    assert all(dice.endswith("± 0.0") for _, _, dice, *_ in rows)  # of a run and itself
+    with Image.open(picture) as drawn:  # six rows of pairs, and one of real images per task
+        assert drawn.size[1] * 14 * 16 == drawn.size[0] * 9 * (2 * 16 + 2)
