@@ -67,6 +67,8 @@ class Blocks(Source):
     side: int = 16
     name: str = "blocks"
     patients: bool = False
+    kind: str = "segmentation"
+    other_label: int = 0
     palette: Any = field(init=False)
 
     def __post_init__(self) -> None:
@@ -89,7 +91,7 @@ class Blocks(Source):
         return (np.moveaxis(self.palette[self.mask(split, name)], -1, 0) + noise).astype(np.float32)
 
     def fingerprint(self, split: str) -> str:
-        return "blocks"
+        return f"blocks {self.dims} {self.count} {self.side} {len(self.space)}"
 
 
 @pytest.fixture

@@ -125,6 +125,9 @@ def test_the_past_is_made_beside_the_method_and_kept(
     kinds = {item.kind for item in method.kept() if item.files}
     assert kinds == {"generated": {"synthetic"}, "impressions": set(), "exemplars": {"exemplars"}}[past["replay"]]
     assert method.averages_images == (past is IMPRESSIONS)
+    # six images in each task, however many samples were looked at
+    assert {item.from_images for item in method.kept() if item.from_images is not None} <= {6}
+    assert past is not IMPRESSIONS or any(item.from_images == 6 for item in method.kept())
     claimed = {key for item in method.kept() for key in item.keys}
     # gone when their task is done, or written with the next one
     passing = {"replay_amounts", "repeat_factor", "past.memory.images", "past.memory.labels"}
@@ -281,3 +284,21 @@ def test_impressions_are_of_old_classes_as_the_old_network_sees_them(
             scores = F.interpolate(before.classify(before.features(case.image[None])), 16, mode="bilinear")[0]
         best, channel = scores.max(0)
         assert torch.equal(case.label.long(), torch.where(best > 0, torch.tensor([1, 2])[channel], 0))
+
+
+@PASTS
+@pytest.mark.parametrize(("kind", "options"), KINDS[:2])
+def test_classes_that_come_again_are_replayed_too(
+    kind: Any,
+    options: Any,
+    past: dict[str, Any],
+    make: Callable[..., Any],
+    make_blocks: Callable[..., Stream],
+    run: Callable[..., Any],
+) -> None:
+    method, stream = make(kind, options, past), make_blocks([(1, 2), (1, 3), (2,)])
+    for index in range(3):
+        run(method, stream, index)
+        assert all(value.isfinite().all() for value in method.state_dict().values())
+    assert method.class_ids == (1, 2, 3) and method.replayed > 0
+    assert method.past.taught[-1] == (2,)

@@ -102,7 +102,7 @@ class CcsiSeg(Method[CcsiSegOptions]):
         return [
             *([memory.generate()] if self.old and self.options.replay != "none" else []),
             training.train_phase(self, self.network, task, self.training_options, loss, mixed),
-            memory.collect(self.network, self.options.confidence, data),
+            memory.collect(task, self.network, self.options.confidence, data),
         ]
 
     @property

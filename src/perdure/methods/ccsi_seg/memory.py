@@ -29,6 +29,7 @@ from perdure.methods.ccsi_seg.terms import agreement, edge_band, pseudo_labels
 from perdure.methods.losses import channels_of
 from perdure.networks.frozen import Frozen
 from perdure.networks.segmenter import Segmenter, upsample
+from perdure.streams.summary import class_images
 from perdure.streams.task import Task
 
 
@@ -73,6 +74,7 @@ class ImpressionMemory(nn.Module):
         self.old: tuple[int, ...] = ()
         self.new: tuple[int, ...] = ()
         self.old_network: Frozen[Segmenter] | None = None
+        self.fewest = 0  # training images of the task's rarest class
         self.register_buffer("yields", torch.zeros(2, dtype=torch.int64))
         for name in ("previews", "images", "labels"):
             self.register_buffer(name, None)
@@ -152,14 +154,16 @@ class ImpressionMemory(nn.Module):
 
     # What is stored -------------------------------------------------------------------------------------------
 
-    def collect(self, network: Segmenter, confidence: float, data: Callable[[], Batches]) -> Collect:
+    def collect(self, task: Task, network: Segmenter, confidence: float, data: Callable[[], Batches]) -> Collect:
         """Phase that measures the task's images with the trained network.
 
         Args:
+            task: The task under way.
             network: The trained network.
             confidence: From which certainty on it is believed about old classes where nothing is labelled.
             data: The task's images.
         """
+        self.fewest = min(class_images(task).values(), default=0)  # asked again after a resume: it is no state
         return Collect("statistics", network, data, partial(self.measure, network, confidence), self.finish_measuring)
 
     def measure(self, network: Segmenter, confidence: float, batch: Batch) -> dict[str, Tensor]:
@@ -197,8 +201,9 @@ class ImpressionMemory(nn.Module):
         """Mean patches and masks, statistics, and a few impressions to look at."""
         source = "from the training images of the task that taught the class"
         tried, used = self.yields.tolist()
-        shown = self.statistics.co_occurrence.diagonal()[len(self.old) :]  # of crops: perhaps fewer than in the list
-        fewest = int(shown.min()) if len(shown) else None
+        # of crops, in which a class may be missing, or of more samples than there are images
+        shown = self.statistics.co_occurrence.diagonal()[len(self.old) :]
+        fewest = min(int(shown.min()), self.fewest) if len(shown) else None
         few = ", which is few: the network hardly recognises its old classes any more" if 2 * used < tried else ""
         items = [
             Kept(

@@ -59,7 +59,7 @@ class ClassImpressions(torch.nn.Module):
 
     def generate(self, owner: Stateful, task: Task, judge: Judge) -> list[Phase]:  # noqa: ARG002
         """Measure the task's classes with the trained network."""
-        return [self.memory.collect(*self._network, self.options.confidence, partial(looks, task))]
+        return [self.memory.collect(task, *self._network, self.options.confidence, partial(looks, task))]
 
     def samples(self, owner: Stateful, task: Task) -> list[Samples]:  # noqa: ARG002
         """Impressions, of all earlier tasks together."""
