@@ -296,8 +296,8 @@ def refuse_pictures_of_few(experiment: Experiment, sealed: int = 0) -> None:
                     f"the class '{experiment.stream.space.name(class_id)}' has {images} training images of patients, "
                     f"but '{experiment.recipe.method.name}' keeps their mean, which needs at least {least} to be no "
                     "picture of single patients",
-                    "add images, leave the class out, use a method without such pictures (star, finetune), or lower "
-                    "privacy.min_images",
+                    "add images, leave the class out, take a method or a method.replay that keeps no such pictures "
+                    "(star, finetune or lwf without impressions), or lower privacy.min_images",
                 )
 
 

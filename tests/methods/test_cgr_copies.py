@@ -53,6 +53,18 @@ def test_planted_copies_are_caught(real: RealImages) -> None:
         assert real.check(copy).copies.all(), name
 
 
+def test_shifted_copies_of_small_images_are_caught() -> None:
+    """A pixel of 16 is a cell: the strip that a shift brings in must not count."""
+    images = blobs(40, 1)[..., 8:24, 8:24]
+    real = RealImages(
+        tensor_view(images, torch.zeros(40, 16, 16, dtype=torch.int64), label_space(["a"])), ENDS, corners
+    )
+    wider = blobs(40, 1)
+    for down, right in ((1, 0), (0, -1), (1, 1), (2, 0), (-2, 2)):
+        moved = wider[5:15, :, 8 + down : 24 + down, 8 + right : 24 + right]
+        assert real.check(moved).copies.float().mean() >= 0.9, (down, right)
+
+
 def test_other_images_are_none(real: RealImages) -> None:
     found = real.check(blobs(30, 2))
     assert found.copies.sum() <= 2
@@ -71,7 +83,9 @@ def test_low_pass_and_variants() -> None:
     images = torch.rand(2, 3, 32, 48) * 2 - 1
     assert low_pass(images).shape == (2, 256)
     assert low_pass(torch.full((1, 1, 8, 8), 1.0)).tolist() == [[1.0] * 64]
-    made = list(variants(images))
+    made, inside = zip(*variants(images), strict=True)
+    # two rows of half cells are lost at most, of one of the two cells at the border
+    assert all(part.shape == (256,) and 15 * 15 <= int(part.sum()) <= 256 for part in inside)
     assert len(made) == 100 and all(one.shape == images.shape for one in made)
     assert any(torch.equal(one, images) for one in made)
     assert any(torch.equal(one, images.flip((2, 3))) for one in made)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import chain, combinations
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -10,13 +11,14 @@ import torch
 
 from perdure.data.preparation import Preparation
 from perdure.errors import DataError, UsageError
+from perdure.files import write_tensors
 from perdure.labels import IGNORE, label_space
 from perdure.methods.cgr import bjd, codecs
-from perdure.methods.cgr.pairs import Manifest, StoredPairs, check_causality
+from perdure.methods.cgr.pairs import Manifest, StoredPairs, check_causality, check_shapes
 from perdure.methods.cgr.prompts import Card, card, draw_subsets, rows
 from perdure.methods.cgr.sampling import agreement, area_bins, denoise, sound
 from perdure.methods.cgr.terms import cross_entropy, rotated, soft_dice, standardised
-from perdure.methods.past import halves
+from perdure.methods.past import halves, need_room
 from perdure.streams.task import Task
 
 ORDERS = {
@@ -238,20 +240,44 @@ def test_only_pairs_of_earlier_stages_by_the_generator_of_the_time() -> None:
     def made(stage: int, by: int) -> Manifest:
         return Manifest(stage, 0, 0, hashes[by], codecs.VERSION, torch.zeros(1), torch.zeros(2), 1, 1, 1.0)
 
-    check_causality([made(0, 0), made(1, 1)], 2, hashes)
-    for stage, by, words in ((2, 2, "the generator of task 3"), (1, 0, "another generator"), (1, 2, "another")):
+    check_causality([made(0, 0), made(1, 1)._replace(file=1)], 0, 2, hashes)
+    of_three, of_none = (2, 2, "the generator of task 3"), (-1, 2, "the generator of task 0")
+    bad = (of_three, of_none, (1, 0, "another generator"), (1, 2, "another"))
+    for stage, by, words in bad:
         with pytest.raises(DataError, match=words):
-            check_causality([made(stage, by)], 2, hashes)
+            check_causality([made(stage, by)], 0, 2, hashes)
     with pytest.raises(DataError, match="version 0 of the coding"):
-        check_causality([made(0, 0)._replace(codec=0)], 2, hashes)
+        check_causality([made(0, 0)._replace(codec=0)], 0, 2, hashes)
+    with pytest.raises(DataError, match="file 1 of pairs of task 1 stands for file 1 of task 2"):
+        check_causality([made(0, 0)], 1, 2, hashes)
+    with pytest.raises(DataError, match="file 1 of pairs of task 1 stands for file 2 of task 1"):
+        check_causality([made(0, 0), made(0, 0)], 0, 2, hashes)
+
+
+@pytest.mark.parametrize(
+    ("images", "codes"),
+    [
+        (torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.zeros(2, 4, 4, dtype=torch.uint8)),
+        (torch.zeros(2, 3, 4, 5, dtype=torch.uint8), torch.zeros(2, 4, 4, dtype=torch.uint8)),
+        (torch.zeros(2, 3, 4, 4), torch.zeros(2, 4, 4, dtype=torch.uint8)),
+        (torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.full((2, 4, 4), 3, dtype=torch.uint8)),
+        (torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.full((2, 4, 4), -300, dtype=torch.int16)),
+    ],
+    ids=["channels", "width", "float", "class", "type"],
+)
+def test_files_that_hold_no_pairs(images: torch.Tensor, codes: torch.Tensor, tmp_path: Path) -> None:
+    write_tensors(tmp_path / "a.safetensors", {"images": images, "labels": codes})
+    with pytest.raises(DataError, match=r"a\.safetensors does not hold pairs of 2 classes in images of 3 channels"):
+        check_shapes(tmp_path / "a.safetensors", 3, 2)
 
 
 def test_halves_of_a_batch() -> None:
     assert halves(16, 0) == (16, 0)
     assert halves(16, 2) == (8, 8)
     assert halves(5, 1) == (3, 2)
+    need_room(2)
     with pytest.raises(UsageError, match="batch of 1"):
-        halves(1, 1)
+        need_room(1)
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "dpm"])

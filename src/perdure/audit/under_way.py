@@ -17,7 +17,7 @@ from perdure.kept.store import STORE
 
 RESUME: Final = "resume"
 _TASK_FILE: Final = re.compile(
-    rf"(weights\.safetensors|counts\.json|cases\.csv|changes\.json|{LEDGER}|kept/[^/]+\.safetensors|{SAMPLE.pattern})"
+    rf"(weights\.safetensors|counts\.json|cases\.csv|changes\.json|numbers\.json|{LEDGER}|kept/[^/]+\.safetensors|{SAMPLE.pattern})"
 )
 _WORKING_FILE: Final = re.compile(r"([\w.-]+/){1,3}[\w.-]+")
 _RESUME_FILE: Final = re.compile(

@@ -144,8 +144,8 @@ def _from_images(item: Kept, state: Mapping[str, Tensor], earlier: Sequence[Entr
         raise DataError(
             f"'{item.name}' would keep pictures that are averages of only {fewest} images of patients; "
             f"at least {least} are needed",
-            "learn these classes from more images, use a method without such pictures (star, finetune), or lower "
-            "privacy.min_images",
+            "learn these classes from more images, take a method or a method.replay that keeps no such pictures (star, "
+            "finetune or lwf without impressions), or lower privacy.min_images",
         )
     return fewest
 

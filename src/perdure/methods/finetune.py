@@ -45,7 +45,7 @@ class Finetune(Method[FinetuneOptions]):
     def __init__(self, setup: Setup[FinetuneOptions]) -> None:
         super().__init__(setup)
         self.network = setup.network(GrowingNetwork)
-        self.past = make_past(self.options, self.network)
+        self.past = make_past(self.options, self.network, self.training_options.batch_size)
         self.averages_images = self.options.replay == "impressions"
         self.learning: tuple[int, ...] = ()
         if self.network.kind == "classification" and self.options.replay != "none" and self.options.channels == "new":

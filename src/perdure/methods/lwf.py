@@ -78,7 +78,7 @@ class Lwf(Method[LwfOptions]):
     def __init__(self, setup: Setup[LwfOptions]) -> None:
         super().__init__(setup)
         self.network = setup.network(GrowingNetwork)
-        self.past = make_past(self.options, self.network)
+        self.past = make_past(self.options, self.network, self.training_options.batch_size)
         self.averages_images = self.options.replay == "impressions"
         self.old: tuple[int, ...] = ()
         self.learning: tuple[int, ...] = ()

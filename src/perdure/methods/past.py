@@ -24,7 +24,7 @@ from perdure.kept.items import Kept
 from perdure.streams.task import Task
 
 LOOKS: Final = 256
-"""More than there may be cases, because of volumes each sample is one slice, at random."""
+"""Training samples that statistics of a task are taken from, at least: of volumes each one is a slice at random."""
 
 
 class Judge(NamedTuple):
@@ -119,21 +119,14 @@ class Mirrored(Preparation):
         return replace(case, image=image.contiguous(), label=label.contiguous())
 
 
-def looks(task: Task) -> Batches:
-    """Training samples that statistics of a task are taken from, each equally likely, ``LOOKS`` of them at least."""
-    samples = task.train()
-    even = torch.ones(len(samples))
-    return Batches(samples, 8, drop_last=False, weights=even, draws=max(LOOKS, len(samples)))
+def need_room(batch_size: int) -> None:
+    """Raise UsageError where a batch has no room for a real and a replayed sample."""
+    if batch_size < 2:
+        raise UsageError("a batch of 1 cannot hold a real and a replayed sample", "set training.batch_size=2 or more")
 
 
 def halves(batch_size: int, past: int) -> tuple[int, int]:
-    """Real and replayed samples of a batch: half and half, an odd one is real; all real where there is no past.
-
-    Raises:
-        UsageError: A batch of one has no room for the past.
-    """
-    if past and batch_size < 2:
-        raise UsageError("a batch of 1 cannot hold a real and a replayed sample", "set the batch size to 2 or more")
+    """Real and replayed samples of a batch: half and half, an odd one is real; all real where there is no past."""
     replayed = batch_size // 2 if past else 0
     return batch_size - replayed, replayed
 

@@ -26,7 +26,7 @@ from perdure.methods.cgr.options import GeneratorOptions, PairOptions
 from perdure.methods.exemplars import ExemplarOptions, Exemplars
 from perdure.methods.method import Method
 from perdure.methods.options import Options, OptionsT
-from perdure.methods.past import Judge, Nothing, Past, mixed
+from perdure.methods.past import Judge, Nothing, Past, mixed, need_room
 from perdure.networks.network import FeaturesT, GrowingNetwork
 from perdure.networks.segmenter import Segmenter
 from perdure.streams.task import Task
@@ -51,10 +51,15 @@ class ReplayOptions(Options):
     )
 
 
-def make_past(options: ReplayOptions, network: GrowingNetwork[FeaturesT]) -> Past:
-    """The past that the options ask for. Raises UsageError where pairs are asked of a network without 2D masks."""
+def make_past(options: ReplayOptions, network: GrowingNetwork[FeaturesT], batch_size: int) -> Past:
+    """The past that the options ask for.
+
+    Raises:
+        UsageError: Pairs are asked of a network without 2D masks, or batches have no room for them.
+    """
     if options.replay == "none":
         return Nothing()
+    need_room(batch_size)
     if options.replay == "exemplars":
         return Exemplars(options.exemplars)
     if not isinstance(network, Segmenter) or network.dims != 2:

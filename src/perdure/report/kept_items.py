@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final
@@ -19,6 +19,8 @@ from perdure.report.render import Thumb, hex_color, thumbnail
 from perdure.streams.description import DescribedStream
 
 MOST_PICTURES: Final = 12
+MOST_STAGES: Final = 4
+"""Earlier tasks whose synthetic pictures are shown beside those of the last one."""
 _DAMAGED: Final = "the file was changed or is damaged, or the method's kept items are not as perdure.kept.items says"
 Distances = npt.NDArray[np.float64]
 TERMS: Final[tuple[dict[str, str], ...]] = (
@@ -158,6 +160,29 @@ def read_items(folder: Path) -> tuple[KeptItem, ...]:
             )
         )
     return tuple(found)
+
+
+def with_stages(shown: Mapping[int, Sequence[KeptItem]], stream: DescribedStream) -> tuple[KeptItem, ...]:
+    """What is kept now, and before it the synthetic pictures of a few earlier tasks, which show how they change.
+
+    Args:
+        shown: Items that may be shown, by task.
+        stream: Whose tasks these are.
+    """
+    *earlier, last = sorted(shown) or [-1]
+    made = {t: [i for i in shown[t] if i.kind == "synthetic" and i.shows == "images"] for t in earlier}
+    past = [t for t in earlier if made[t]]
+    # evenly spread, the first among them
+    chosen = past[:: -(-len(past) // MOST_STAGES)] if past else []
+
+    def after(task: int, item: KeptItem) -> KeptItem:
+        return item.model_copy(update={"name": f"{item.name} after {stream.tasks[task].spoken}"})
+
+    before = [after(t, item) for t in chosen for item in made[t]]
+    now = [
+        after(last, i) if before and i.kind == "synthetic" and i.shows == "images" else i for i in shown.get(last, ())
+    ]
+    return (*before, *now)
 
 
 def picture_rows(stream: DescribedStream, items: Sequence[KeptItem]) -> tuple[list[Column], list[PictureRow]]:

@@ -51,7 +51,7 @@ def write_report(run: Path, page: Path | None = None, name: str | None = None) -
     data = _loaded(run, name)
     results, stream, last = data.results, data.stream, data.results.last
     shown = data.shown.get(max(data.ledgers, default=-1), ())  # what is kept now; earlier items are superseded
-    columns, pictures = kept_items.picture_rows(stream, shown)
+    columns, pictures = kept_items.picture_rows(stream, kept_items.with_stages(data.shown, stream))
     distances = kept_items.memorisation(stream, shown)
     tasks = [t for t in data.samples if data.samples[t]]
     names = chosen_samples(list(data.samples[tasks[-1]])) if tasks else []

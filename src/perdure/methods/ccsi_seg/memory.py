@@ -29,7 +29,6 @@ from perdure.methods.ccsi_seg.terms import agreement, edge_band, pseudo_labels
 from perdure.methods.losses import channels_of
 from perdure.networks.frozen import Frozen
 from perdure.networks.segmenter import Segmenter, upsample
-from perdure.streams.summary import class_images
 from perdure.streams.task import Task
 
 
@@ -74,7 +73,7 @@ class ImpressionMemory(nn.Module):
         self.old: tuple[int, ...] = ()
         self.new: tuple[int, ...] = ()
         self.old_network: Frozen[Segmenter] | None = None
-        self.fewest = 0  # training images of the task's rarest class
+        self.cases = 0  # training images of the task, from which the mean background is
         self.register_buffer("yields", torch.zeros(2, dtype=torch.int64))
         for name in ("previews", "images", "labels"):
             self.register_buffer(name, None)
@@ -154,7 +153,9 @@ class ImpressionMemory(nn.Module):
 
     # What is stored -------------------------------------------------------------------------------------------
 
-    def collect(self, task: Task, network: Segmenter, confidence: float, data: Callable[[], Batches]) -> Collect:
+    def collect(
+        self, task: Task, network: Segmenter, confidence: float, data: Callable[[], Batches], passes: int = 1
+    ) -> Collect:
         """Phase that measures the task's images with the trained network.
 
         Args:
@@ -162,9 +163,11 @@ class ImpressionMemory(nn.Module):
             network: The trained network.
             confidence: From which certainty on it is believed about old classes where nothing is labelled.
             data: The task's images.
+            passes: How often each of them comes in ``data``.
         """
-        self.fewest = min(class_images(task).values(), default=0)  # asked again after a resume: it is no state
-        return Collect("statistics", network, data, partial(self.measure, network, confidence), self.finish_measuring)
+        self.cases = len(task.train())  # asked again after a resume: it is no state
+        measure, finish = partial(self.measure, network, confidence), partial(self.finish_measuring, passes)
+        return Collect("statistics", network, data, measure, finish)
 
     def measure(self, network: Segmenter, confidence: float, batch: Batch) -> dict[str, Tensor]:
         """Sums over a batch: regions of new classes, background, co-occurrence, and moments of feature maps.
@@ -191,19 +194,18 @@ class ImpressionMemory(nn.Module):
         sums["batches"] = torch.ones((), dtype=torch.int64, device=images.device)
         return sums
 
-    def finish_measuring(self, totals: dict[str, Tensor]) -> None:
-        """Turn the sums into statistics; synthetic images are no longer needed."""
+    def finish_measuring(self, passes: int, totals: dict[str, Tensor]) -> None:
+        """Turn the sums of so many passes into statistics; synthetic images are no longer needed."""
         layers = torch.repeat_interleave(totals["channels"] // totals["batches"])
-        self.statistics.update(totals, len(self.old), layers)
+        self.statistics.update(totals, len(self.old), layers, passes)
         self.images = self.labels = None
 
     def kept(self, prefix: str) -> list[Kept]:
         """Mean patches and masks, statistics, and a few impressions to look at."""
         source = "from the training images of the task that taught the class"
         tried, used = self.yields.tolist()
-        # of crops, in which a class may be missing, or of more samples than there are images
-        shown = self.statistics.co_occurrence.diagonal()[len(self.old) :]
-        fewest = min(int(shown.min()), self.fewest) if len(shown) else None
+        averaged = self.statistics.regions[len(self.old) :]
+        fewest = min([self.cases, *averaged[averaged > 0].tolist()])
         few = ", which is few: the network hardly recognises its old classes any more" if 2 * used < tried else ""
         items = [
             Kept(

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from pydantic import Field
 
-from perdure.data.dataset import Samples
+from perdure.data.dataset import Joined, Samples, members
+from perdure.data.sampling import Batches
 from perdure.data.tensors import tensor_view
 from perdure.engine.phases import Phase
 from perdure.engine.state import Stateful
@@ -15,7 +14,7 @@ from perdure.kept.items import Kept
 from perdure.methods.ccsi_seg.impressions import SynthesisOptions
 from perdure.methods.ccsi_seg.memory import ImpressionMemory
 from perdure.methods.ccsi_seg.statistics import decode
-from perdure.methods.past import Judge, looks
+from perdure.methods.past import LOOKS, Judge
 from perdure.networks.segmenter import Segmenter
 from perdure.streams.task import Task
 
@@ -59,7 +58,12 @@ class ClassImpressions(torch.nn.Module):
 
     def generate(self, owner: Stateful, task: Task, judge: Judge) -> list[Phase]:  # noqa: ARG002
         """Measure the task's classes with the trained network."""
-        return [self.memory.collect(task, *self._network, self.options.confidence, partial(looks, task))]
+        passes = -(-LOOKS // len(task.train()))
+
+        def looks() -> Batches:
+            return Batches(Joined(tuple(members(task.train())) * passes), 8, shuffle=False, drop_last=False)
+
+        return [self.memory.collect(task, *self._network, self.options.confidence, looks, passes)]
 
     def samples(self, owner: Stateful, task: Task) -> list[Samples]:  # noqa: ARG002
         """Impressions, of all earlier tasks together."""

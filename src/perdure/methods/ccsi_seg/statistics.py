@@ -36,8 +36,8 @@ BUFFERS: Final = (
 class Statistics(nn.Module):
     """Statistics of all classes so far, in learning order, and of the background of the latest task.
 
-    Buffers: ``patches (K, C, P, P)`` and ``masks (K, 1, P, P)`` uint8; ``regions (K,)`` int64, regions that were
-    averaged; ``facts (K, FACTS, 2)``; ``co_occurrence (K, K)`` int64, images that show both classes; ``colors
+    Buffers: ``patches (K, C, P, P)`` and ``masks (K, 1, P, P)`` uint8; ``regions (K,)`` int64, images whose
+    region was averaged; ``facts (K, FACTS, 2)``; ``co_occurrence (K, K)`` int64, images that show both; ``colors
     (K, 2C)``, ``color_spread (K, 2C, 2C)``; ``ends (2, C)``, the intensity window of the first task, in which uint8 is
     coded; ``size (2,)`` int64, H and W; ``background (C, P, P)`` uint8, ``tones (C, C)``, ``texture (C, C)``, ``power
     (BANDS,)``; the moment bank ``moments (2, T)`` and ``class_moments (K, 2, T)``, zeros where nothing is known. All
@@ -65,7 +65,7 @@ class Statistics(nn.Module):
         for name in (*SHOWN, *BUFFERS):
             self.register_buffer(name, torch.zeros(0))
 
-    def update(self, sums: dict[str, Tensor], old: int, layers: Tensor) -> None:
+    def update(self, sums: dict[str, Tensor], old: int, layers: Tensor, passes: int = 1) -> None:
         """Take in what a pass over a task's images measured.
 
         Args:
@@ -74,6 +74,7 @@ class Statistics(nn.Module):
                 one row per class), ``size``.
             old: Classes before this task.
             layers: Layer of each channel of the moments.
+            passes: How often the pass saw each image.
         """
         if not old:
             self.ends = window(sums["intensities"])
@@ -81,6 +82,9 @@ class Statistics(nn.Module):
         self._update_background(sums)
         self._update_classes(sums, old)
         self._update_moments(sums, old, layers)
+        # an image has one region of a class at most: at least so many images are behind a class's means
+        new = -(-self.regions[old:] // passes)
+        self.regions = torch.cat([self.regions[:old], new])
 
     def _update_background(self, sums: dict[str, Tensor]) -> None:
         images, seen = sums["images"].double().clamp_min(1.0), sums["background_seen"]

@@ -30,7 +30,7 @@ from perdure.methods.cgr.terms import cross_entropy, rotated, soft_dice, standar
 from perdure.methods.losses import channels_of
 from perdure.methods.method import Method
 from perdure.methods.options import Setup
-from perdure.methods.past import Judge, mixed
+from perdure.methods.past import Judge, mixed, need_room
 from perdure.methods.prediction import Prediction
 from perdure.networks.segmenter import Segmenter, upsample
 from perdure.streams.task import Task
@@ -53,6 +53,7 @@ class Cgr(Method[CgrOptions]):
                 f"a generator of pairs works on images, not in {self.network.dims}D",
                 "use volumes.view=slices, or another method: lwf, finetune",
             )
+        need_room(self.training_options.batch_size)
         options = self.options
         channels = self.network.in_channels or 3
         self.generator = PairGenerator(options.generator, options.pairs, channels, options.compat)

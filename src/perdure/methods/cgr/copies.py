@@ -83,9 +83,10 @@ class RealImages:
 
     def _distances(self, images: Tensor, without: Tensor | None) -> Tensor:
         """``(N, 2)``; ``without (N, M)`` bool: real images that do not count."""
-        flat = low_pass(torch.cat(list(variants(encode_image(images, self.ends)))))
-        apart = torch.cdist(flat, self.pixels) / flat.shape[1] ** 0.5
-        by_pixels = apart.view(-1, len(images), len(self.pixels)).amin(0)
+        by_pixels = torch.full((len(images), len(self.pixels)), torch.inf)
+        for moved, inside in variants(encode_image(images, self.ends)):
+            apart = torch.cdist(low_pass(moved)[:, inside], self.pixels[:, inside]) / int(inside.sum()) ** 0.5
+            by_pixels = torch.minimum(by_pixels, apart)
         by_features = 1.0 - F.normalize(self.features(images).float().cpu(), dim=1) @ self.vectors.T
         both = torch.stack([by_pixels, by_features])
         if without is not None:
@@ -99,15 +100,21 @@ def low_pass(images: Tensor) -> Tensor:
     return (0.5 + 0.5 * F.adaptive_avg_pool2d(images.float().mean(1, keepdim=True), side)).flatten(1).cpu()
 
 
-def variants(images: Tensor) -> Iterator[Tensor]:
-    """Images ``(N, C, H, W)`` mirrored along no, one or both axes, and shifted by up to a cell of the low-pass."""
+def variants(images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images ``(N, C, H, W)`` mirrored along no, one or both axes, and shifted by up to a cell of the low-pass.
+
+    Each comes with the cells ``(d,)`` bool of the low-pass that hold nothing but the image: a strip that a shift leaves
+    empty says nothing, and would make shifted copies look far away.
+    """
     height, width = (max(1, length // (2 * SIDE)) for length in images.shape[2:])  # half a cell
+    border = (2 * width, 2 * width, 2 * height, 2 * height)
+    there = F.pad(torch.ones_like(images[:1]), border)
     for axes in ((), (2,), (3,), (2, 3)):
-        mirrored = images.flip(axes)
-        padded = F.pad(mirrored, (2 * width, 2 * width, 2 * height, 2 * height), mode="replicate")
+        padded = F.pad(images.flip(axes), border)
         for y in range(0, 5 * height, height):
             for x in range(0, 5 * width, width):
-                yield padded[..., y : y + images.shape[2], x : x + images.shape[3]]
+                moved, part = (each[..., y : y + images.shape[2], x : x + images.shape[3]] for each in (padded, there))
+                yield moved, low_pass(part)[0] > 1 - 1e-6
 
 
 def _whole(samples: Samples) -> Iterator[tuple[Tensor, str]]:

@@ -28,7 +28,7 @@ from perdure.methods.cgr.pairs import Manifest
 from perdure.methods.cgr.prompts import Card
 from perdure.methods.cgr.sampling import agreement, denoise, sound
 from perdure.methods.cgr.stock import PairStock
-from perdure.methods.past import Judge, looks, mixed
+from perdure.methods.past import LOOKS, Judge, mixed
 from perdure.networks.joint_diffusion.network import JointDiffusion
 from perdure.networks.joint_diffusion.noise import STEPS
 from perdure.streams.task import Task
@@ -55,6 +55,8 @@ class PairGenerator(nn.Module):
         self, options: GeneratorOptions, pairs: PairOptions, channels: int, compat: Sequence[Defect] = ()
     ) -> None:
         super().__init__()
+        if options.text == "clip" and options.text_folder is None:
+            raise UsageError("text=clip needs the folder of a text encoder", "set method.generator.text_folder=DIR")
         self.options, self.pairs, self.compat = options, pairs, frozenset(compat)
         self.network = JointDiffusion(
             channels, options.text_width, size=options.size, checkpointing=options.checkpointing
@@ -92,19 +94,22 @@ class PairGenerator(nn.Module):
         """Count what the task's masks show, then train the network on the task and on generated pairs.
 
         Raises:
-            UsageError: The text encoder is not given, or images of this size cannot be made.
+            UsageError: Images of this size cannot be made.
         """
         options, later = self.options, task.index > 0
-        if options.text == "clip" and options.text_folder is None:
-            raise UsageError("text=clip needs the folder of a text encoder", "set method.generator.text_folder=DIR")
         if task.preparation.patch:
             self.network.check_size(task.preparation.patch)
+
+        def looks() -> Batches:
+            samples = task.train()
+            even = torch.ones(len(samples))
+            return Batches(samples, 8, drop_last=False, weights=even, draws=max(LOOKS, len(samples)))
 
         def data() -> Batches | Mix:
             return mixed(task, self.samples(owner, task), options.batch_size)
 
         return [
-            Collect("labels", self, partial(looks, task), self.known.measure, self.known.keep),
+            Collect("labels", self, looks, self.known.measure, self.known.keep),
             Train(
                 name="generator",
                 module=self.network,

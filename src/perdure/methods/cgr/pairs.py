@@ -69,17 +69,34 @@ def read_manifest(path: Path) -> Manifest:
     return Manifest(**values)
 
 
-def check_causality(found: Sequence[Manifest], stage: int, generators: Tensor) -> None:
+def check_shapes(path: Path, channels: int, classes: int) -> None:
+    """Raise DataError unless a file holds images and codes of a task, as they are read one by one later."""
+    images, codes = (read_tensors(path, [name])[name] for name in ("images", "labels"))
+    sound = images.dtype == codes.dtype == torch.uint8 and images.ndim == 4 and images.shape[1] == channels
+    if not sound or images[:, 0].shape != codes.shape or (codes.numel() and int(codes.max()) > classes):
+        raise DataError(
+            f"{path.parent.name}/{path.name} does not hold pairs of {classes} classes in images of {channels} channels",
+            "the file was changed or belongs to another task: start a new run",
+        )
+
+
+def check_causality(found: Sequence[Manifest], task: int, stage: int, generators: Tensor) -> None:
     """Raise DataError unless pairs that stage ``stage`` trains on were made before it, by the generator as it was then.
 
     Args:
-        found: Manifests of the files.
+        found: Manifests of the files, in order.
+        task: The task that they look like.
         stage: The task under way.
         generators: ``(T, 32)`` uint8, hash of the generator after each stage.
     """
-    for one in found:
-        if one.stage >= stage or not torch.equal(one.generator, generators[one.stage].cpu()):
-            by = "another generator" if one.stage < stage else f"the generator of task {one.stage + 1}"
+    for number, one in enumerate(found):
+        if (one.task, one.file) != (task, number):
+            raise DataError(
+                f"file {one.file + 1} of pairs of task {one.task + 1} stands for file {number + 1} of task {task + 1}",
+                "files of pairs were exchanged: start a new run",
+            )
+        if not 0 <= one.stage < stage or not torch.equal(one.generator, generators[one.stage].cpu()):
+            by = "another generator" if 0 <= one.stage < stage else f"the generator of task {one.stage + 1}"
             raise DataError(
                 f"generated pairs that task {stage + 1} would train on were made by {by}",
                 "only pairs made at the end of an earlier task of the same run may be replayed: start a new run",

@@ -16,7 +16,7 @@ from perdure.files import read_tensors
 from perdure.kept.items import Kept
 from perdure.kept.method_state import hash_of
 from perdure.methods.cgr.options import PairOptions
-from perdure.methods.cgr.pairs import StoredPairs, check_causality, read_manifest
+from perdure.methods.cgr.pairs import StoredPairs, check_causality, check_shapes, read_manifest
 from perdure.methods.cgr.prompts import Card
 from perdure.streams.task import Task
 
@@ -66,22 +66,17 @@ class PairStock(nn.Module):
         """Pairs of each earlier task, in task order, for training on ``task``.
 
         Raises:
-            DataError: A file was not made at the end of an earlier task by this run's generator.
-            PerdureError: No pair of a task was stored.
+            DataError: A file was not made at the end of an earlier task by this run's generator, or holds no pairs.
         """
         sources = []
         for one in cards[: task.index]:
             paths = owner.store.paths(owner.files[self.key(one, task.index - 1)])
-            check_causality([read_manifest(path) for path in paths], task.index, self.digests)
+            check_causality([read_manifest(path) for path in paths], one.index, task.index, self.digests)
             black, white = (tuple(end) for end in one.ends)
+            for path in paths:
+                check_shapes(path, len(black), one.classes)
             shown = StoredPairs(channels=len(black), black=black, white=white, ids=one.ids, axes=one.mirrors)
-            samples = FileSamples(paths, shown)
-            if not len(samples):
-                raise PerdureError(
-                    f"none of the pairs generated for task '{one.name}' was fit to be stored",
-                    "train the generator longer (method.generator.steps), or set method.pairs.gate=false",
-                )
-            sources.append(samples)
+            sources.append(FileSamples(paths, shown))
         return sources
 
     def sign(self, generator: nn.Module, task: int) -> None:
@@ -92,9 +87,20 @@ class PairStock(nn.Module):
         self.replayed = self.yields[:task, 2].sum()
 
     def take(self, one: Card, paths: Sequence[Path], now: int) -> None:
-        """Count how many pairs of a task were made and kept, and how near the first ones came to real images."""
+        """Count how many pairs of a task were made and kept, and how near the first ones came to real images.
+
+        Raises:
+            PerdureError: No pair was stored: later tasks would have no past.
+        """
         found = [read_manifest(path) for path in paths]
         numbers = [sum(m.tried for m in found), sum(m.sound for m in found), sum(len(m.subsets) for m in found)]
+        if not numbers[2]:
+            copies = sum(m.copies for m in found)
+            raise PerdureError(
+                f"none of {numbers[0]} pairs generated for task '{one.name}' was fit to be stored: {numbers[1]} passed "
+                f"the checks of their masks, {copies} were copies of real images",
+                "begin a new run with more method.generator.steps, or with method.pairs.gate=false",
+            )
         self.yields = _with_row(self.yields, now + 1, one.index, numbers)
         fit = sum(m.fit * m.tried for m in found) / max(1, numbers[0])
         self.fits = _with_row(self.fits, now + 1, one.index, [fit])
@@ -148,7 +154,14 @@ class PairStock(nn.Module):
                 )
             )
         if self.previews is not None:
-            text = "generated pairs, image and mask side by side, of each class; shown in the report"
+            each = [
+                f"{one.name} {100 * float(self.fits[one.index]):.0f} ({passed} of {made})"
+                for one, (made, passed, _) in zip(cards, self.yields.tolist(), strict=False)
+            ]
+            text = (
+                "generated pairs, image and mask side by side, of each class; shown in the report. Dice of all masks, "
+                f"in %, with what the segmenter sees in the images (and how many pass the checks): {', '.join(each)}"
+            )
             items.append(Kept("previews", "synthetic", (f"{prefix}previews",), text, shows="images"))
         return items
 

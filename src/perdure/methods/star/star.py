@@ -99,7 +99,7 @@ class Star(Method[StarOptions]):
     def __init__(self, setup: Setup[StarOptions]) -> None:
         super().__init__(setup)
         self.network = setup.network(Segmenter)
-        self.past = make_past(self.options, self.network)
+        self.past = make_past(self.options, self.network, self.training_options.batch_size)
         self.averages_images = self.options.replay == "impressions"
         self.old: tuple[int, ...] = ()
         self.new: tuple[int, ...] = ()
