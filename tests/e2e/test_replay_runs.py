@@ -82,3 +82,22 @@ def test_impressions_of_few_patients_are_refused_before_training(world: Path, cl
     assert done.code == 1 and "Traceback" not in done.err
     assert "has 5 training images of patients, but 'finetune' keeps their mean" in done.err
     assert not list(world.glob("run/tasks/*"))
+
+
+@pytest.mark.parametrize("method", ["finetune", "lwf"])
+def test_impressions_where_classes_come_again(cli: Callable[..., Any], tmp_path: Path, method: str) -> None:
+    run, _ = _run(cli, tmp_path, method, *IMPRESSIONS, "stream.tasks.3.data.kind=cardiac")
+    items = json.loads((run / "tasks" / "02-prostate" / "ledger.json").read_text())["items"]
+    # four training images in each task; in few of them a cup has the pixels of a region
+    assert [item["from_images"] for item in items if item["name"] == "class-means"] in ([1], [2], [3], [4])
+    audit = cli("audit", run)
+    assert audit.code == 0, audit.out + audit.err
+
+
+@pytest.mark.parametrize("words", [["method=cgr"], ["method=lwf", *IMPRESSIONS]], ids=["cgr", "lwf"])
+def test_batches_without_room_for_the_past_are_refused_at_once(
+    cli: Callable[..., Any], tmp_path: Path, words: list[str]
+) -> None:
+    done = cli("run", "cgr/phantoms", *words, *DATA, "training.batch_size=1", "--out", tmp_path / "run", "--quiet")
+    assert done.code == 2 and "a batch of 1 cannot hold a real and a replayed sample" in done.err
+    assert not (tmp_path / "run").exists()

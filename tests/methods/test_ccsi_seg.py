@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from perdure.data.case import Batch
 from perdure.engine.phases import Generate
 from perdure.engine.state import restore
 from perdure.errors import Interrupted, PerdureError, UsageError
@@ -219,3 +220,22 @@ def test_when_no_impression_shows_its_layout(at_second):
 def test_volumes_are_refused(make_setup):
     with pytest.raises(UsageError, match="not in 3D"):
         method(make_setup, dims=3)
+
+
+def test_the_images_behind_means_are_those_with_a_region(make_setup, make_blocks):
+    learner, (task, *_) = method(make_setup), make_blocks([(1, 2)], count=8).tasks
+    learner.begin(task)
+    labels = torch.zeros(8, 16, 16, dtype=torch.int64)
+    labels[:, :4, :4] = 1
+    labels[:, 8, 8] = 2  # a pixel in every image shows no shape
+    labels[3, 8:, 8:] = 2
+    batch = Batch(torch.randn(8, 3, 16, 16), labels, tuple("abcdefgh"))
+    totals = learner.memory.measure(learner.network.eval(), 0.5, batch)
+    learner.memory.cases = 8
+    learner.memory.finish_measuring(1, totals)
+    assert learner.memory.statistics.regions.tolist() == [8, 1]
+    assert {item.from_images for item in learner.memory.kept("")} == {1}
+    # each image was looked at three times
+    three = {name: value * 3 for name, value in totals.items()}
+    learner.memory.finish_measuring(3, three)
+    assert learner.memory.statistics.regions.tolist() == [8, 1]
