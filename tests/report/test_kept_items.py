@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import yaml
 
 from perdure.errors import DataError
 from perdure.files import write_tensors
-from perdure.report.kept_items import KeptItem, memorisation, picture_rows
+from perdure.report.kept_items import MOST_STAGES, KeptItem, memorisation, picture_rows, with_stages
 from perdure.report.page import write_report
 from perdure.report.plots import Strip, strips
 from perdure.report.run_data import load_run
@@ -54,6 +55,25 @@ def item(path: Path, tensors: dict[str, torch.Tensor], shows: str = "images", ki
 @pytest.fixture
 def stream(make_class_run) -> Any:
     return load_run(make_class_run(sealed=0)).stream
+
+
+def test_synthetic_pictures_of_earlier_tasks_stand_before_those_of_the_last(stream: Any, tmp_path: Path) -> None:
+    pictures = {"a": torch.zeros(1, 1, 8, 8, dtype=torch.uint8)}
+    made, means = item(tmp_path / "x", pictures), item(tmp_path / "y", pictures, kind="statistics")
+    spoken = [task.spoken for task in stream.tasks]
+    assert with_stages({}, stream) == ()
+    assert with_stages({0: (means, made)}, stream) == (means, made)
+    names = [one.name for one in with_stages({0: (means, made), 1: (means, made), 2: (made, means)}, stream)]
+    assert names == [f"x after {spoken[0]}", f"x after {spoken[1]}", f"x after {spoken[2]}", "x"]
+    assert with_stages({0: (means,), 1: (made,)}, stream) == (made,)
+
+
+def test_of_many_tasks_a_few_are_shown(stream: Any, tmp_path: Path) -> None:
+    made = item(tmp_path / "x", {"a": torch.zeros(1, 1, 8, 8, dtype=torch.uint8)})
+    many = SimpleNamespace(tasks=[SimpleNamespace(spoken=f"task {k}") for k in range(12)])
+    names = [one.name for one in with_stages(dict.fromkeys(range(12), (made,)), many)]  # type: ignore[arg-type]
+    assert names == [f"x after task {k}" for k in (0, 3, 6, 9, 11)]
+    assert len(names) == MOST_STAGES + 1
 
 
 @pytest.mark.parametrize(
