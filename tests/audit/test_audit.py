@@ -358,6 +358,7 @@ def test_run_under_way(run: Path, rewrite) -> None:
     (run / "resume").mkdir()
     save_file({"x": torch.zeros(1)}, run / "resume/state.safetensors")
     (run / ".part-9.json").write_bytes(b"x")
+    (run / LAST / "numbers.json").write_text('{"replayed": 3}\n')  # killed while the task was sealed
     with (run / "log.jsonl").open("a") as log:
         log.write('{"seconds": 9.0, "loss": 1.0}\n')
     found = audit(run)
