@@ -76,7 +76,8 @@ def stages(path: Path) -> Iterator[Stage]:
     for (task, stage), files in sorted(groups.items()):
         method = learned(run, recipe, stream, task)
         card = method.generator.cards[task]
-        images, codes = (torch.cat([read_tensors(file)[key] for file, _ in files]) for key in ("images", "labels"))
+        read = [read_tensors(file, ("images", "labels")) for file, _ in files]
+        images, codes = (torch.cat([one[key] for one in read]) for key in ("images", "labels"))
         seen = codecs.to_local(method.predict(codecs.from_bytes(images, card.ends)).labels(), card.ids)
         dice = agreement(codes.long(), seen, card.classes).mean()
         tried = sum(one.tried for _, one in files)
@@ -95,7 +96,8 @@ def real(path: Path, task: int) -> tuple[torch.Tensor, torch.Tensor] | None:
     method = learned(run, recipe, stream, task)
     card = method.generator.cards[task]
     with stream.opened(stream.tasks[task]) as opened:
-        cases = [opened.train()[place] for place in range(min(COLUMNS, len(opened.train())))]
+        samples = opened.train()
+        cases = [samples[place] for place in range(min(COLUMNS, len(samples)))]
     images = codecs.to_bytes(codecs.encode_image(torch.stack([case.image for case in cases]), card.ends))
     return images, codecs.to_local(torch.stack([case.label for case in cases]), card.ids)
 

@@ -287,18 +287,14 @@ def test_impressions_are_of_old_classes_as_the_old_network_sees_them(
 
 
 @PASTS
-@pytest.mark.parametrize(("kind", "options"), KINDS[:2])
 def test_classes_that_come_again_are_replayed_too(
-    kind: Any,
-    options: Any,
-    past: dict[str, Any],
-    make: Callable[..., Any],
-    make_blocks: Callable[..., Stream],
-    run: Callable[..., Any],
+    past: dict[str, Any], make: Callable[..., Any], make_blocks: Callable[..., Stream], run: Callable[..., Any]
 ) -> None:
-    method, stream = make(kind, options, past), make_blocks([(1, 2), (1, 3), (2,)])
-    for index in range(3):
-        run(method, stream, index)
-        assert all(value.isfinite().all() for value in method.state_dict().values())
-    assert method.class_ids == (1, 2, 3) and method.replayed > 0
-    assert method.past.taught[-1] == (2,)
+    stream = make_blocks([(1, 2), (1, 3), (2,)])
+    for kind, options in KINDS[:2]:
+        method = make(kind, options, past)
+        for index in range(3):
+            run(method, stream, index, folder=kind.__name__)
+            assert all(value.isfinite().all() for value in method.state_dict().values())
+        assert method.class_ids == (1, 2, 3) and method.replayed > 0
+        assert method.past.taught[-1] == (2,)

@@ -40,6 +40,7 @@ class ImpressionMemory(nn.Module):
     ``images (M, C, H, W)`` uint8 and ``labels (M, H, W)`` int16 exist only while a later task is under way.
 
     Args:
+        network: The method's network, whose kind is checked.
         options: How impressions are made.
         patch: Side of the mean patches in pixels.
         previews: Impressions per class shown in the report.

@@ -71,7 +71,8 @@ def read_manifest(path: Path) -> Manifest:
 
 def check_shapes(path: Path, channels: int, classes: int) -> None:
     """Raise DataError unless a file holds images and codes of a task, as they are read one by one later."""
-    images, codes = (read_tensors(path, [name])[name] for name in ("images", "labels"))
+    found = read_tensors(path, ("images", "labels"))
+    images, codes = found["images"], found["labels"]
     sound = images.dtype == codes.dtype == torch.uint8 and images.ndim == 4 and images.shape[1] == channels
     if not sound or images[:, 0].shape != codes.shape or (codes.numel() and int(codes.max()) > classes):
         raise DataError(
