@@ -1,15 +1,18 @@
-"""Bring DRIVE (retinal vessels) and the WBC data (white blood cells) into the layout of the reader `folders`.
+"""Bring DRIVE (retinal vessels) and the WBC data (white blood cells) into layouts that readers know.
 
 python scripts/convert_fundus_and_cells.py IN OUT
 
 IN holds the data as they are published: `fundus/DRIVE/{training,test}/{images,1st_manual,mask}` with images in .tif and
 masks in .gif, and `wbc/Dataset 1`, `wbc/Dataset 2` with images in .bmp and masks in .png. OUT receives the folders
-`vessels` and `cells`, each with `classes.txt`, `images/`, `masks/`, `train.txt` and `test.txt`.
+`vessels` and `cells` for the reader `folders`, each with `classes.txt`, `images/`, `masks/`, `train.txt` and `test.txt`,
+and `vessel_tiles` for the reader `nnunet`: each photograph of DRIVE cut into squares, which are the slices of one case. A
+network of small images can see vessels there, and figures count whole photographs.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +24,9 @@ from PIL import Image
 IGNORE = 255
 TEST_EVERY = 5
 """WBC has no split: every fifth image of each of its two folders is for testing."""
+IN_VIEW = 0.9
+TILE_IGNORE = 2
+"""nnU-Net wants the label of what counts nowhere to follow the classes."""
 
 
 def vessels(drive: Path, out: Path) -> None:
@@ -51,6 +57,45 @@ def cells(wbc: Path, out: Path) -> None:
             write(out, path, name, (grey == 128).astype(np.uint8) + 2 * (grey == 255).astype(np.uint8))
             names["test" if k % TEST_EVERY == 0 else "train"].append(name)
     finish(out, ["1 cytoplasm", "2 nucleus"], names)
+
+
+def vessel_tiles(photographs: Path, out: Path, side: int) -> None:
+    """Squares of ``side`` pixels, at least nine tenths of each in the camera's field of view, red, green and blue."""
+    import nibabel
+
+    for part, split in (("Tr", "train"), ("Ts", "test")):
+        images, labels = out / f"images{part}", out / f"labels{part}"
+        images.mkdir(parents=True), labels.mkdir()
+        for name in (photographs / f"{split}.txt").read_text(encoding="utf-8").split():
+            with (
+                Image.open(photographs / f"images/{name}.png") as image,
+                Image.open(photographs / f"masks/{name}.png") as mask,
+            ):
+                both = squares(np.dstack([np.asarray(image), np.asarray(mask)]), side)
+            both = both[(both[..., 3] != IGNORE).mean((1, 2)) >= IN_VIEW]
+            if not len(both):
+                raise SystemExit(f"{name}: no square of {side} pixels lies in the field of view: give a smaller --tile")
+            both[..., 3] = np.where(both[..., 3] == IGNORE, TILE_IGNORE, both[..., 3])
+            files = [*(images / f"{name}_{channel:04}.nii.gz" for channel in range(3)), labels / f"{name}.nii.gz"]
+            for channel, path in enumerate(files):
+                nibabel.save(nibabel.Nifti1Image(both[..., channel].transpose(2, 1, 0), np.eye(4)), path)
+    described = {
+        "channel_names": {"0": "red", "1": "green", "2": "blue"},
+        "labels": {"background": 0, "vessel": 1, "ignore": TILE_IGNORE},
+        "numTraining": len(list((out / "labelsTr").iterdir())),
+        "file_ending": ".nii.gz",
+    }
+    (out / "dataset.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+    print(f"{out}: the photographs of {photographs} in squares of {side} pixels")
+
+
+def squares(pixels: npt.NDArray[np.uint8], side: int) -> npt.NDArray[np.uint8]:
+    """Squares ``(N, side, side, C)`` of a picture ``(H, W, C)``, row by row; what is left over is cut off evenly."""
+    rows, columns = (size // side for size in pixels.shape[:2])
+    top, left = ((size - count * side) // 2 for size, count in zip(pixels.shape, (rows, columns), strict=False))
+    inside, channels = pixels[top : top + rows * side, left : left + columns * side], pixels.shape[2]
+    divided = inside.reshape(rows, side, columns, side, channels).swapaxes(1, 2)
+    return divided.reshape(rows * columns, side, side, channels)
 
 
 def found(folder: Path, pattern: str) -> Iterator[Path]:
@@ -98,15 +143,17 @@ def finish(out: Path, classes: list[str], names: dict[str, list[str]]) -> None:
 
 
 def main() -> None:
-    """Parse the arguments and convert both."""
+    """Parse the arguments and convert all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("given", metavar="IN", type=Path)
     parser.add_argument("out", metavar="OUT", type=Path)
+    parser.add_argument("--tile", type=int, default=70, help="side of the squares of vessel_tiles, in pixels")
     asked = parser.parse_args()
     if asked.out.exists() and any(asked.out.iterdir()):
         sys.exit(f"{asked.out} is not empty: give a new folder")
     vessels(asked.given / "fundus" / "DRIVE", asked.out / "vessels")
     cells(asked.given / "wbc", asked.out / "cells")
+    vessel_tiles(asked.out / "vessels", asked.out / "vessel_tiles", asked.tile)
 
 
 if __name__ == "__main__":

@@ -45,14 +45,14 @@ def published(tmp_path: Path) -> Path:
     return tmp_path / "in"
 
 
-def convert(*words: Path) -> subprocess.CompletedProcess[str]:
+def convert(*words: Path | str) -> subprocess.CompletedProcess[str]:
     line = [sys.executable, str(SCRIPT), *map(str, words)]
     return subprocess.run(line, capture_output=True, text=True, check=False)
 
 
 def test_both_are_read_as_folders(published: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    done = convert(published, out)
+    done = convert(published, out, "--tile", "2")
     assert (done.returncode, done.stderr) == (0, "")
     vessels, cells = (open_source("folders", out / name, {}) for name in ("vessels", "cells"))
     assert (vessels.names("train"), vessels.names("test")) == (("drive_21",), ("drive_01",))
@@ -64,6 +64,27 @@ def test_both_are_read_as_folders(published: Path, tmp_path: Path) -> None:
     assert cells.names("test") == ("wbc1_001", "wbc1_006", "wbc2_001", "wbc2_006")
     assert len(cells.names("train")) == 8
     assert cells.mask("train", "wbc2_003")[0].tolist() == [0, 1, 2, 0]
+
+
+def test_a_photograph_in_squares_is_one_case(published: Path, tmp_path: Path) -> None:
+    """Two columns of three squares, without the row outside the field of view."""
+    out = tmp_path / "out"
+    assert convert(published, out, "--tile", "2").returncode == 0
+    tiles = open_source("nnunet", out / "vessel_tiles", {})
+    assert (tiles.names("train"), tiles.names("test")) == (("drive_21",), ("drive_01",))
+    with Image.open(published / "fundus/DRIVE/training/images/21_training.tif") as picture:
+        pixels = np.asarray(picture)
+    image = tiles.image("train", "drive_21")
+    assert image.shape == (3, 4, 2, 2)
+    np.testing.assert_array_equal(image[:, 1], pixels[2:4, 2:4].transpose(2, 0, 1))
+    assert tiles.mask("train", "drive_21").tolist() == [
+        [[0, 1], [0, 0]],
+        [[1, 1], [0, 0]],
+        [[0, 0], [0, 0]],
+        [[0, 0], [0, 0]],
+    ]
+    done = convert(published, tmp_path / "other", "--tile", "5")
+    assert done.returncode == 1 and "no square of 5 pixels lies in the field of view" in done.stderr
 
 
 def test_it_refuses_what_it_does_not_know(published: Path, tmp_path: Path) -> None:

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from perdure.files import read_tensors
 
@@ -82,6 +84,27 @@ def test_impressions_of_few_patients_are_refused_before_training(world: Path, cl
     assert done.code == 1 and "Traceback" not in done.err
     assert "has 5 training images of patients, but 'finetune' keeps their mean" in done.err
     assert not list(world.glob("run/tasks/*"))
+
+
+def test_a_later_task_of_few_patients_without_new_classes_is_refused_before_training(
+    cli: Callable[..., Any], tmp_path: Path
+) -> None:
+    draw = np.random.default_rng(0)
+    for name, count in (("many", 6), ("few", 2)):
+        for split in ("train", "test"):
+            for part, channels in (("images", (3,)), ("masks", ())):
+                folder = tmp_path / name / split / part
+                folder.mkdir(parents=True)
+                for k in range(count):
+                    Image.fromarray(draw.integers(0, 2, (16, 16, *channels), np.uint8)).save(folder / f"{split}{k}.png")
+        (tmp_path / name / "classes.txt").write_text("1 organ\n")
+    tasks = [{"name": name, "data": {"name": "folders", "root": name, "patients": True}} for name in ("many", "few")]
+    stream = {"kind": "data_sets", "root": str(tmp_path), "tasks": tasks}
+    recipe = {"name": "scans", "about": "one organ, twice", "stream": stream, "method": {"name": "finetune"}}
+    recipe |= {"volumes": {"view": "slices", "size": 16}, "network": {"name": "unit_unet", "widths": [8, 8, 8]}}
+    (tmp_path / "scans.yaml").write_text(json.dumps(recipe))
+    found = cli("check", tmp_path / "scans.yaml", *IMPRESSIONS, "privacy.min_images=5", "engine.trackers=[]")
+    assert found.code == 1 and "the task 'few' has 2 training images of patients" in found.out
 
 
 @pytest.mark.parametrize("method", ["finetune", "lwf"])

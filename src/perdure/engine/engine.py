@@ -220,7 +220,8 @@ class Engine:
         rank, world = self.machine.rank, self.machine.world
         rounds = -(-phase.count // world)
         phase.module.eval()
-        with self.logger.progress(work.title, phase.count, here.step * world) as show:
+        title = work.title if phase.of is None else f"{work.title} of {phase.of}"
+        with self.logger.progress(title, phase.count, here.step * world) as show:
             for turn in range(rounds):
                 index = turn * world + rank
                 if index < phase.count and not store.whole(names[index]):

@@ -120,6 +120,7 @@ class Generate:
         keep: For items that are memory themselves: their names are added to the method's ``files`` under this name
             before ``finish``. They are written to the run's store once and never copied; a method that replaces
             earlier ones empties the entry first. Without it items are deleted when the task is sealed.
+        of: What the items show, such as an earlier task; follows the name in progress.
     """
 
     name: str
@@ -128,6 +129,7 @@ class Generate:
     make: Callable[[int, Progress], Mapping[str, Tensor]]
     finish: Callable[[Sequence[Path]], None] | None = None
     keep: str | None = None
+    of: str | None = None
 
 
 Phase = Train | Collect | Generate

@@ -81,7 +81,7 @@ class RunLogger:
             yield self._lines(title, total, done)
             return
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=28),
             MofNCompleteColumn(),
             TimeRemainingColumn(),

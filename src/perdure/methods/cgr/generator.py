@@ -147,7 +147,7 @@ class PairGenerator(nn.Module):
                 if last:
                     self.stock.finish(owner, task, self.cards, self.known.sides[-1].tolist())
 
-            phases.append(Generate("pairs", self, count, make, finish, self.stock.key(one, task.index)))
+            phases.append(Generate("pairs", self, count, make, finish, self.stock.key(one, task.index), one.name))
         return phases
 
     def samples(self, owner: Stateful, task: Task) -> list[FileSamples]:
