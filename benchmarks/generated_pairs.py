@@ -254,7 +254,7 @@ class Finished:
         return {"images": torch.cat([flat.mean(2), flat.std(2)], 1), "pairs": means.flatten(1)}
 
     def quality(self, sampler: str, steps: int, task: int, seed: int) -> dict[str, float]:
-        """Dice with the segmenter, share that passes the checks, Dice of what learns from them, and distances to real data.
+        """Dice with the segmenter, share that passes the checks, what is learned from them, and distances to real data.
 
         Measured of as many pairs as are in half of the real data, and compared with such halves: distances depend on
         the numbers of vectors. ``real``: one half of it is compared with the other.

@@ -4,9 +4,9 @@ python scripts/convert_fundus_and_cells.py IN OUT
 
 IN holds the data as they are published: `fundus/DRIVE/{training,test}/{images,1st_manual,mask}` with images in .tif and
 masks in .gif, and `wbc/Dataset 1`, `wbc/Dataset 2` with images in .bmp and masks in .png. OUT receives the folders
-`vessels` and `cells` for the reader `folders`, each with `classes.txt`, `images/`, `masks/`, `train.txt` and `test.txt`,
-and `vessel_tiles` for the reader `nnunet`: each photograph of DRIVE cut into squares, which are the slices of one case. A
-network of small images can see vessels there, and figures count whole photographs.
+`vessels` and `cells` for the reader `folders`, each with `classes.txt`, `images/`, `masks/`, `train.txt` and
+`test.txt`, and `vessel_tiles` for the reader `nnunet`: each photograph of DRIVE cut into squares, which are the slices
+of one case. A network of small images can see vessels there, and figures count whole photographs.
 """
 
 from __future__ import annotations

@@ -290,14 +290,15 @@ def refuse_pictures_of_few(experiment: Experiment, sealed: int = 0) -> None:
             min(found.values(), default=least) >= least
         ):  # only now are the images themselves read, for a copy is no more
             found = distinct_class_images(task)
-        counts = {f"the class '{experiment.stream.space.name(class_id)}'": found[class_id] for class_id in found}
+        name = experiment.stream.space.name
+        counts = {f"the class '{name(class_id)}'": images for class_id, images in found.items()}
         # statistics of the background are averaged too, also where a task brings no new class
         counts[f"the task '{task.name}'"] = 0 if task.data is None else len(task.data.train())
         for what, images in counts.items():
             if images < least:
                 raise DataError(
-                    f"{what} has {images} training images of patients, but '{experiment.recipe.method.name}' keeps their "
-                    f"mean, which needs at least {least} to be no picture of single patients",
+                    f"{what} has {images} training images of patients, but '{experiment.recipe.method.name}' keeps "
+                    f"their mean, which needs at least {least} to be no picture of single patients",
                     "add images, leave the class out, take a method or a method.replay that keeps no such pictures "
                     "(star, finetune or lwf without impressions), or lower privacy.min_images",
                 )

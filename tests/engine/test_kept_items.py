@@ -149,7 +149,7 @@ def test_an_item_that_nobody_noted_is_made_again(bench: Any, method: Any, tmp_pa
 
 def test_progress_says_what_items_show(bench: Any, method: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     learner, run, titles = method(), bench(), list[str]()
-    shown = run.engine.logger.progress
-    monkeypatch.setattr(run.engine.logger, "progress", lambda title, *rest: (titles.append(title), shown(title, *rest))[1])
+    logger, shown = run.engine.logger, run.engine.logger.progress
+    monkeypatch.setattr(logger, "progress", lambda title, *rest: (titles.append(title), shown(title, *rest))[1])
     run.run(learner, [Generate("dream", learner, 1, noise, of="[hearts]"), Generate("few", learner, 1, noise)])
     assert titles == ["task 1 · dream of [hearts]", "task 1 · few"]
