@@ -65,7 +65,8 @@ def vessel_tiles(photographs: Path, out: Path, side: int) -> None:
 
     for part, split in (("Tr", "train"), ("Ts", "test")):
         images, labels = out / f"images{part}", out / f"labels{part}"
-        images.mkdir(parents=True), labels.mkdir()
+        images.mkdir(parents=True)
+        labels.mkdir()
         for name in (photographs / f"{split}.txt").read_text(encoding="utf-8").split():
             with (
                 Image.open(photographs / f"images/{name}.png") as image,
