@@ -47,7 +47,20 @@ def test_a_sampler_is_compared_seed_by_seed(program: ModuleType) -> None:
     rows = [[{"dice": 0.6}, {"dice": 0.6}], [{"dice": 0.8}, {"dice": 0.8}]]
     mean, more, error = program.compared(rows, first, "dice")
     assert (mean, more, error) == pytest.approx((0.7, 0.0, 0.1), abs=1e-6)
-    same = {"dice": (0.7, 0.0, 0.0), "images": (1.0, 0.05, 0.0), "pairs": (1.0, 0.0, 0.0)}
+    same = {"dice": (0.7, 0.0, 0.0), "learned": (0.8, 0.0, 0.0), "images": (1.0, 0.05, 0.0), "pairs": (1.0, 0.0, 0.0)}
     assert program.as_good(same)
     assert not program.as_good(same | {"dice": (0.7, -0.02, 0.0)})
+    assert not program.as_good(same | {"learned": (0.7, -0.02, 0.0)})
     assert not program.as_good(same | {"pairs": (1.2, 0.2, 0.0)})
+
+
+def test_what_a_segmenter_learns_from_pairs(program: ModuleType) -> None:
+    """Bright squares are found in other images; from masks that do not belong to the images nothing is learned."""
+    draw = torch.Generator().manual_seed(0)
+    codes = torch.zeros(40, 16, 16, dtype=torch.int64)
+    for mask, (y, x) in zip(codes, torch.randint(0, 8, (40, 2), generator=draw).tolist(), strict=True):
+        mask[y : y + 8, x : x + 8] = 1
+    images = (codes + 0.3 * torch.randn(40, 16, 16, generator=draw))[:, None]
+    real = images[20:], codes[20:]
+    assert program.learned((images[:20], codes[:20]), real, 1, 0) > 0.9
+    assert program.learned((images[:20], codes[:20].roll(8, 2)), real, 1, 0) < 0.6

@@ -310,6 +310,36 @@ def test_a_gate_that_nothing_passes(
         run(method, stream, 0)
 
 
+def test_pairs_whose_mask_does_not_fit_are_left_out(
+    make_cgr: Callable[..., Cgr], stream: Stream, run: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first pair of each file fits with a Dice of 0.8, the others with 0.4: the fit of all of them is told."""
+
+    def found(codes: torch.Tensor, seen: torch.Tensor, classes: int) -> torch.Tensor:
+        return torch.tensor([0.8] + [0.4] * (len(codes) - 1))
+
+    monkeypatch.setattr("perdure.methods.cgr.generator.agreement", found)
+    method = make_cgr(pairs={"least_fit": 0.5})
+    run(method, stream, 0)
+    stored = [read_tensors(path)["images"] for path in method.store.paths(method.files["pairs-00-00"])]
+    assert [len(images) for images in stored] == [1, 1]
+    assert method.generator.stock.yields[0].tolist()[::2] == [5, 2]
+    assert float(method.generator.stock.fits[0]) == pytest.approx((2 * 0.8 + 3 * 0.4) / 5)
+    run(method, stream, 1)  # the two are enough to go on with
+    with pytest.raises(PerdureError, match="none of 5 pairs generated for task '1\\+2' was fit to be stored"):
+        run(make_cgr(pairs={"least_fit": 0.9}), stream, 0)
+
+
+def test_the_learning_rate_is_constant_or_falls(make_cgr: Callable[..., Cgr], stream: Stream) -> None:
+    for schedule, factors in (("constant", [1, 1, 1]), ("cosine", [1, 0.5, 0])):
+        method = make_cgr(generator={"schedule": schedule})
+        method.begin(stream.tasks[0])
+        with stream.opened(stream.tasks[0]):
+            phase = method.generator.learn(method, stream.tasks[0])[1]
+        assert isinstance(phase, Train)
+        assert [phase.schedule(step, 100) for step in (0, 50, 100)] == pytest.approx(factors)
+
+
 def test_copies_of_real_images_are_not_stored(
     make_cgr: Callable[..., Cgr], stream: Stream, run: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,6 +17,7 @@ from perdure.data.case import Batch
 from perdure.data.sampling import Batches, Mix
 from perdure.data.tensors import FileSamples
 from perdure.engine.phases import Collect, Generate, Phase, Progress, Terms, Train
+from perdure.engine.schedules import by_name
 from perdure.engine.state import Stateful
 from perdure.errors import UsageError
 from perdure.kept.items import Kept
@@ -116,6 +117,7 @@ class PairGenerator(nn.Module):
                 loss=self.loss,
                 optimizer=self._optimizer,
                 data=data,
+                schedule=by_name(options.schedule),
                 steps=(options.later_steps or options.steps) if later else options.steps,
                 clip=options.clip,
                 ema=options.ema,
@@ -249,7 +251,8 @@ class PairGenerator(nn.Module):
         passed = sound(codes, self.known.areas_of(one))
         keep = passed if self.pairs.gate else torch.ones_like(passed)
         shown = codecs.from_bytes(images, one.ends)  # as it is stored, because the next task trains on that
-        seen = codecs.to_local(judge.labels(shown).cpu(), one.ids)
+        fits = agreement(codes, codecs.to_local(judge.labels(shown).cpu(), one.ids), one.classes)
+        keep = keep & (fits >= self.pairs.least_fit)
         found = None if real is None else real.check(shown)
         if found is not None:
             keep = keep & ~found.copies
@@ -263,7 +266,7 @@ class PairGenerator(nn.Module):
             histogram=torch.bincount(codes[keep].flatten(), minlength=one.classes + 1),
             tried=number,
             sound=int(passed.sum()),
-            fit=float(agreement(codes, seen, one.classes).mean()),
+            fit=float(fits.mean()),
         )
         if found is not None and real is not None:
             nearest = found.distances.amin(0)

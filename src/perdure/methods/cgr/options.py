@@ -24,7 +24,10 @@ class GeneratorOptions(Options):
     steps: int = Field(400_000, ge=1, description="optimiser steps of the first task")
     later_steps: int | None = Field(None, ge=1, description="of later tasks; the same as `steps` if not given")
     batch_size: int = Field(8, ge=2, description="pairs a step; at later tasks half of them are generated")
-    lr: float = Field(1e-4, gt=0, description="learning rate of AdamW, constant")
+    lr: float = Field(1e-4, gt=0, description="learning rate of AdamW")
+    schedule: Literal["constant", "cosine"] = Field(
+        "constant", description="of the learning rate in each task; constant, as published, or down to 0 (cosine)"
+    )
     weight_decay: float = Field(0.01, ge=0, description="of all weights but the scales of the adapters")
     clip: float | None = Field(None, gt=0, description="largest global gradient norm")
     ema: float | None = Field(None, gt=0, lt=1, description="decay of a moving average of the weights")
@@ -83,6 +86,12 @@ class PairOptions(Options):
         False,
         description="leave out pairs whose mask is empty or holds a structure with an area that was never seen, or "
         "in pieces; counted in any case",
+    )
+    least_fit: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="leave out pairs whose mask has a smaller Dice with what the trained method sees in the image",
     )
     check_copies: bool = Field(
         True,

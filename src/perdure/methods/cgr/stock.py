@@ -99,7 +99,8 @@ class PairStock(nn.Module):
             raise PerdureError(
                 f"none of {numbers[0]} pairs generated for task '{one.name}' was fit to be stored: {numbers[1]} passed "
                 f"the checks of their masks, {copies} were copies of real images",
-                "begin a new run with more method.generator.steps, or with method.pairs.gate=false",
+                "begin a new run with more method.generator.steps, with method.pairs.gate=false, or with a lower "
+                "method.pairs.least_fit",
             )
         self.yields = _with_row(self.yields, now + 1, one.index, numbers)
         fit = sum(m.fit * m.tried for m in found) / max(1, numbers[0])
