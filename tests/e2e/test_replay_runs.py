@@ -103,8 +103,10 @@ def test_a_later_task_of_few_patients_without_new_classes_is_refused_before_trai
     recipe = {"name": "scans", "about": "one organ, twice", "stream": stream, "method": {"name": "finetune"}}
     recipe |= {"volumes": {"view": "slices", "size": 16}, "network": {"name": "unit_unet", "widths": [8, 8, 8]}}
     (tmp_path / "scans.yaml").write_text(json.dumps(recipe))
-    found = cli("check", tmp_path / "scans.yaml", *IMPRESSIONS, "privacy.min_images=5", "engine.trackers=[]")
+    settings = [*IMPRESSIONS, "privacy.min_images=5", "method.exemplars.per_task=3"]
+    found = cli("check", tmp_path / "scans.yaml", *settings)
     assert found.code == 1 and "the task 'few' has 2 training images of patients" in found.out
+    assert "method.exemplars is set, but not used: method.replay is impressions, not exemplars" in found.out
 
 
 @pytest.mark.parametrize("method", ["finetune", "lwf"])

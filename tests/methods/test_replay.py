@@ -25,6 +25,7 @@ from perdure.methods.finetune import Finetune, FinetuneOptions
 from perdure.methods.losses import class_bce
 from perdure.methods.lwf import Lwf, LwfOptions
 from perdure.methods.past import Nothing, told
+from perdure.methods.replay import ReplayOptions
 from perdure.methods.star import Star
 from perdure.methods.star.star import StarOptions
 from perdure.networks.joint_diffusion.network import PLANS, Plan
@@ -259,6 +260,13 @@ def test_without_replay_nothing_is_there(make_setup: Callable[..., Any], make_bl
     assert isinstance(phase, Train) and phase.module is method
     assert not method.kept() and method.replayed == 0
     assert all(name.startswith("network.") for name in method.state_dict())
+
+
+def test_settings_of_another_kind_of_replay_are_told() -> None:
+    given = {"replay": "exemplars", "exemplars": {"per_task": 3}, "pairs": {"count": 7}, "generator": {}}
+    told = ["method.pairs is set, but not used: method.replay is exemplars, not generated"]
+    assert ReplayOptions.model_validate(given).unused() == told
+    assert not ReplayOptions.model_validate(given | {"pairs": {"count": 3000}}).unused()
 
 
 @pytest.mark.parametrize("past", [GENERATED, IMPRESSIONS], ids=lambda past: past["replay"])

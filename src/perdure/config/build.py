@@ -94,7 +94,7 @@ def build_experiment(
             ) from error
     method = build_method(recipe, stream.tasks[0].preparation, pretrained)
     check_recurring(recipe.method.name, method, stream)
-    return Experiment(recipe, sources, stream, method, tuple(notes))
+    return Experiment(recipe, sources, stream, method, (*notes, *method.options.unused()))
 
 
 def check_recurring(name: str, method: Method[Options], stream: Stream) -> None:

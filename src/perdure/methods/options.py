@@ -21,6 +21,10 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    def unused(self) -> list[str]:
+        """What was set although another setting makes it void, a line each, for people."""
+        return []
+
 
 OptionsT = TypeVar("OptionsT", bound="Options")
 Share = Annotated[float, Field(ge=0)]

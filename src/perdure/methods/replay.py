@@ -50,6 +50,15 @@ class ReplayOptions(Options):
         ExemplarOptions(), description="replay=exemplars: the training data that stays, of patients too"
     )
 
+    def unused(self) -> list[str]:
+        """Sections of another kind of replay than the one that was chosen."""
+        kinds = {"generator": "generated", "pairs": "generated", "impressions": "impressions", "exemplars": "exemplars"}
+        return [
+            f"method.{section} is set, but not used: method.replay is {self.replay}, not {kind}"
+            for section, kind in kinds.items()
+            if kind != self.replay and getattr(self, section) != type(self).model_fields[section].default
+        ]
+
 
 def make_past(options: ReplayOptions, network: GrowingNetwork[FeaturesT], batch_size: int) -> Past:
     """The past that the options ask for.

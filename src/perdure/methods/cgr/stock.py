@@ -94,16 +94,17 @@ class PairStock(nn.Module):
         """
         found = [read_manifest(path) for path in paths]
         numbers = [sum(m.tried for m in found), sum(m.sound for m in found), sum(len(m.subsets) for m in found)]
+        fit = sum(m.fit * m.tried for m in found) / max(1, numbers[0])
         if not numbers[2]:
             copies = sum(m.copies for m in found)
             raise PerdureError(
                 f"none of {numbers[0]} pairs generated for task '{one.name}' was fit to be stored: {numbers[1]} passed "
-                f"the checks of their masks, {copies} were copies of real images",
+                f"the checks of their masks, masks fit images with a mean Dice of {fit:.2f}, {copies} were copies of "
+                "real images",
                 "begin a new run with more method.generator.steps, with method.pairs.gate=false, or with a lower "
                 "method.pairs.least_fit",
             )
         self.yields = _with_row(self.yields, now + 1, one.index, numbers)
-        fit = sum(m.fit * m.tried for m in found) / max(1, numbers[0])
         self.fits = _with_row(self.fits, now + 1, one.index, [fit])
         if one.index == now and self.options.check_copies:
             nearest = torch.stack([m.nearest for m in found]).amin(0)
