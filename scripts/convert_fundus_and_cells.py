@@ -61,8 +61,10 @@ def cells(wbc: Path, out: Path) -> None:
 
 def vessel_tiles(photographs: Path, out: Path, side: int) -> None:
     """Squares of ``side`` pixels, at least nine tenths of each in the camera's field of view, red, green and blue."""
-    import nibabel
-
+    try:
+        import nibabel
+    except ImportError:
+        raise SystemExit(f"{out} needs nibabel: pip install 'perdure[volumes]'") from None
     for part, split in (("Tr", "train"), ("Ts", "test")):
         images, labels = out / f"images{part}", out / f"labels{part}"
         images.mkdir(parents=True)
