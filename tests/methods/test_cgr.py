@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from perdure.data.case import Batch
 from perdure.engine.checkpoint import Checkpoint
 from perdure.engine.engine import Engine
 from perdure.engine.machine import Machine
@@ -21,12 +22,14 @@ from perdure.engine.run_logger import RunLogger
 from perdure.errors import DataError, Interrupted, PerdureError, UsageError
 from perdure.files import read_tensors, write_tensors
 from perdure.kept.store import FileStore
+from perdure.labels import IGNORE
 from perdure.methods.cgr.cgr import Cgr
-from perdure.methods.cgr.codecs import encode_image, to_bytes
+from perdure.methods.cgr.codecs import encode_image, from_bytes, to_bytes
 from perdure.methods.cgr.generator import PairGenerator
 from perdure.methods.cgr.options import CgrOptions
 from perdure.methods.cgr.pairs import read_manifest
 from perdure.methods.cgr.prompts import Card
+from perdure.methods.cgr.terms import standardised
 from perdure.networks.joint_diffusion.network import PLANS, Plan
 from perdure.streams.task import Stream, Task
 
@@ -165,7 +168,7 @@ def test_pairs_that_nobody_may_read(
 def test_a_stopped_task_ends_with_the_same_weights_and_files(
     make_cgr: Callable[..., Cgr], stream: Stream, run: Callable[..., None], tmp_path: Path
 ) -> None:
-    begun = make_cgr(pairs={"sampler": "dpm", "steps": 3})
+    begun = make_cgr(pairs={"sampler": "dpm", "steps": 3, "labels": "seen"}, distill=1.0)
     run(begun, stream, 0, "whole")
     # `due` is asked after each step of training and each file, and inside of a file after each step but the last
     stops = {"generator": 3, "inside a file": 7, "after a file": 8, "later pairs": 13}
@@ -328,6 +331,81 @@ def test_pairs_whose_mask_does_not_fit_are_left_out(
     run(method, stream, 1)  # the two are enough to go on with
     with pytest.raises(PerdureError, match="none of 5 pairs generated for task '1\\+2' was fit to be stored"):
         run(make_cgr(pairs={"least_fit": 0.9}), stream, 0)
+
+
+def test_masks_of_pairs_are_what_the_segmenter_sees(
+    make_cgr: Callable[..., Cgr], stream: Stream, run: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def bright(images: torch.Tensor) -> torch.Tensor:  # ids 1 and 2 are the local codes
+        return 1 + (images.mean(1) > 0).long()
+
+    monkeypatch.setattr(Cgr, "_labels", lambda self, images: bright(images))
+    generated, seen = make_cgr(), make_cgr(pairs={"labels": "seen"})
+    for method, folder in ((generated, "generated"), (seen, "seen")):
+        run(method, stream, 0, folder)
+    assert torch.equal(generated.generator.stock.fits, seen.generator.stock.fits)  # of the generated masks
+    assert float(seen.generator.stock.fits[0]) < 1
+    for one, two in zip(*(m.store.paths(m.files["pairs-00-00"]) for m in (generated, seen)), strict=True):
+        published, content = read_tensors(one), read_tensors(two)
+        assert torch.equal(published["images"], content["images"])
+        labels = bright(from_bytes(content["images"], seen.generator.cards[0].ends))
+        assert torch.equal(content["labels"].long(), labels) and not torch.equal(published["labels"].long(), labels)
+        assert torch.equal(read_manifest(two).histogram, torch.bincount(labels.flatten(), minlength=3))
+    run(seen, stream, 1, "seen")
+
+
+def test_distance_from_the_segmenter_of_before(
+    make_cgr: Callable[..., Cgr], stream: Stream, run: Callable[..., None]
+) -> None:
+    """By hand: a real image counts where nothing is labelled, a pair everywhere, and new classes are background."""
+    method = make_cgr(distill=2.0, rotate=0.0)
+    run(method, stream, 0)
+    before = copy.deepcopy(method.network).eval()
+    method.begin(stream.tasks[1])
+    torch.manual_seed(0)
+    labels = torch.zeros(2, 16, 16, dtype=torch.int64)
+    labels[0, :4], labels[0, 4], labels[1, :4] = 3, IGNORE, 1
+    batch = Batch(torch.randn(2, 3, 16, 16), labels, ("real", "pair"), torch.tensor([0, 1]))
+    method.network.eval()
+    terms = method.loss(batch)
+    images = standardised(batch.images)
+    with torch.no_grad():
+        logits, old = method.network.full_logits(images), before.full_logits(images).softmax(1)
+        p = logits.softmax(1)
+        given = torch.cat([p[:, :1] + p[:, 3:], p[:, 1:3]], 1)
+        each = -(old * given.log()).sum(1)
+        expected = torch.cat([each[0, 5:].flatten(), each[1].flatten()]).mean()
+    torch.testing.assert_close(terms["distill"], 2.0 * expected)
+    assert terms["dice"].requires_grad and terms["distill"].requires_grad
+    assert not any(p.requires_grad for p in method.old_network.module.parameters())  # type: ignore[union-attr]
+    assert "distill" not in make_begun(make_cgr(), stream).loss(batch)
+    assert not any(key.startswith("old_network") for key in method.state_dict())
+
+
+def test_what_the_labels_tell_is_not_distilled(
+    make_cgr: Callable[..., Cgr], make_blocks: Callable[..., Stream], run: Callable[..., None]
+) -> None:
+    """A class that comes back: on real images its labels stand alone, whatever the old segmenter sees."""
+    stream = make_blocks([(1, 2), (2,)], count=6)
+    method = make_cgr(distill=1.0, rotate=0.0)
+    run(method, stream, 0)
+    method.begin(stream.tasks[1])
+    method.network.eval()
+    images, labels = torch.randn(1, 3, 16, 16), torch.zeros(1, 16, 16, dtype=torch.int64)
+    with torch.no_grad():
+        real = method.loss(Batch(images, labels, ("a",), torch.tensor([0])))["distill"]
+        pair = method.loss(Batch(images, labels, ("a",), torch.tensor([1])))["distill"]
+        p = method.network.full_logits(standardised(images)).softmax(1)
+    joined = torch.stack([p[:, 0] + p[:, 2], p[:, 1]], 1)
+    torch.testing.assert_close(real, -(joined * joined.log()).sum(1).mean())  # the network is still as it was
+    torch.testing.assert_close(pair, -(p * p.log()).sum(1).mean())
+
+
+def make_begun(method: Cgr, stream: Stream) -> Cgr:
+    """A method that has begun two tasks and trained on none."""
+    for task in stream.tasks[:2]:
+        method.begin(task)
+    return method
 
 
 def test_the_learning_rate_is_constant_or_falls(make_cgr: Callable[..., Cgr], stream: Stream) -> None:

@@ -13,14 +13,9 @@ from perdure.kept.ledger import task_folder, write_ledger
 from perdure.kept.method_state import write_kept
 from perdure.labels import IGNORE
 from perdure.methods import training
+from perdure.methods.distillation import sigmoid_distillation, softmax_distillation, unbiased_distillation
 from perdure.methods.independent import Independent
-from perdure.methods.lwf import (
-    Lwf,
-    marginal_cross_entropy,
-    sigmoid_distillation,
-    softmax_distillation,
-    unbiased_distillation,
-)
+from perdure.methods.lwf import Lwf, marginal_cross_entropy
 
 GROUPS = [(2, 3), (1,)]
 

@@ -3,9 +3,13 @@
 Li, Zhang, Heng, Gu: "Comprehensive Generative Replay for Task-Incremental Segmentation with Concurrent Appearance and
 Semantic Forgetting", MICCAI 2024. A diffusion network learns image and mask together and makes pairs of all tasks at
 the end of each; generator and segmenter of the next task learn from new data and from these pairs, half and half. One
-softmax over background and all classes seen so far; no task is known in prediction, and nothing is distilled.
+softmax over background and all classes seen so far; no task is known in prediction.
 
 The published code does not run; its hyper-parameters and formulas stand here, its defects are options (``compat``).
+Two additions are off by default, for generators that are small or trained for a short time. Pairs may have the masks
+that the segmenter sees in their images (``pairs.labels=seen``; Shin et al., "Continual learning with deep generative
+replay", NeurIPS 2017). And the segmenter may agree with itself of before the task (``distill``), with the unbiased
+distillation of Cermelli et al., "Modeling the Background for Incremental Learning in Semantic Segmentation", CVPR 2020.
 """
 
 from __future__ import annotations
@@ -27,11 +31,13 @@ from perdure.methods import training
 from perdure.methods.cgr.generator import PairGenerator
 from perdure.methods.cgr.options import CgrOptions
 from perdure.methods.cgr.terms import cross_entropy, rotated, soft_dice, standardised
+from perdure.methods.distillation import unbiased_distillation
 from perdure.methods.losses import channels_of
 from perdure.methods.method import Method
 from perdure.methods.options import Setup
 from perdure.methods.past import Judge, mixed, need_room
 from perdure.methods.prediction import Prediction
+from perdure.networks.frozen import Frozen
 from perdure.networks.segmenter import Segmenter, upsample
 from perdure.streams.task import Task
 
@@ -57,10 +63,14 @@ class Cgr(Method[CgrOptions]):
         options = self.options
         channels = self.network.in_channels or 3
         self.generator = PairGenerator(options.generator, options.pairs, channels, options.compat)
+        self.old_network: Frozen[Segmenter] | None = None
+        self.old: tuple[int, ...] = ()
+        self.taught: frozenset[int] = frozenset()
 
     def begin(self, task: Task) -> None:
-        """Append a classifier and an adapter; nothing is frozen."""
-        self.class_ids = task.seen
+        """Append a classifier and an adapter. Nothing is frozen but a copy to distil from, if it is asked for."""
+        self.class_ids, self.old, self.taught = task.seen, task.old, task.annotated
+        self.old_network = Frozen(self.network) if task.index and self.options.distill else None
         background = 1 if task.index == 0 else 0
         if task.new:
             self.network.grow(background + len(task.new))
@@ -82,12 +92,32 @@ class Cgr(Method[CgrOptions]):
         return self.generator.replayed(self)
 
     def loss(self, batch: Batch) -> Terms:
-        """L_Dice + L_CE of real and generated pairs, each sample with the same weight (spec CGR 5.3)."""
+        """L_Dice + L_CE of real and generated pairs, each sample with the same weight (spec CGR 5.3).
+
+        With ``distill`` also the distance from the segmenter of before the task.
+        """
         images, labels = rotated(batch.images, batch.labels, self.options.rotate)
-        logits = upsample(self.network(standardised(images))[0].float(), labels.shape[1:])
+        images = standardised(images)
+        logits = upsample(self.network(images)[0].float(), labels.shape[1:])
         channels = channels_of(labels, self.class_ids) + 1  # a class that is not taught is background
         channels = channels.masked_fill(labels == IGNORE, -1)
-        return {"dice": soft_dice(logits, channels, self.options.dice_absent), "ce": cross_entropy(logits, channels)}
+        terms = {"dice": soft_dice(logits, channels, self.options.dice_absent), "ce": cross_entropy(logits, channels)}
+        if self.old_network is not None:
+            pair = torch.zeros_like(labels[:, 0, 0]) if batch.parts is None else batch.parts
+            distance = self._distance(self.old_network.module, images, logits, channels, pair > 0)
+            terms["distill"] = self.options.distill * distance
+        return terms
+
+    def _distance(self, old: Segmenter, images: Tensor, logits: Tensor, channels: Tensor, pair: Tensor) -> Tensor:
+        """How far logits are from the old segmenter's: everywhere on pairs, elsewhere where nothing is labelled.
+
+        About classes that the task's own labels tell, it is asked on pairs alone. ``pair (N,)`` bool.
+        """
+        with torch.no_grad():
+            wanted = upsample(old(images)[0].float(), channels.shape[1:])
+        untold = torch.tensor([c not in self.taught for c in self.old], device=pair.device)
+        asked = (channels == 0) | ((channels > 0) & pair.view(-1, 1, 1))
+        return unbiased_distillation(logits, wanted, asked, untold | pair[:, None], temperature=1.0)
 
     @torch.no_grad()
     def _features(self, images: Tensor) -> Tensor:

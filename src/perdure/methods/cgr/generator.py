@@ -248,10 +248,13 @@ class PairGenerator(nn.Module):
         precision = self.options.precision
         made = denoise(self.network, start, text, tasks, self.pairs.sampler, self.pairs.steps, precision, progress)
         images, codes = self._decoded(made, one)
+        shown = codecs.from_bytes(images, one.ends)  # as it is stored, because the next task trains on that
+        seen = codecs.to_local(judge.labels(shown).cpu(), one.ids)
+        fits = agreement(codes, seen, one.classes)
+        if self.pairs.labels == "seen":
+            codes = seen
         passed = sound(codes, self.known.areas_of(one))
         keep = passed if self.pairs.gate else torch.ones_like(passed)
-        shown = codecs.from_bytes(images, one.ends)  # as it is stored, because the next task trains on that
-        fits = agreement(codes, codecs.to_local(judge.labels(shown).cpu(), one.ids), one.classes)
         keep = keep & (fits >= self.pairs.least_fit)
         found = None if real is None else real.check(shown)
         if found is not None:

@@ -87,11 +87,17 @@ class PairOptions(Options):
         description="leave out pairs whose mask is empty or holds a structure with an area that was never seen, or "
         "in pieces; counted in any case",
     )
+    labels: Literal["generated", "seen"] = Field(
+        "generated",
+        description="masks of pairs: the generated ones, as published, or what the trained method sees in the images "
+        "(seen), as deep generative replay labels them",
+    )
     least_fit: float = Field(
         0.0,
         ge=0,
         le=1,
-        description="leave out pairs whose mask has a smaller Dice with what the trained method sees in the image",
+        description="leave out pairs whose generated mask has a smaller Dice with what the trained method sees in the "
+        "image",
     )
     check_copies: bool = Field(
         True,
@@ -108,6 +114,12 @@ class CgrOptions(Options):
     dice_absent: Literal["count", "ignore"] = Field(
         "count",
         description="Dice loss of a class that an image does not show: counted, as published, or left out",
+    )
+    distill: float = Field(
+        0.0,
+        ge=0,
+        description="weight of agreeing with the segmenter of before the task about old classes, on new images and on "
+        "pairs; none, as published",
     )
     rotate: float = Field(0.2, ge=0, le=1, description="probability of turning a training image by up to 30 degrees")
     compat: tuple[Defect, ...] = Field(
