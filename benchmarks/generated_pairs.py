@@ -90,7 +90,7 @@ class Shape(NamedTuple):
     bf16: bool = False
 
 
-SHAPES = {"cgr/phantoms": Shape("smoke", 1, 16, 8), "cgr/real": Shape("smoke", 3, 64, 8)}
+SHAPES = {"cgr/phantoms": Shape("smoke", 1, 16, 8), "smoke, 64 pixels": Shape("smoke", 3, 64, 8)}
 FULL = Shape("full", 3, 256, 8, 1024, 77, bf16=True)
 """The recipes cgr/cfp and cgr/pfc."""
 WAYS = ("one call", "two calls", "two calls, a backward pass each")

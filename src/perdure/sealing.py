@@ -286,10 +286,8 @@ def refuse_pictures_of_few(experiment: Experiment, sealed: int = 0) -> None:
     least = experiment.recipe.privacy.min_images
     for task in experiment.stream.tasks[sealed:]:
         found = class_images(task)
-        if (
-            min(found.values(), default=least) >= least
-        ):  # only now are the images themselves read, for a copy is no more
-            found = distinct_class_images(task)
+        if min(found.values(), default=least) >= least:
+            found = distinct_class_images(task)  # only now are the images themselves read, for a copy is no more
         name = experiment.stream.space.name
         counts = {f"the class '{name(class_id)}'": images for class_id, images in found.items()}
         # statistics of the background are averaged too, also where a task brings no new class
