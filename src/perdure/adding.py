@@ -24,6 +24,7 @@ from perdure.config.recipe import DataSetsSection, Recipe, TaskSection
 from perdure.data.catalog import open_source
 from perdure.data.detect import reader_of, short_name
 from perdure.errors import RunError, UsageError, nearest
+from perdure.kept.store import STORE, drop_items
 from perdure.run_folder import BEGIN, RunFolder
 from perdure.streams.class_incremental import slug
 from perdure.streams.description import DescribedStream, write_stream
@@ -234,6 +235,7 @@ def give_up(run: RunFolder, working: Path | None = None) -> str:
         name = label(plan.tasks[learned])
         WorkingFolder(run.path, working).clear()
         shutil.rmtree(run.resume, ignore_errors=True)
+        drop_items(run.path / STORE, learned)
         for folder in (run.path / "tasks").iterdir():
             if folder not in sealed:
                 shutil.rmtree(folder)

@@ -36,6 +36,7 @@ from perdure.sealing import (
     measure_validation,
     publish,
     record,
+    refuse_empty_tasks,
     refuse_pictures_of_few,
     restore_sealed,
     seal,
@@ -197,6 +198,7 @@ def _prepared(
                 with run.read_alone():
                     run.check(recipe, described, resume)  # nothing has been written before this line
                 _refuse_other_tests(experiment, run, sealed)
+                refuse_empty_tasks(experiment, sealed)
                 refuse_pictures_of_few(experiment, sealed)
                 # the network per task that is still to come, and resume states with optimiser (8 networks)
                 network: int = sum(t.nbytes for t in experiment.method.state_dict().values())

@@ -41,7 +41,7 @@ from perdure.report.slices import MOST_SIDE
 from perdure.run_folder import RunFolder
 from perdure.seeds import derive_seed, seeded
 from perdure.streams.description import called
-from perdure.streams.summary import class_images, distinct_class_images
+from perdure.streams.summary import class_images, distinct_class_images, shows_a_class
 from perdure.streams.task import Task
 
 Predicted = dict[tuple[str, str], Tensor]
@@ -273,6 +273,17 @@ def publish(run: RunFolder, sealed: Sequence[Path] = ()) -> None:
     write_report(run.path)
     top = [place for place, kind in KINDS.items() if kind in REMADE | GROWING]
     run.list_files([*top, *event_files(run.path)], sealed)
+
+
+def refuse_empty_tasks(experiment: Experiment, sealed: int = 0) -> None:
+    """Refuse tasks of which there is nothing to learn before any of them is trained.
+
+    Raises:
+        DataError: No training image of a task that is still to come shows a class that it annotates.
+    """
+    for task in experiment.stream.tasks[sealed:]:
+        if not shows_a_class(task):
+            raise DataError(f"task '{task.name}': no training image shows a class that it annotates", "check its masks")
 
 
 def refuse_pictures_of_few(experiment: Experiment, sealed: int = 0) -> None:

@@ -14,8 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 from safetensors.numpy import load_file
 
 from perdure.adding import Addition, extended
@@ -399,11 +401,28 @@ def test_a_data_set_that_was_begun_can_be_taken_out(sets: Path, cli: Callable[..
     assert len(RunFolder(Path("grown")).stream().tasks) == 2
     other = cli("add", "grown", "--data", "homes", "--same", "cat", "--quiet")
     assert other.code == 1 and "--give-up" in other.err
+    for place in ("kept/00-03-pairs", "kept/01-03-pairs"):  # as a method that generates items would have left them
+        Path("grown", place).mkdir(parents=True)
+        Path("grown", place, "000000.safetensors").write_bytes(b"pairs")
     done = cli("add", "grown", "--give-up")
     assert done.code == 0 and "'plants' was taken out" in done.err + done.out, done.err
+    assert [folder.name for folder in Path("grown/kept").iterdir()] == ["00-03-pairs"]  # of what is sealed
+    shutil.rmtree("grown/kept")
     assert learned("grown") == before
     audited = cli("audit", "grown")
     assert audited.code == 0, audited.out
+
+
+def test_a_later_data_set_without_any_mask_is_refused_before_the_first_is_trained(
+    sets: Path, cli: Callable[..., Any]
+) -> None:
+    for mask in Path("homes/masks").iterdir():
+        Image.fromarray(np.zeros_like(np.asarray(Image.open(mask)))).save(mask)
+    found = "task 'homes': no training image shows a class that it annotates"
+    done = cli("run", "all.yaml", "--out", "whole", "--quiet")
+    assert done.code == 1 and found in done.err and not Path("whole").exists()
+    checked = cli("check", "all.yaml")
+    assert checked.code == 1 and found in " ".join(checked.out.split())
 
 
 def test_other_test_cases_are_no_measure_of_forgetting(sets: Path, cli: Callable[..., Any]) -> None:

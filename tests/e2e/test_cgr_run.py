@@ -168,3 +168,10 @@ def test_the_table_and_the_picture_of_pairs(
     assert all(dice.endswith("± 0.0") for _, _, dice, *_ in rows)  # of a run and itself
     with Image.open(picture) as drawn:  # six rows of pairs, and one of real images per task
         assert drawn.size[1] * 14 * 16 == drawn.size[0] * 9 * (2 * 16 + 2)
+
+
+@pytest.mark.parametrize("method", [["method=cgr"], ["method=lwf", REPLAY], ["method=star", REPLAY]])
+def test_more_classes_than_a_mask_can_code_are_refused_at_once(cli: Callable[..., Any], method: list[str]) -> None:
+    checked = cli("check", "demo", *method, "stream.base=9", "stream.step=1")
+    assert checked.code == 2 and "annotates 9 classes; a generator of pairs codes at most 8" in checked.err
+    assert cli("check", "demo", *method, "stream.base=8", "stream.step=1").code == 0

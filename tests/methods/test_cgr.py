@@ -298,7 +298,7 @@ def test_a_task_without_any_mask(make_cgr: Callable[..., Cgr], stream: Stream) -
     method.begin(task)
     sums = {"subsets": torch.tensor([4, 0, 0]), "areas": torch.zeros(1, 64)}
     with pytest.raises(PerdureError, match="no training image shows a class"):
-        method.generator.known.keep(sums)
+        method.generator.known.keep(sums, grey=True)
 
 
 def test_a_gate_that_nothing_passes(

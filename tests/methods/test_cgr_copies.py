@@ -8,7 +8,7 @@ from torch import Tensor
 
 from perdure.data.tensors import tensor_view
 from perdure.labels import label_space
-from perdure.methods.cgr.copies import RealImages, low_pass, variants
+from perdure.methods.cgr.copies import SAME, RealImages, all_grey, low_pass, variants
 
 ENDS = ((-2.0,), (2.0,))
 
@@ -72,11 +72,45 @@ def test_other_images_are_none(real: RealImages) -> None:
     assert (real.limits > 0).all()
 
 
+def volumes(blank: int, twice: bool = False) -> list[tuple[Tensor, str]]:
+    """Eight patients of six slices; the first ``blank`` of them begin with empty slices, two may be the same."""
+    images = blobs(48, 1).view(8, 6, 1, 32, 32)
+    for volume in images[:blank]:
+        volume[:2] = -2
+    if twice:
+        images[1] = images[0]
+    return [(volume, f"patient {number}") for number, volume in enumerate(images)]
+
+
+@pytest.mark.parametrize(("blank", "twice"), [(0, False), (2, False), (8, False), (0, True), (8, True)])
+def test_empty_slices_and_a_patient_twice_do_not_switch_the_check_off(
+    blank: int, twice: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cases = volumes(blank, twice)
+    monkeypatch.setattr("perdure.methods.cgr.copies.whole_images", lambda samples: iter(samples))
+    real = RealImages(cases, ENDS, corners)  # type: ignore[arg-type]
+    torch.manual_seed(0)
+    copies = torch.stack([images[3] for images, _ in cases])
+    assert real.check(copies).copies.all()
+    assert real.check(copies + 0.1 * torch.randn_like(copies)).copies.all()
+    assert real.check(blobs(30, 2)).copies.sum() <= 3
+    assert float(real.limits[0]) > 0.02 and float(real.limits[1]) > 0
+
+
+def test_grey_is_told_from_images_as_they_are_shown() -> None:
+    grey = blobs(4, 1).expand(-1, 3, -1, -1).clone()
+    labels = torch.zeros(4, 32, 32, dtype=torch.int64)
+    assert all_grey(tensor_view(grey, labels, label_space(["a"])))
+    grey[2, 1] += 0.1
+    assert not all_grey(tensor_view(grey, labels, label_space(["a"])))
+
+
 def test_images_of_one_patient_say_nothing_about_how_alike_patients_are() -> None:
     two = tensor_view(blobs(2, 1), torch.zeros(2, 32, 32, dtype=torch.int64), label_space(["a"]))
     real = RealImages(two, ENDS, corners)
-    assert real.limits.tolist() == [0, 0]
-    assert not real.check(blobs(2, 1)).copies.any()
+    assert real.limits.tolist() == [pytest.approx(SAME), 0]
+    assert real.check(blobs(2, 1)).copies.all()  # but what is the same is a copy
+    assert not real.check(blobs(2, 1) + 0.1).copies.any()
 
 
 def test_low_pass_and_variants() -> None:

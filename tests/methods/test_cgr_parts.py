@@ -14,7 +14,7 @@ from perdure.errors import DataError, UsageError
 from perdure.files import write_tensors
 from perdure.labels import IGNORE, label_space
 from perdure.methods.cgr import bjd, codecs
-from perdure.methods.cgr.pairs import Manifest, StoredPairs, check_causality, check_shapes
+from perdure.methods.cgr.pairs import Manifest, StoredPairs, check_causality, check_content, read_manifest
 from perdure.methods.cgr.prompts import Card, card, draw_subsets, rows
 from perdure.methods.cgr.sampling import agreement, area_bins, denoise, sound
 from perdure.methods.cgr.terms import cross_entropy, rotated, soft_dice, standardised
@@ -120,16 +120,14 @@ def test_published_prompts() -> None:
     assert rows([cardiac, fundus, prostate]) == [0, 9, 14, 17]
 
 
-def test_prompts_of_other_tasks_and_too_many_classes() -> None:
-    space = label_space([f"part_{i}" for i in range(9)])
+def test_prompts_of_other_tasks() -> None:
+    space = label_space(["part_0", "part_1"])
     few = Task(0, "knee-mr", (1, 2), (), frozenset((1, 2)), space=space)
     assert card(few, {}, {}).prompt(3) == "An image of knee mr with a part 0, a part 1"
     named = card(few, {"knee-mr": "A knee with"}, {"part_1": "the patella"})
     assert named.prompt(3) == "A knee with a part 0, the patella"
     again = Task(1, "b", (), (1, 2), frozenset((2,)), space=space)
     assert card(again, {}, {}).ids == (2,)
-    with pytest.raises(UsageError, match="annotates 9 classes"):
-        card(Task(0, "x", space.ids, (), frozenset(space.ids), space=space), {}, {})
 
 
 def test_prompts_are_drawn_as_often_as_they_were_counted() -> None:
@@ -259,16 +257,48 @@ def test_only_pairs_of_earlier_stages_by_the_generator_of_the_time() -> None:
     [
         (torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.zeros(2, 4, 4, dtype=torch.uint8)),
         (torch.zeros(2, 3, 4, 5, dtype=torch.uint8), torch.zeros(2, 4, 4, dtype=torch.uint8)),
+        (torch.zeros(2, 3, 5, 5, dtype=torch.uint8), torch.zeros(2, 5, 5, dtype=torch.uint8)),
         (torch.zeros(2, 3, 4, 4), torch.zeros(2, 4, 4, dtype=torch.uint8)),
+        (torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.zeros(1, 4, 4, dtype=torch.uint8)),
         (torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.full((2, 4, 4), 3, dtype=torch.uint8)),
         (torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.full((2, 4, 4), -300, dtype=torch.int16)),
     ],
-    ids=["channels", "width", "float", "class", "type"],
+    ids=["channels", "width", "size", "float", "number", "class", "type"],
 )
 def test_files_that_hold_no_pairs(images: torch.Tensor, codes: torch.Tensor, tmp_path: Path) -> None:
     write_tensors(tmp_path / "a.safetensors", {"images": images, "labels": codes})
-    with pytest.raises(DataError, match=r"a\.safetensors does not hold pairs of 2 classes in images of 3 channels"):
-        check_shapes(tmp_path / "a.safetensors", 3, 2)
+    with pytest.raises(
+        DataError, match=r"a\.safetensors does not hold pairs of 2 classes in images of 3 channels and 4 "
+    ):
+        check_content(tmp_path / "a.safetensors", 3, 2, (4, 4))
+
+
+def test_files_that_hold_more_than_pairs(tmp_path: Path) -> None:
+    images, codes = torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.zeros(2, 4, 4, dtype=torch.uint8)
+    write_tensors(tmp_path / "a.safetensors", {"images": images, "labels": codes, "raw": images})
+    with pytest.raises(DataError, match="holds more than pairs: 'raw'"):
+        check_content(tmp_path / "a.safetensors", 3, 2, (4, 4))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [
+        ("stage", torch.zeros(2, dtype=torch.int64), "number"),
+        ("task", torch.tensor(0.5), "number"),
+        ("codec", torch.zeros(1, 1, dtype=torch.int64), "number"),
+        ("fit", torch.tensor(1), "fraction"),
+        ("generator", torch.tensor(3), "list"),
+        ("histogram", torch.zeros(2, 2, dtype=torch.int64), "list"),
+    ],
+)
+def test_manifests_that_no_run_writes(name: str, value: torch.Tensor, wanted: str, tmp_path: Path) -> None:
+    some = torch.zeros(3, dtype=torch.int64)
+    sound = Manifest(0, 0, 0, torch.zeros(32, dtype=torch.uint8), 1, some, some, 3, 3, 0.5).tensors()
+    write_tensors(tmp_path / "a.safetensors", sound)
+    assert read_manifest(tmp_path / "a.safetensors").fit == 0.5
+    write_tensors(tmp_path / "a.safetensors", sound | {f"manifest.{name}": value})
+    with pytest.raises(DataError, match=rf"a\.safetensors: 'manifest.{name}' is no {wanted}"):
+        read_manifest(tmp_path / "a.safetensors")
 
 
 def test_halves_of_a_batch() -> None:

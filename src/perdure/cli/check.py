@@ -232,7 +232,7 @@ def check_recipe(recipe: Recipe, as_json: bool, allow_code: bool = False) -> boo
     from perdure.config.load import refuse_foreign_code
     from perdure.engine.machine import Machine
     from perdure.experiment import look_at_files
-    from perdure.sealing import refuse_pictures_of_few
+    from perdure.sealing import refuse_empty_tasks, refuse_pictures_of_few
     from perdure.streams.lists import cached_presence
     from perdure.streams.summary import list_sizes, summarize
 
@@ -256,6 +256,7 @@ def check_recipe(recipe: Recipe, as_json: bool, allow_code: bool = False) -> boo
     found = look_at_files(experiment)
     problems = alike_as_one(found.problems)
     try:
+        refuse_empty_tasks(experiment)
         refuse_pictures_of_few(experiment)
     except DataError as error:
         problems.append(Problem("train", "", error.what, error.hint))

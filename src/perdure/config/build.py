@@ -94,6 +94,13 @@ def build_experiment(
             ) from error
     method = build_method(recipe, stream.tasks[0].preparation, pretrained)
     check_recurring(recipe.method.name, method, stream)
+    for task in stream.tasks:
+        if method.most_classes is not None and len(task.annotated) > method.most_classes:
+            raise UsageError(
+                f"task '{task.name}' annotates {len(task.annotated)} classes; a generator of pairs codes at most "
+                f"{method.most_classes} in one channel",
+                "use fewer classes per task, or another method",
+            )
     return Experiment(recipe, sources, stream, method, (*notes, *method.options.unused()))
 
 

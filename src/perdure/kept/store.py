@@ -6,6 +6,7 @@ One folder for the whole run, so that no task copies what an earlier one made.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
@@ -50,6 +51,14 @@ def item_names(task: int, number: int, phase: str, count: int) -> tuple[str, ...
     """Names of the items of a task's ``number``-th phase: ``TT-NN-phase/000123.safetensors``."""
     folder = f"{task:02d}-{number:02d}-{phase.replace('/', '-').replace(' ', '-')}"
     return tuple(f"{folder}/{index:06d}.safetensors" for index in range(count))
+
+
+def drop_items(root: Path, task: int) -> None:
+    """Delete the items of a task and of all later ones from the store's folder, if there is one."""
+    for folder in root.iterdir() if root.is_dir() else ():
+        number = folder.name.partition("-")[0]
+        if number.isdecimal() and int(number) >= task and not folder.is_symlink():
+            shutil.rmtree(folder)
 
 
 class FileStore:

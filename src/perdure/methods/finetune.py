@@ -47,6 +47,7 @@ class Finetune(Method[FinetuneOptions]):
         self.network = setup.network(GrowingNetwork)
         self.past = make_past(self.options, self.network, self.training_options.batch_size)
         self.averages_images = self.options.replay == "impressions"
+        self.most_classes = self.options.most_classes
         self.learning: tuple[int, ...] = ()
         if self.network.kind == "classification" and self.options.replay != "none" and self.options.channels == "new":
             raise UsageError("replayed images have classes that channels=new does not learn", "set channels=seen")

@@ -81,6 +81,7 @@ class Lwf(Method[LwfOptions]):
         self.network = setup.network(GrowingNetwork)
         self.past = make_past(self.options, self.network, self.training_options.batch_size)
         self.averages_images = self.options.replay == "impressions"
+        self.most_classes = self.options.most_classes
         self.old: tuple[int, ...] = ()
         self.learning: tuple[int, ...] = ()
         self.present: tuple[int, ...] = ()

@@ -45,6 +45,7 @@ class Method(Stateful, ABC, Generic[OptionsT]):
         recurring: Whether it can use labels of classes that an earlier task taught: learn them, also in a task that
             teaches no new class; bear them in a task that teaches new ones (``beside_new``); or neither. A stream that
             asks for more is refused before anything is trained. May depend on the options.
+        most_classes: Classes that one task may annotate; ``None`` for any number. May depend on the options.
         reads_names: Whether it can predict a class from its name before it learns it (:meth:`add_names`).
         options: This run's settings.
         training_options: Settings of optimisation, shared by all methods.
@@ -56,6 +57,7 @@ class Method(Stateful, ABC, Generic[OptionsT]):
     sees_all_tasks: ClassVar[bool] = False
     averages_images: bool = False
     recurring: Recurring = "learned"
+    most_classes: int | None = None
     reads_names: ClassVar[bool] = False
 
     def __init__(self, setup: Setup[OptionsT]) -> None:

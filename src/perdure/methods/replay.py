@@ -23,6 +23,7 @@ from perdure.errors import UsageError
 from perdure.methods import training
 from perdure.methods.ccsi_seg.past import ClassImpressions, ImpressionOptions
 from perdure.methods.cgr.options import GeneratorOptions, PairOptions
+from perdure.methods.cgr.prompts import MOST_CLASSES
 from perdure.methods.exemplars import ExemplarOptions, Exemplars
 from perdure.methods.method import Method
 from perdure.methods.options import Options, OptionsT
@@ -49,6 +50,11 @@ class ReplayOptions(Options):
     exemplars: ExemplarOptions = Field(
         ExemplarOptions(), description="replay=exemplars: the training data that stays, of patients too"
     )
+
+    @property
+    def most_classes(self) -> int | None:
+        """Classes that one task may annotate; ``None`` for any number."""
+        return MOST_CLASSES if self.replay == "generated" else None
 
     def unused(self) -> list[str]:
         """Sections of another kind of replay than the one that was chosen."""

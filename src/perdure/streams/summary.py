@@ -136,6 +136,14 @@ def class_images(task: Task) -> dict[int, int]:
     return {c: shown.get(task.space.name(c), 0) for c in task.new}
 
 
+def shows_a_class(task: Task) -> bool:
+    """Whether a training image shows any class that the task annotates; reads masks (cached) only."""
+    if task.data is None:
+        raise UsageError(f"task '{task.name}' has no data attached", "build the stream from its data set")
+    shown = _histogram(task.data.train(), task.space, {})
+    return any(shown.get(task.space.name(c), 0) for c in task.annotated)
+
+
 def distinct_class_images(task: Task) -> dict[int, int]:
     """As :func:`class_images`, but copies of an image count once. Reads every training image of the task."""
     if task.data is None:

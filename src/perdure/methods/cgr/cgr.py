@@ -30,6 +30,7 @@ from perdure.labels import BACKGROUND, IGNORE
 from perdure.methods import training
 from perdure.methods.cgr.generator import PairGenerator
 from perdure.methods.cgr.options import CgrOptions
+from perdure.methods.cgr.prompts import MOST_CLASSES
 from perdure.methods.cgr.terms import cross_entropy, rotated, soft_dice, standardised
 from perdure.methods.distillation import unbiased_distillation
 from perdure.methods.losses import channels_of
@@ -50,6 +51,7 @@ class Cgr(Method[CgrOptions]):
 
     Options = CgrOptions
     dims: ClassVar[tuple[int, ...]] = (2,)
+    most_classes = MOST_CLASSES
 
     def __init__(self, setup: Setup[CgrOptions]) -> None:
         super().__init__(setup)

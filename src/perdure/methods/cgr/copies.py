@@ -2,7 +2,7 @@
 
 Checked while the task's data is open, before a pair is stored. Two distances to every real image count: of pixels after
 a low-pass, for all small shifts and both mirrorings, and of features of the segmenter. What is nearer than real images
-of different patients are to each other is taken for a copy.
+of different patients are to each other is taken for a copy, and so is what equals a real image.
 
 A generator can also remember an image of an earlier task and give it away later, when there is nothing left to compare
 with: only the first pairs of each task are checked.
@@ -11,6 +11,7 @@ with: only the first pairs of each task are checked.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Final, NamedTuple
 
 import torch
@@ -28,6 +29,12 @@ AT_ONCE: Final = 16
 """Images whose features are computed at a time: a volume has hundreds of slices."""
 NEAR: Final = 0.5
 """A copy is nearer than this share of the distance below which one in twenty real images has its nearest one."""
+USUAL: Final = 0.2
+"""Or than this share of the median of these distances: some near-copies in the data itself must not lift the check."""
+SAME: Final = 0.002
+"""Images nearer than this are the same, by pixels: half a grey level of 256. No limit is lower."""
+GREY_LOOKS: Final = 16
+"""Cases whose channels tell whether a task's images are grey."""
 Features = Callable[[Tensor], Tensor]
 """Prepared images ``(N, C, H, W)`` -> one vector each, ``(N, d)``."""
 
@@ -54,27 +61,35 @@ class RealImages:
         features: Of the trained segmenter.
 
     Attributes:
-        limits: ``(2,)`` float32, distances below which an image is a copy; 0 where there are fewer than three groups.
+        limits: ``(2,)`` float32, distances below which an image is a copy. With fewer than three groups nothing tells
+            how alike patients are: only what is the same as a real image is a copy then.
     """
 
     def __init__(self, samples: Samples, ends: Ends, features: Features) -> None:
         self.ends, self.features = ends, features
-        pixels, vectors, groups, chosen = [], [], list[str](), list[Tensor]()
-        for images, group in _whole(samples):
-            pixels.append(low_pass(encode_image(images, ends)))
+        pixels, vectors, groups, chosen, places = [], [], list[str](), list[Tensor](), list[int]()
+        for images, group in whole_images(samples):
+            grey = low_pass(encode_image(images, ends))
+            # of a volume the slice that shows most: its first ones may be air, and air is alike everywhere
+            shown = int(grey.std(1, correction=0).argmax())
+            chosen.append(images[shown : shown + 1])
+            places.append(len(groups) + shown)
+            pixels.append(grey)
             vectors += [F.normalize(features(some).float().cpu(), dim=1) for some in torch.split(images, AT_ONCE)]
             groups += [group] * len(images)
-            chosen.append(images[:1])
         self.pixels, self.vectors = torch.cat(pixels), torch.cat(vectors)
         step = -(-len(chosen) // REFERENCES)
-        own = chosen[::step]
         names = sorted(set(groups), key=groups.index)
         number = torch.tensor([names.index(group) for group in groups])
-        firsts = torch.tensor([len(part) for part in pixels]).cumsum(0) - torch.tensor([len(part) for part in pixels])
-        itself = number[None] == number[firsts[::step]][:, None]
-        nearest = torch.cat([self._distances(image, mask[None]) for image, mask in zip(own, itself, strict=True)])
+        itself = number[None] == number[places[::step]][:, None]
+        nearest = torch.cat(
+            [self._distances(image, mask[None]) for image, mask in zip(chosen[::step], itself, strict=True)]
+        )
         nearest = nearest[nearest.isfinite().all(1)]
-        self.limits = NEAR * nearest.quantile(0.05, 0) if len(names) > 2 else torch.zeros(2)
+        self.limits = torch.tensor([SAME, 0.0])
+        if len(names) > 2 and len(nearest):
+            low, median = nearest.quantile(torch.tensor([0.05, 0.5]), 0)
+            self.limits = torch.maximum(self.limits, torch.maximum(NEAR * low, USUAL * median))
 
     def check(self, images: Tensor) -> Found:
         """Compare prepared images ``(N, C, H, W)`` with all real ones."""
@@ -82,7 +97,7 @@ class RealImages:
         return Found(distances, (distances < self.limits).any(1))
 
     def _distances(self, images: Tensor, without: Tensor | None) -> Tensor:
-        """``(N, 2)``; ``without (N, M)`` bool: real images that do not count."""
+        """``(N, 2)``; real images ``without (N, M)`` do not count, and then neither do those that are the same."""
         by_pixels = torch.full((len(images), len(self.pixels)), torch.inf)
         for moved, inside in variants(encode_image(images, self.ends)):
             apart = torch.cdist(low_pass(moved)[:, inside], self.pixels[:, inside]) / int(inside.sum()) ** 0.5
@@ -90,7 +105,7 @@ class RealImages:
         by_features = 1.0 - F.normalize(self.features(images).float().cpu(), dim=1) @ self.vectors.T
         both = torch.stack([by_pixels, by_features])
         if without is not None:
-            both = both.masked_fill(without[None], torch.inf)
+            both = both.masked_fill(without | (by_pixels < SAME), torch.inf)
         return both.amin(2).T
 
 
@@ -117,7 +132,13 @@ def variants(images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
                 yield moved, low_pass(part)[0] > 1 - 1e-6
 
 
-def _whole(samples: Samples) -> Iterator[tuple[Tensor, str]]:
+def all_grey(samples: Samples) -> bool:
+    """Whether the first cases have equal channels, as they are shown without augmentation, which tints images."""
+    shown = (images for images, _ in islice(whole_images(samples), GREY_LOOKS))
+    return all(bool(((images - images[:, :1]).abs() < 1e-3).all()) for images in shown)
+
+
+def whole_images(samples: Samples) -> Iterator[tuple[Tensor, str]]:
     """Prepared images ``(n, C, H, W)`` of each case without augmentation, and its group; of a volume all slices."""
     datasets = members(samples)
     for dataset in datasets:

@@ -22,7 +22,7 @@ from perdure.engine.state import Stateful
 from perdure.errors import UsageError
 from perdure.kept.items import Kept
 from perdure.methods.cgr import bjd, codecs, knowledge, stock
-from perdure.methods.cgr.copies import RealImages
+from perdure.methods.cgr.copies import RealImages, all_grey
 from perdure.methods.cgr.knowledge import Knowledge
 from perdure.methods.cgr.options import Defect, GeneratorOptions, PairOptions
 from perdure.methods.cgr.pairs import Manifest
@@ -109,8 +109,11 @@ class PairGenerator(nn.Module):
         def data() -> Batches | Mix:
             return mixed(task, self.samples(owner, task), options.batch_size)
 
+        def keep(sums: dict[str, Tensor]) -> None:
+            self.known.keep(sums, all_grey(task.train()))
+
         return [
-            Collect("labels", self, looks, self.known.measure, self.known.keep),
+            Collect("labels", self, looks, self.known.measure, keep),
             Train(
                 name="generator",
                 module=self.network,
@@ -154,7 +157,7 @@ class PairGenerator(nn.Module):
 
     def samples(self, owner: Stateful, task: Task) -> list[FileSamples]:
         """Generated pairs of each earlier task, see :meth:`~perdure.methods.cgr.stock.PairStock.past`."""
-        return self.stock.past(owner, task, self.cards)
+        return self.stock.past(owner, task, self.cards, self.known.sides.tolist())
 
     def replayed(self, owner: Stateful) -> int:  # noqa: ARG002
         """Generated pairs that the present task trains on."""

@@ -67,13 +67,12 @@ class Knowledge(nn.Module):
         return {
             "subsets": torch.bincount(shown, minlength=(1 << one.classes) + 1),
             "areas": area_bins(codes, one.classes),
-            "colour": (images - images.mean(1, keepdim=True)).abs().sum().double(),
             "sides": torch.tensor(images.shape[2:], device=images.device) * len(images),
             "images": torch.tensor(len(images), device=images.device),
         }
 
-    def keep(self, sums: dict[str, Tensor]) -> None:
-        """Take in the sums, and encode the prompts of all subsets of the task's classes.
+    def keep(self, sums: dict[str, Tensor], grey: bool) -> None:
+        """Take in the sums and whether images are grey, and encode the prompts of all subsets of the task's classes.
 
         Raises:
             PerdureError: No image shows a class.
@@ -91,7 +90,7 @@ class Knowledge(nn.Module):
         self.texts = _with(self.texts, first, self._embedded([*one.prompts(), one.full_prompt()]))
         self.areas = _with(self.areas, classes, sums["areas"])
         self.sides = _with(self.sides, tasks, (sums["sides"] // sums["images"])[None])
-        self.grey = _with(self.grey, tasks, (sums["colour"] < 1e-3 * sums["images"])[None])
+        self.grey = _with(self.grey, tasks, torch.tensor([grey]))
 
     def _embedded(self, prompts: list[str]) -> Tensor:
         options = self.options

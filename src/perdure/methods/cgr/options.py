@@ -69,7 +69,7 @@ class GeneratorOptions(Options):
 class PairOptions(Options):
     """The pairs that are generated at the end of a task."""
 
-    count: int = Field(3000, ge=1, description="pairs per task")
+    count: int = Field(3000, ge=1, le=1_000_000, description="pairs per task")
     batch: int = Field(8, ge=1, description="pairs that are made at once, and stored in one file")
     sampler: Literal["ddim", "dpm"] = Field(
         "ddim", description="ddim, as published with 100 steps, or DPM-Solver++ (dpm) with 20 to 25"
@@ -103,7 +103,7 @@ class PairOptions(Options):
         True,
         description="compare the first pairs of each task with its real images, and leave out what is too near",
     )
-    previews: int = Field(4, ge=0, description="generated pairs per class that the report shows")
+    previews: int = Field(4, ge=0, le=100, description="generated pairs per class that the report shows")
 
 
 class CgrOptions(Options):

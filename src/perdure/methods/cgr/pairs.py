@@ -20,6 +20,9 @@ from perdure.files import read_tensors
 from perdure.methods.cgr.codecs import VERSION, from_bytes, to_global
 from perdure.methods.past import Mirrored
 
+CHANGED: Final = "the file was changed or belongs to another task: start a new run"
+LISTS: Final = frozenset({"generator", "subsets", "histogram", "nearest", "limits"})
+"""Fields of a manifest that are vectors; ``fit`` is a fraction, the others are whole numbers."""
 UNKNOWN: Final = torch.full((2,), torch.nan)
 
 
@@ -63,22 +66,44 @@ class Manifest(NamedTuple):
 
 
 def read_manifest(path: Path) -> Manifest:
-    """The manifest of a file of pairs. Raises DataError where the file has none."""
+    """The manifest of a file of pairs. Raises DataError where the file has none, or none that a run writes."""
     found = read_tensors(path, [f"manifest.{name}" for name in Manifest._fields])
-    values: dict[str, Any] = {key.removeprefix("manifest."): v if v.ndim else v.item() for key, v in found.items()}
+    values: dict[str, Any] = {}
+    for key, value in found.items():
+        name = key.removeprefix("manifest.")
+        kind = "list" if value.ndim == 1 else "fraction" if value.is_floating_point() else "number"
+        wanted = "list" if name in LISTS else "fraction" if name == "fit" else "number"
+        if value.ndim > 1 or kind != wanted:
+            raise DataError(f"{_called(path)}: '{key}' is no {wanted}", CHANGED)
+        values[name] = value if value.ndim else value.item()
     return Manifest(**values)
 
 
-def check_shapes(path: Path, channels: int, classes: int) -> None:
-    """Raise DataError unless a file holds images and codes of a task, as they are read one by one later."""
-    found = read_tensors(path, ("images", "labels"))
+def check_content(path: Path, channels: int, classes: int, size: Sequence[int]) -> None:
+    """Raise DataError unless a file holds images and codes of a task, as they are read one by one later.
+
+    Args:
+        path: The file.
+        channels: Channels of its images.
+        classes: Classes of the task.
+        size: Height and width.
+    """
+    found = read_tensors(path)
+    more = sorted(found.keys() - {"images", "labels", *(f"manifest.{name}" for name in Manifest._fields)})
+    if more:
+        raise DataError(f"{_called(path)} holds more than pairs: '{more[0]}'", CHANGED)
     images, codes = found["images"], found["labels"]
-    sound = images.dtype == codes.dtype == torch.uint8 and images.ndim == 4 and images.shape[1] == channels
-    if not sound or images[:, 0].shape != codes.shape or (codes.numel() and int(codes.max()) > classes):
+    sound = images.dtype == codes.dtype == torch.uint8 and images.shape[1:] == (channels, *size)
+    if not sound or codes.shape != (len(images), *size) or (codes.numel() and int(codes.max()) > classes):
         raise DataError(
-            f"{path.parent.name}/{path.name} does not hold pairs of {classes} classes in images of {channels} channels",
-            "the file was changed or belongs to another task: start a new run",
+            f"{_called(path)} does not hold pairs of {classes} classes in images of {channels} channels and "
+            f"{size[0]} × {size[1]} pixels",
+            CHANGED,
         )
+
+
+def _called(path: Path) -> str:
+    return f"{path.parent.name}/{path.name}"
 
 
 def check_causality(found: Sequence[Manifest], task: int, stage: int, generators: Tensor) -> None:

@@ -9,7 +9,6 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from perdure.errors import UsageError
 from perdure.methods.cgr.codecs import Ends, members
 from perdure.streams.task import Task
 
@@ -71,17 +70,8 @@ def card(task: Task, prefixes: Mapping[str, str], phrases: Mapping[str, str]) ->
         task: The task.
         prefixes: Task name -> prefix, besides the published ones.
         phrases: Class name -> phrase; "a" and the name where there is none.
-
-    Raises:
-        UsageError: It annotates too many classes for one grey channel.
     """
     ids = tuple(c for c in task.seen if c in task.annotated)
-    if len(ids) > MOST_CLASSES:
-        raise UsageError(
-            f"task '{task.name}' annotates {len(ids)} classes; a generator of pairs codes at most {MOST_CLASSES} in "
-            "one channel",
-            "use fewer classes per task, or another method",
-        )
     prefix = {**PREFIXES, **prefixes}.get(task.name, f"An image of {_words(task.name)} with")
     names = [task.space.name(c) for c in ids] if len(task.space) else [f"class {c}" for c in ids]
     called = tuple(phrases.get(name, f"a {_words(name)}") for name in names)

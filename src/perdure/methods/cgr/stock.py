@@ -16,7 +16,7 @@ from perdure.files import read_tensors
 from perdure.kept.items import Kept
 from perdure.kept.method_state import hash_of
 from perdure.methods.cgr.options import PairOptions
-from perdure.methods.cgr.pairs import StoredPairs, check_causality, check_shapes, read_manifest
+from perdure.methods.cgr.pairs import StoredPairs, check_causality, check_content, read_manifest
 from perdure.methods.cgr.prompts import Card
 from perdure.streams.task import Task
 
@@ -62,8 +62,10 @@ class PairStock(nn.Module):
         """The stage at whose end they were made."""
         return one.index if self.options.source == "first" else now
 
-    def past(self, owner: Stateful, task: Task, cards: Sequence[Card]) -> list[FileSamples]:
-        """Pairs of each earlier task, in task order, for training on ``task``.
+    def past(
+        self, owner: Stateful, task: Task, cards: Sequence[Card], sides: Sequence[Sequence[int]]
+    ) -> list[FileSamples]:
+        """Pairs of each earlier task, in task order, for training on ``task``. ``sides``: height and width of each.
 
         Raises:
             DataError: A file was not made at the end of an earlier task by this run's generator, or holds no pairs.
@@ -74,7 +76,7 @@ class PairStock(nn.Module):
             check_causality([read_manifest(path) for path in paths], one.index, task.index, self.digests)
             black, white = (tuple(end) for end in one.ends)
             for path in paths:
-                check_shapes(path, len(black), one.classes)
+                check_content(path, len(black), one.classes, sides[one.index])
             shown = StoredPairs(channels=len(black), black=black, white=white, ids=one.ids, axes=one.mirrors)
             sources.append(FileSamples(paths, shown))
         return sources
@@ -93,16 +95,22 @@ class PairStock(nn.Module):
             PerdureError: No pair was stored: later tasks would have no past.
         """
         found = [read_manifest(path) for path in paths]
+        check_causality(
+            found, one.index, now + 1, self.digests
+        )  # files may have been exchanged while the run stood still
         numbers = [sum(m.tried for m in found), sum(m.sound for m in found), sum(len(m.subsets) for m in found)]
         fit = sum(m.fit * m.tried for m in found) / max(1, numbers[0])
         if not numbers[2]:
             copies = sum(m.copies for m in found)
+            ways = ["more method.generator.steps"]
+            ways += ["method.pairs.gate=false"] if self.options.gate else []
+            ways += ["a lower method.pairs.least_fit"] if self.options.least_fit else []
             raise PerdureError(
                 f"none of {numbers[0]} pairs generated for task '{one.name}' was fit to be stored: {numbers[1]} passed "
-                f"the checks of their masks, masks fit images with a mean Dice of {fit:.2f}, {copies} were copies of "
-                "real images",
-                "begin a new run with more method.generator.steps, with method.pairs.gate=false, or with a lower "
-                "method.pairs.least_fit",
+                f"the checks of their masks, masks fit images with a mean Dice of {100 * fit:.0f} %, {copies} were "
+                "copies of real images",
+                f"begin a new run with {' or '.join(ways)}; a data set that was added to a run is taken out of it "
+                "again by `perdure add RUN --give-up`",
             )
         self.yields = _with_row(self.yields, now + 1, one.index, numbers)
         self.fits = _with_row(self.fits, now + 1, one.index, [fit])
@@ -140,6 +148,9 @@ class PairStock(nn.Module):
     def kept(self, prefix: str, cards: Sequence[Card]) -> list[Kept]:
         """The pairs of each task, and those that are shown."""
         now, items = len(cards) - 1, []
+        what = ("image-mask pairs", "")
+        if self.options.labels == "seen":
+            what = ("images", ", with masks that the segmenter saw in them")
         for one in cards[: len(self.yields)]:
             made, passed, stored = self.yields[one.index].tolist()
             fit = float(self.fits[one.index])
@@ -148,9 +159,9 @@ class PairStock(nn.Module):
                     f"{_PREFIX}{one.name}",
                     "synthetic",
                     (),
-                    f"image-mask pairs that the generator made after task {self.stage(one, now) + 1} from noise and "
-                    f"prompts; of {made} made, {passed} passed the checks of their masks and {stored} were stored; "
-                    f"with what the segmenter sees in the images, the masks have a Dice of {100 * fit:.0f}"
+                    f"{what[0]} that the generator made after task {self.stage(one, now) + 1} from noise and prompts"
+                    f"{what[1]}; of {made} made, {passed} passed the checks of their masks and {stored} were stored; "
+                    f"with what the segmenter sees in the images, the generated masks have a Dice of {100 * fit:.0f} %"
                     f"{self._told(one)}",
                     files=self.key(one, now),
                 )
@@ -161,8 +172,9 @@ class PairStock(nn.Module):
                 for one, (made, passed, _) in zip(cards, self.yields.tolist(), strict=False)
             ]
             text = (
-                "generated pairs, image and mask side by side, of each class; shown in the report. Dice of all masks, "
-                f"in %, with what the segmenter sees in the images (and how many pass the checks): {', '.join(each)}"
+                "generated pairs, image and mask side by side, of each class; shown in the report. Dice of all "
+                "generated masks, in %, with what the segmenter sees in the images (and how many pass the checks): "
+                f"{', '.join(each)}"
             )
             items.append(Kept("previews", "synthetic", (f"{prefix}previews",), text, shows="images"))
         return items
@@ -172,6 +184,11 @@ class PairStock(nn.Module):
         if len(self.nearness) <= one.index or not self.nearness[one.index].any():
             return ""
         copies, pixels, features, most_pixels, most_features = self.nearness[one.index].tolist()
+        if not most_features:
+            return (
+                f"; too few patients to tell how alike they are: only the same images count as copies, {copies:.0f} "
+                "were left out when the task was learned"
+            )
         return (
             f"; when the task was learned, {copies:.0f} were left out as copies of real images: the nearest was at "
             f"{pixels:.3f} grey values and {features:.2g} of features, copies lie below {most_pixels:.3f} or "

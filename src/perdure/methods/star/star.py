@@ -101,6 +101,7 @@ class Star(Method[StarOptions]):
         self.network = setup.network(Segmenter)
         self.past = make_past(self.options, self.network, self.training_options.batch_size)
         self.averages_images = self.options.replay == "impressions"
+        self.most_classes = self.options.most_classes
         self.old: tuple[int, ...] = ()
         self.new: tuple[int, ...] = ()
         self.again: tuple[int, ...] = ()
