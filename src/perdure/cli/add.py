@@ -85,8 +85,9 @@ def show(found: Changes, stream: DescribedStream, console: Console) -> None:
         table.add_row(escape(stream.space.name(c.class_id)), *cells, _number(c.agreement))
     console.print(table)
     if found.changed is not None:
+        unit = "voxels" if stream.tasks[-1].preparation.get("kind") == "volume3d" else "pixels"
         console.print(
-            f"{found.changed:.2f} % of the voxels of the new test cases have another earlier label (or background) now",
+            f"{found.changed:.2f} % of the {unit} of the new test cases have another earlier label (or background) now",
             highlight=False,
         )
     for since in dict.fromkeys(c.since for c in found.classes if c.since and c.before is not None):

@@ -185,10 +185,12 @@ class DescribedStream(BaseModel):
         if shown.get("kind") in ("volume3d", "slices2d"):
             spacing = shown.get("spacing")
             at = f", at {_by(spacing)} mm" if isinstance(spacing, list | tuple) else ""
+            whole = "whole volumes" if shown["kind"] == "volume3d" else "whole images or volumes"
+            whole = f"{whole} at their own size and spacing"
             if any(task.preparation != shown for task in self.tasks):
-                return "whole volumes at their own size and spacing", ", shown to the network by a plan of each task"
+                return whole, ", shown to the network by a plan of each task"
             network = f"windows of {_by(window)} voxels" if isinstance(window, list | tuple) else "slices"
-            return "whole volumes at their own size and spacing", f", shown to the network in {network}{at}"
+            return whole, f", shown to the network in {network}{at}"
         cut = (
             ""
             if window is None or "overlap" not in shown
