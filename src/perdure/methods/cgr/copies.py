@@ -70,8 +70,7 @@ class RealImages:
         pixels, vectors, groups, chosen, places = [], [], list[str](), list[Tensor](), list[int]()
         for images, group in whole_images(samples):
             grey = low_pass(encode_image(images, ends))
-            # of a volume the slice that shows most: its first ones may be air, and air is alike everywhere
-            shown = int(grey.std(1, correction=0).argmax())
+            shown = _usual(grey)
             chosen.append(images[shown : shown + 1])
             places.append(len(groups) + shown)
             pixels.append(grey)
@@ -107,6 +106,17 @@ class RealImages:
         if without is not None:
             both = both.masked_fill(without | (by_pixels < SAME), torch.inf)
         return both.amin(2).T
+
+
+def _usual(grey: Tensor) -> int:
+    """The slice ``(n, d)`` of a volume with the median contrast of those that are not empty.
+
+    Its first slices may be air, which is alike everywhere, and those that show most are like no other.
+    """
+    contrast = grey.std(1, correction=0)
+    by_contrast = contrast.argsort(stable=True)
+    filled = by_contrast[int((contrast < SAME).sum()) :]
+    return int((filled if len(filled) else by_contrast)[(len(filled) or len(by_contrast)) // 2])
 
 
 def low_pass(images: Tensor) -> Tensor:
