@@ -229,15 +229,8 @@ def split_override(text: str) -> tuple[str, JsonValue]:
 
 def override(raw: Plain, overrides: Sequence[str]) -> Plain:
     """Set ``key.sub=value`` in plain content, in place. Raises UsageError where a key cannot be set."""
-    given: list[str] = []
     for text in overrides:
         key, value = split_override(text)
-        lost = next((earlier for earlier in given if earlier.startswith(f"{key}.")), None)
-        if lost is not None:
-            raise UsageError(
-                f"'{lost}' is lost: '{text}' stands after it and replaces all of '{key}'", f"give {text} first"
-            )
-        given.append(key)
         at: Plain | list[JsonValue] = raw
         *parents, leaf = key.split(".")
         for part in parents:
