@@ -55,7 +55,7 @@ def item_names(task: int, number: int, phase: str, count: int) -> tuple[str, ...
 
 def drop_items(root: Path, task: int) -> None:
     """Delete the items of a task and of all later ones from the store's folder, if there is one."""
-    for folder in root.iterdir() if root.is_dir() else ():
+    for folder in root.iterdir() if root.is_dir() and not root.is_symlink() else ():
         number = folder.name.partition("-")[0]
         if number.isdecimal() and int(number) >= task and not folder.is_symlink():
             shutil.rmtree(folder)
