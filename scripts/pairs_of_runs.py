@@ -3,8 +3,9 @@
     python scripts/pairs_of_runs.py RUN [RUN ...] [--picture docs/images/pairs.png]
 
 Pairs of a task are scored by the segmenter as it was when it had learned that task from real data, whichever later
-stage made them. The table has one row per task and stage, over all runs (seeds). The picture shows the first run: real
-images of each task, where its data is at hand, then pairs of each stage, masks below images.
+stage made them. With ``pairs.labels=seen`` a task's first pairs have 100: their masks are what it saw. The table has
+one row per task and stage, over all runs (seeds). The picture shows the first run: real images of each task, where its
+data is at hand, then pairs of each stage, masks below images.
 """
 
 from __future__ import annotations
